@@ -1,0 +1,211 @@
+"""How many bytes the chest may keep in RAM: the limit, the budget, and its watermarks.
+
+The *limit* is the least of what the host, the process's cgroups (every one from its own up to the
+root, versions 1 and 2) and its rlimits allow.  The *budget* is what the chest allows itself: a
+number of bytes, a fraction of the limit, or by default as much as leaves a reserve for the rest
+of the machine, read anew from time to time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import psutil
+
+from arraychest.units import parse_bytes
+
+# Seconds between two readings of memory for the adaptive budget; one reading takes some 100 us.
+REFRESH_SECONDS = 0.25
+
+# Spilling starts when this share of the budget is charged, and stops at the lower one: starting
+# high keeps more in RAM, stopping low makes few long bursts of the writer.
+HIGH_WATERMARK = 0.75
+LOW_WATERMARK = 0.6
+
+# The adaptive budget never takes more than this share of the limit: NumPy's temporaries and the
+# page cache, which serves the mapped values, need the rest.
+_ADAPTIVE_SHARE = 0.6
+# It leaves this share of the limit free for others, and never shrinks below the floor.
+_RESERVE_SHARE = 0.1
+_FLOOR_BYTES = 32 << 20
+
+
+class MemoryReading(NamedTuple):
+    """What the process may use in all, and what of it is free now, in bytes."""
+
+    limit: int
+    available: int
+
+
+MemoryReader = Callable[[], MemoryReading]
+
+
+def read_memory(root: str = "/") -> MemoryReading:
+    """Read the host's memory, the cgroups' and the process's limits.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` and ``sys`` are found; tests put a tree of their own there.
+    """
+    host = psutil.virtual_memory()
+    readings = [(host.total, host.available), *_read_cgroups(root), *_read_rlimits()]
+    limits, available = zip(*readings, strict=True)
+    return MemoryReading(min(limits), max(0, min(available)))
+
+
+def _read_rlimits() -> Iterator[tuple[int, int]]:
+    process = psutil.Process()
+    for name, used in (
+        (resource.RLIMIT_AS, lambda: process.memory_info().vms),
+        (resource.RLIMIT_DATA, lambda: getattr(process.memory_info(), "data", 0)),
+    ):
+        soft, _ = resource.getrlimit(name)
+        if soft != resource.RLIM_INFINITY:
+            yield soft, soft - used()
+
+
+def _read_cgroups(root: str) -> Iterator[tuple[int, int]]:
+    """Limit and free bytes of every memory cgroup that the process is in, innermost first."""
+    for line in _lines(os.path.join(root, "proc/self/cgroup")):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+            mounts = _mounts(root, "cgroup2", "")
+        elif "memory" in controllers.split(","):
+            names = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+            mounts = _mounts(root, "cgroup", "memory")
+        else:
+            continue
+        for mount, mount_root in mounts:
+            # Inside a container the path may start with the container's own, which is the mount.
+            inner = os.path.relpath(path, mount_root) if path.startswith(mount_root) else "."
+            parts = [part for part in inner.split("/") if part not in (".", "..", "")]
+            for depth in range(len(parts), -1, -1):
+                yield from _read_cgroup(os.path.join(mount, *parts[:depth]), *names)
+
+
+def _read_cgroup(folder: str, limit: str, usage: str, cache: str) -> Iterator[tuple[int, int]]:
+    try:
+        most = int(next(_lines(os.path.join(folder, limit))))
+        used = int(next(_lines(os.path.join(folder, usage))))
+    except (StopIteration, ValueError):
+        return  # "max", or no such controller here
+    if most >= 1 << 60:
+        return  # version 1 says so of a group without a limit
+    for line in _lines(os.path.join(folder, "memory.stat")):
+        name, _, value = line.partition(" ")
+        if name == cache:
+            # Page cache that the kernel drops before it would refuse memory.
+            used -= int(value)
+    yield most, most - used
+
+
+def _mounts(root: str, kind: str, controller: str) -> Iterator[tuple[str, str]]:
+    """Where a cgroup hierarchy is mounted, and which of its groups the mount shows."""
+    for line in _lines(os.path.join(root, "proc/self/mountinfo")):
+        fields, _, tail = line.partition(" - ")
+        words, tail_words = fields.split(" "), tail.split(" ")
+        if (
+            len(words) > 4
+            and tail_words[0] == kind
+            and (not controller or controller in tail_words[-1].split(","))
+        ):
+            yield os.path.join(root, words[4].lstrip("/")), words[3]
+
+
+def _lines(path: str) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            yield from (line.rstrip("\n") for line in file)
+    except OSError:
+        return
+
+
+class Budget:
+    """Bytes that the chest may keep in RAM, and the watermarks between which it spills.
+
+    Parameters
+    ----------
+    size
+        Bytes (int, or a float above 1), a string (``"2 GiB"``, ``"50%"`` of the limit), a
+        fraction of the limit (a float up to 1), or None: adaptive.
+    read
+        Where memory is read; for tests.
+
+    Raises
+    ------
+    ValueError, TypeError
+        The size is none of these.
+    """
+
+    __slots__ = ("_adaptive", "_next_reading", "_read", "bytes", "high", "limit", "low")
+
+    def __init__(self, size: int | float | str | None, read: MemoryReader | None = None) -> None:
+        # Looked up at call time, so that replacing `budget.read_memory` reaches every chest.
+        self._read = read or (lambda: read_memory())
+        self._adaptive = size is None
+        self._next_reading = 0.0
+        self.limit = 0
+        if size is None:
+            self._adapt(charged=0)
+        else:
+            self._set(self._parse(size))
+
+    def _parse(self, size: int | float | str) -> int:
+        if isinstance(size, bool) or not isinstance(size, int | float | str):
+            raise TypeError(
+                'expected available_memory as bytes, "2 GiB", "50%", a fraction or None, '
+                f"found {size!r}"
+            )
+        fraction: float | None = None
+        if isinstance(size, str) and size.strip().endswith("%"):
+            try:
+                fraction = float(size.strip()[:-1]) / 100
+            except ValueError:
+                raise ValueError(f'expected a percentage such as "50%", found {size!r}') from None
+        elif isinstance(size, float) and 0 < size <= 1:
+            fraction = size
+        if fraction is None:
+            return parse_bytes(size)
+        if not 0 < fraction <= 1:
+            raise ValueError(f"expected a share of memory above 0 % and up to 100 %, found {size}")
+        self.limit = self._read().limit
+        return int(fraction * self.limit)
+
+    def _set(self, nbytes: int) -> None:
+        self.bytes = nbytes
+        self.high = int(nbytes * HIGH_WATERMARK)
+        self.low = int(nbytes * LOW_WATERMARK)
+
+    def _adapt(self, charged: int) -> None:
+        reading = self._read()
+        self.limit = reading.limit
+        # What we hold already is ours; of what is free, the reserve stays for others.  An
+        # overdrawn reserve is taken out of what we hold.
+        free = reading.available - int(reading.limit * _RESERVE_SHARE)
+        most = int(reading.limit * _ADAPTIVE_SHARE)
+        self._set(max(min(most, charged + free), min(_FLOOR_BYTES, most)))
+
+    def refresh(self, charged: int) -> None:
+        """Read memory anew for an adaptive budget, at most every `REFRESH_SECONDS`.
+
+        Parameters
+        ----------
+        charged
+            Bytes that the chest keeps in RAM now.
+        """
+        if self._adaptive:
+            now = time.monotonic()
+            if now >= self._next_reading:
+                self._next_reading = now + REFRESH_SECONDS
+                self._adapt(charged)

@@ -1,0 +1,400 @@
+"""The catalog: an SQLite database that alone says what a chest holds.
+
+This is the specification of the chest's format, version 1::
+
+    PATH/
+      catalog.sqlite           this database, in WAL mode (beside it -wal and -shm while in use)
+      writer.lock              flock'ed by the one writer; holds its process id
+      data/HH/STEM-GEN.npy     one value; HH = GEN mod 256 and GEN in hexadecimal, STEM for people
+      packs/GEN.pack           many small values; GEN in hexadecimal
+      spare/                   files waiting to be overwritten; never read
+
+``PRAGMA application_id`` is ``0x41436873`` ("AChs"), ``PRAGMA user_version`` the format's version.
+
+==========  =======  =========================================================================
+table       column   meaning
+==========  =======  =========================================================================
+entry       key      canonical code of the key (see `keys`); primary key
+            seq      place in the order of insertion; unique, kept when a key is overwritten
+            exact    exact code of the key, NULL where the canonical one says it all
+            form     dtype, shape, order and kind (see `entry.form_text`)
+            gen      generation: a number that no other value of the chest ever had
+            pack     the pack that holds the value; NULL: a file of its own
+            offset   where in the file the value's first byte lies
+            stored   size in bytes: of the whole file, or of the value in its pack
+            stamp    the number in the file's trailer; NULL for a packed value
+pack        id       its generation, which names its file
+            stamp    the number in its header
+            bytes    up to where it is written; what lies behind is nobody's
+            live     bytes of it that entries use, each rounded up to 64
+            sealed   1: never append to it again
+meta        name     ``id`` (of the chest), ``session`` (counts writers; a generation is
+            value    ``session << 32`` plus a counter), ``unclean`` (1 while a writer is at work)
+==========  =======  =========================================================================
+
+A value's bytes are complete in its file before its row commits, and its file goes only after the
+row is gone: at any moment every row names complete bytes.  A file without a row is an orphan; the
+next writer sweeps it if the last one did not end cleanly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pathlib
+import sqlite3
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from arraychest.entry import Row
+from arraychest.errors import ChestFormatError, CorruptEntryError
+
+FORMAT_VERSION = 1
+FILE_NAME = "catalog.sqlite"
+_APPLICATION_ID = 0x41436873
+
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE entry(
+    key BLOB PRIMARY KEY NOT NULL, seq INTEGER NOT NULL, exact BLOB, form TEXT NOT NULL,
+    gen INTEGER NOT NULL, pack INTEGER, offset INTEGER NOT NULL, stored INTEGER NOT NULL,
+    stamp INTEGER) WITHOUT ROWID;
+CREATE UNIQUE INDEX entry_seq ON entry(seq);
+CREATE TABLE pack(
+    id INTEGER PRIMARY KEY, stamp INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    live INTEGER NOT NULL, sealed INTEGER NOT NULL);
+CREATE TABLE meta(name TEXT PRIMARY KEY NOT NULL, value) WITHOUT ROWID;
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {FORMAT_VERSION};
+COMMIT;
+"""
+
+# Rows that one statement takes.  `executemany` lets go of the interpreter lock at every row and,
+# beside a thread that computes, waits up to 5 ms to have it back (measured: 2,500 us a row); one
+# statement of many rows lets go once.  Few sizes, so that SQLite's compiled statements are reused.
+_GROUPS = (1024, 128, 16, 1)
+
+# Wait for another process's checkpoint or recovery so long before giving up, in seconds.
+_BUSY_SECONDS = 30
+
+# Of the database, kept in memory by each connection: the B-tree of some 300,000 entries.
+_CACHE_KIB = 16 * 1024
+
+
+class Pack(NamedTuple):
+    """One row of the table ``pack``."""
+
+    id: int
+    stamp: int
+    bytes: int
+    live: int
+    sealed: int
+
+
+class Catalog:
+    """The catalog of one chest.
+
+    One connection reads and one writes.  The caller serialises the calls that read (with the
+    chest's lock) and, apart from those, the calls that write.
+
+    Parameters
+    ----------
+    root
+        The chest's folder.
+    writable
+        Whether this chest is the folder's one writer.
+    durable
+        Whether a commit returns only once it is on stable storage.
+    """
+
+    def __init__(self, root: str, *, writable: bool, durable: bool) -> None:
+        self.path = os.path.join(root, FILE_NAME)
+        self._writable = writable
+        self._durable = durable
+        self._snapshot = False
+        self._writer: sqlite3.Connection | None = None
+        with self._translate_errors():
+            if writable:
+                self._writer = self._open_writer()
+            try:
+                self._reader = self._open_reader()
+                self._check_format()
+            except BaseException:
+                if self._writer is not None:
+                    self._writer.close()
+                raise
+        self._find = self._reader.cursor()
+
+    # --- opening and closing ---------------------------------------------------------------
+
+    def _open_writer(self) -> sqlite3.Connection:
+        connection = _connect(self.path, uri=False)
+        try:
+            application, version = _identity(connection)
+            if not application and not version and not _tables(connection):
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
+                self._set_meta(connection, "id", uuid.uuid4().hex)
+            _check_identity(self.path, *_identity(connection))
+            connection.execute("PRAGMA journal_mode = WAL")
+            # NORMAL keeps the catalog whole through a power cut, though the last commits may be
+            # gone; FULL syncs each commit.
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _open_reader(self) -> sqlite3.Connection:
+        if self._writable:
+            return _connect(self.path, uri=False)
+        uri = pathlib.Path(os.path.abspath(self.path)).as_uri()
+        connection = _connect(uri + "?mode=ro", uri=True)
+        try:
+            _identity(connection)
+        except sqlite3.OperationalError:
+            # A read-only medium has no place for WAL's index.  Nobody writes there either, so
+            # the file may be read as it stands, unless commits wait in a log beside it.
+            connection.close()
+            folder = os.path.dirname(self.path)
+            log = self.path + "-wal"
+            if os.access(folder, os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
+                raise
+            connection = _connect(uri + "?mode=ro&immutable=1", uri=True)
+        return connection
+
+    def _check_format(self) -> None:
+        _check_identity(self.path, *_identity(self._reader))
+
+    def close(self) -> None:
+        """Close both connections; the log is merged into the database by the last one."""
+        self.end_snapshot()
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def reopen_in_child(self) -> None:
+        """Read through a connection of this process's own after a fork.
+
+        SQLite forbids to use, and even to close, one that was opened before the fork: the old
+        ones are kept for good.
+        """
+        _inherited.extend((self._reader, self._find, self._writer))
+        self._writer = None
+        self._writable = self._snapshot = False
+        with self._translate_errors():
+            self._reader = self._open_reader()
+        self._find = self._reader.cursor()
+
+    @contextlib.contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
+                # What an operating system would say: full, unreadable, locked.
+                raise OSError(f"catalog {self.path}: {error}") from error
+            raise ChestFormatError(
+                f"expected an arraychest catalog at {self.path}, found a file that SQLite "
+                f"cannot read: {error}"
+            ) from error
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def find(self, key: bytes) -> Row | None:
+        """The row of a key, by its canonical code.  O(log n), some 3 us."""
+        if self._writable and not self._snapshot:
+            # One read transaction for many look-ups: opening and ending one takes as long as
+            # the look-up.  The only writer ends it after each of its commits.
+            self._reader.execute("BEGIN")
+            self._snapshot = True
+        try:
+            found = self._find.execute(_FIND, (key,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise CorruptEntryError(f"catalog {self.path}: {error}") from error
+        return None if found is None else Row._make(found)
+
+    def end_snapshot(self) -> None:
+        """Let the next read see what has been committed."""
+        if self._snapshot:
+            self._snapshot = False
+            self._reader.execute("ROLLBACK")
+
+    def count(self) -> int:
+        """Number of entries.  O(n): a scan of the smallest index."""
+        return int(self._read("SELECT count(*) FROM entry")[0][0])
+
+    def last_seq(self) -> int:
+        """The highest place in the order of insertion; 0 if there is none."""
+        return int(self._read("SELECT coalesce(max(seq), 0) FROM entry")[0][0])
+
+    def page(
+        self, after: int, count: int, *, descending: bool = False
+    ) -> list[tuple[int, bytes, bytes | None]]:
+        """``(seq, key, exact)`` of the next `count` entries in the order of insertion."""
+        compare, order = ("<", "DESC") if descending else (">", "ASC")
+        return self._read(
+            f"SELECT seq, key, exact FROM entry WHERE seq {compare} ? ORDER BY seq {order} LIMIT ?",
+            after,
+            count,
+        )
+
+    def packs(self) -> list[Pack]:
+        """Every pack."""
+        return [Pack._make(row) for row in self._read("SELECT * FROM pack ORDER BY id")]
+
+    def rows_in(self, pack: int) -> list[Row]:
+        """The entries of one pack by offset.  O(n) in all entries: only compaction asks."""
+        rows = self._read("SELECT * FROM entry WHERE pack = ? ORDER BY offset", pack)
+        return [Row._make(row) for row in rows]
+
+    def file_generations(self) -> set[int]:
+        """The generations of all values in files of their own.  O(n): only a sweep asks."""
+        return {row[0] for row in self._read("SELECT gen FROM entry WHERE pack IS NULL")}
+
+    def stored_bytes(self) -> int:
+        """Bytes of the files that hold the values.  O(n)."""
+        own = self._read("SELECT coalesce(sum(stored), 0) FROM entry WHERE pack IS NULL")
+        packed = self._read("SELECT coalesce(sum(bytes), 0) FROM pack")
+        return int(own[0][0] + packed[0][0])
+
+    def meta(self, name: str) -> Any:
+        """A value of the table ``meta``; None if it is not there."""
+        rows = self._read("SELECT value FROM meta WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
+    def _read(self, sql: str, *parameters: Any) -> list[Any]:
+        with self._translate_errors():
+            return self._reader.execute(sql, parameters).fetchall()
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def begin_session(self) -> int:
+        """Mark the chest as being written to, and return this session's number."""
+        with self._transaction() as connection:
+            rows = connection.execute("SELECT value FROM meta WHERE name = 'session'").fetchall()
+            session = (int(rows[0][0]) if rows else 0) + 1
+            self._set_meta(connection, "session", session)
+            self._set_meta(connection, "unclean", 1)
+        return session
+
+    def end_session(self) -> None:
+        """Mark the chest as closed with nothing left to sweep."""
+        with self._transaction() as connection:
+            self._set_meta(connection, "unclean", 0)
+
+    def commit(
+        self,
+        *,
+        deleted: Sequence[int] = (),
+        rows: Sequence[Row] = (),
+        moved: Sequence[Row] = (),
+        packs: Sequence[Pack] = (),
+        dropped_packs: Sequence[int] = (),
+    ) -> None:
+        """Change the catalog in one transaction.
+
+        Parameters
+        ----------
+        deleted
+            Places (`Row.seq`) whose entries go.
+        rows
+            Entries to insert, or to put in the place of the same key's.
+        moved
+            Entries whose generation is stored elsewhere now.
+        packs, dropped_packs
+            Packs to insert or update, and packs (their ids) to forget.
+
+        Raises
+        ------
+        OSError
+            Nothing was changed.
+        """
+        with self._transaction() as connection:
+            for group in _grouped(deleted):
+                marks = ",".join("?" * len(group))
+                connection.execute(f"DELETE FROM entry WHERE seq IN ({marks})", group)
+            for rows_group in _grouped(rows):
+                marks = ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(rows_group))
+                connection.execute(
+                    f"INSERT OR REPLACE INTO entry VALUES {marks}",
+                    list(itertools.chain.from_iterable(rows_group)),
+                )
+            for row in moved:
+                connection.execute(
+                    "UPDATE entry SET pack = ?, offset = ? WHERE key = ? AND gen = ?",
+                    (row.pack, row.offset, row.key, row.generation),
+                )
+            for pack in packs:
+                connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?)", pack)
+            for identity in dropped_packs:
+                connection.execute("DELETE FROM pack WHERE id = ?", (identity,))
+
+    def clear(self) -> None:
+        """Remove every entry and pack."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM entry")
+            connection.execute("DELETE FROM pack")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._writer
+        assert connection is not None, "a reader commits nothing"
+        with self._translate_errors():
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    @staticmethod
+    def _set_meta(connection: sqlite3.Connection, name: str, value: Any) -> None:
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+_inherited: list[Any] = []
+_FIND = "SELECT * FROM entry WHERE key = ?"
+
+
+def _connect(target: str, *, uri: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri
+    )
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    # A stranger's database must not run functions or views of its own making.
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(application), int(version)
+
+
+def _tables(connection: sqlite3.Connection) -> int:
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return int(count)
+
+
+def _check_identity(path: str, application: int, version: int) -> None:
+    if application != _APPLICATION_ID:
+        raise ChestFormatError(f"expected an arraychest catalog at {path}, found another database")
+    if version > FORMAT_VERSION:
+        raise ChestFormatError(
+            f"expected format {FORMAT_VERSION} or older at {path}, found format {version}: "
+            "open it with a newer arraychest"
+        )
+
+
+def _grouped(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    start = 0
+    for size in _GROUPS:
+        while len(items) - start >= size:
+            yield items[start : start + size]
+            start += size

@@ -1,0 +1,562 @@
+"""`Chest`: a dictionary of NumPy arrays that keeps what fits in RAM and spills the rest."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, NamedTuple, Self, cast
+
+import numpy as np
+
+from arraychest.budget import Budget
+from arraychest.entry import Entry
+from arraychest.errors import AbsentKeyError, KeyTypeError
+from arraychest.store import Mode
+from arraychest.tiers import Options, Tiers
+from arraychest.units import format_bytes
+from arraychest.values import OnPut
+
+MmapMode = Literal["r", "c"]
+
+# Values that `update` links with one commit.
+_LINK_BATCH = 1024
+_MISSING: Any = object()
+
+
+class Stats(NamedTuple):
+    """What a chest has done since it was opened, and what it holds now.
+
+    Attributes
+    ----------
+    hits, misses, absent
+        Gets answered from memory or by a view kept open; gets that went to disk; gets of keys
+        that are not there.  Approximate while several threads get at once.
+    spills, faults
+        Values stored, and values brought back by a get.
+    bytes_spilled, bytes_faulted
+        Bytes of them.  What is faulted in is mapped: only the pages touched are read.
+    charged, budget
+        Bytes kept in RAM now, and how many may be.
+    resident
+        Values in RAM that are not stored yet.
+    """
+
+    hits: int
+    misses: int
+    absent: int
+    spills: int
+    faults: int
+    bytes_spilled: int
+    bytes_faulted: int
+    charged: int
+    budget: int
+    resident: int
+
+
+class Chest(MutableMapping[Any, Any]):
+    """A dictionary of NumPy arrays that spills to disk.
+
+    Values stay in RAM up to a memory budget; beyond it they are written to files in the
+    background, and a get returns a view of the mapped file: nothing is copied.
+
+    Parameters
+    ----------
+    data
+        A mapping to start with; each of its values is put.
+    path
+        The chest's folder.  None: a private, temporary one, made at the first spill where
+        `tempfile` puts things (``TMPDIR``) and removed when the chest is closed, dropped or
+        garbage collected, or the interpreter exits.
+    available_memory
+        Budget for the values kept in RAM: bytes, a size (``"2 GiB"``), a share of what the
+        process may use (``"50%"``, ``0.5``), or None: up to 60 % of it, less as other processes
+        need memory.
+    mode
+        ``"a"``: open or create; ``"r"``: must exist, read only; ``"w"``: start empty; ``"x"``:
+        must not exist.
+    mmap_mode
+        What a get returns: ``"r"``, read-only arrays; ``"c"``, private arrays, writable without
+        any effect on the chest.
+    on_put
+        What becomes of an array that is put.  ``"freeze"``: the chest keeps that very array and
+        clears its ``writeable`` flag, so that writing to it later fails; an array that does not
+        own its buffer is copied.  ``"copy"``: the chest keeps a copy.  ``"share"``: the chest
+        keeps a view, and the caller promises not to write to it.
+    allow_pickle
+        Whether arrays of Python objects are stored and loaded, with pickle: loading runs code.
+    durable
+        Whether what was flushed also survives a power cut, not only the death of the process.
+    on_miss
+        Called with a key each time its value has to be fetched from disk; what it raises, the get
+        raises.
+    on_overflow
+        Called with a key after its value was spilled, in a background thread; what it raises is
+        logged.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, NotADirectoryError
+        `mode` wants it otherwise.
+    ChestFormatError
+        The folder holds something else, or a chest of a newer format.  Nothing was touched.
+    ChestInUseError
+        Another chest writes to the folder.
+    ValueError, TypeError
+        An argument is none of the above.
+
+    Notes
+    -----
+    Every method may be called from many threads.  After a fork the child may read.
+
+    A get of a value in RAM or of a mapped view costs a dictionary look-up and takes no lock; the
+    first get of a stored value opens and maps its file.  A put waits for the disk only at the
+    budget.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> chest = Chest(available_memory="64 MiB")
+    >>> chest["x"] = np.arange(12.0).reshape(3, 4)
+    >>> chest["x"].shape, "x" in chest, len(chest)
+    ((3, 4), True, 1)
+    >>> chest.close()
+    """
+
+    def __init__(
+        self,
+        data: Mapping[Any, Any] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        available_memory: int | float | str | None = None,
+        *,
+        mode: Mode = "a",
+        mmap_mode: MmapMode = "r",
+        on_put: OnPut = "freeze",
+        allow_pickle: bool = False,
+        durable: bool = False,
+        on_miss: Callable[[Any], object] | None = None,
+        on_overflow: Callable[[Any], object] | None = None,
+    ) -> None:
+        _check_choice("mode", mode, ("r", "a", "w", "x"))
+        if mmap_mode == cast(Any, "r+"):
+            raise ValueError('mmap_mode="r+" is not supported yet, expected "r" or "c"')
+        _check_choice("mmap_mode", mmap_mode, ("r", "c"))
+        _check_choice("on_put", on_put, ("freeze", "copy", "share"))
+        if path is None and mode == "r":
+            raise ValueError('expected a path with mode="r", found None')
+        if data is not None and not isinstance(data, Mapping):
+            raise TypeError(f"expected a mapping as data, found {type(data).__name__}")
+        folder = None if path is None else os.path.abspath(os.fsdecode(path))
+        options = Options(
+            mode, mmap_mode == "c", on_put, allow_pickle, durable, on_miss, on_overflow
+        )
+        self._tiers = Tiers(folder, Budget(available_memory), options)
+        # The hot path's own name for it: the same dict object for the chest's whole life.
+        self._index = self._tiers.index
+        self._finalizer = weakref.finalize(self, self._tiers.finalize)
+        if data is not None:
+            self.update(data)
+
+    # --- the mapping -----------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Any:
+        """The value of `key`: an array, or the NumPy scalar that was put.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is none.
+        CorruptEntryError
+            What lies on disk is not what was stored.
+        PickleRefusedError
+            It holds Python objects, and the chest was opened without ``allow_pickle=True``.
+        OSError
+            The file could not be read.
+        """
+        # No lock: one look-up in a dict is atomic, and a slot's value is only ever replaced by
+        # another complete one.  The count serves as the CLOCK's reference bit as well; losing a
+        # few under threads is harmless, and a lock here would double the cost of a hit.
+        try:
+            slot = self._index[key]
+        except KeyError:
+            pass
+        else:
+            value = slot.value
+            if value is not None:
+                slot.hits += 1
+                return value
+        return self._tiers.get(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Put a value.
+
+        Raises
+        ------
+        KeyTypeError, ValueTypeError
+            Key or value is of a type that would not come back the same.
+        SpillError
+            Values that had to leave RAM could not be stored.
+        ReadOnlyChestError, ClosedChestError
+            Nothing can be put.
+
+        Notes
+        -----
+        Whatever is raised, the key has its old value and the array is as it was.
+        """
+        self._tiers.put(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        """Remove a key.  Views of its value stay valid.  Raises AbsentKeyError."""
+        self._tiers.delete(key)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the chest has the key; reads no value."""
+        return key in self._index or self._tiers.contains(key)
+
+    def __len__(self) -> int:
+        """Number of keys.  O(1); the first time in a reopened chest O(n), some 20 ns an entry."""
+        return self._tiers.count()
+
+    def __iter__(self) -> Iterator[Any]:
+        """The keys in the order of their insertion.
+
+        Others may change the chest meanwhile: a key that is there throughout comes exactly once.
+        """
+        return self._tiers.keys()
+
+    def __reversed__(self) -> Iterator[Any]:
+        """The keys, the last inserted first."""
+        return self._tiers.keys(descending=True)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` is a mapping with the same keys and equal arrays; reads every value."""
+        if self is other:
+            return True
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        return all(key in other and _same(self[key], other[key]) for key in self)
+
+    __hash__ = None  # type: ignore[assignment]  # as dict's
+
+    def pop(self, key: Any, default: Any = _MISSING) -> Any:
+        """Remove a key and return its value, or `default` if there is none; one atomic step.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is none, and no default.
+        CorruptEntryError
+            The value cannot be read; the key stays.
+        """
+        try:
+            return self._tiers.pop(key)
+        except AbsentKeyError:
+            if default is _MISSING:
+                raise
+            return default
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove the key inserted last and return it with its value.  Raises AbsentKeyError."""
+        while True:
+            key = next(reversed(self), _MISSING)
+            if key is _MISSING:
+                raise AbsentKeyError("popitem(): the chest is empty")
+            value = self.pop(key, _MISSING)
+            if value is not _MISSING:
+                return key, value
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """The value of `key`, which becomes `default` if there is none; one atomic step."""
+        while True:
+            try:
+                return self[key]
+            except AbsentKeyError:
+                self._tiers.put(key, default, only_absent=True)
+
+    def discard(self, key: Any) -> None:
+        """Remove a key if it is there."""
+        try:
+            self._tiers.delete(key)
+        except AbsentKeyError:
+            pass
+
+    def clear(self) -> None:
+        """Remove every key.  Reads no value."""
+        for key in list(self):
+            self.discard(key)
+
+    def update(  # type: ignore[override]  # chest's signature: `overwrite` is its own
+        self,
+        other: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (),
+        /,
+        overwrite: bool = True,
+        **named: Any,
+    ) -> None:
+        """Put every value of another mapping, of pairs, and of keyword arguments.
+
+        Parameters
+        ----------
+        other
+            A chest's stored values are linked: no byte is copied where both lie on one file
+            system.
+        overwrite
+            Whether keys that are here already are replaced.
+
+        Raises
+        ------
+        SpillError, ValueTypeError, KeyTypeError
+            What came before it was put.
+        """
+        if isinstance(other, Chest):
+            if other is not self:
+                self._update_from_chest(other, overwrite)
+        else:
+            pairs = other.items() if isinstance(other, Mapping) else other
+            for key, value in pairs:
+                self._tiers.put(key, value, only_absent=not overwrite)
+        for name, value in named.items():
+            self._tiers.put(name, value, only_absent=not overwrite)
+
+    def _update_from_chest(self, other: Chest, overwrite: bool) -> None:
+        packs: dict[int, int] = {}
+        group: list[tuple[Any, Any]] = []
+
+        def link() -> None:
+            # In the order of the other chest: a value that cannot be linked is copied in place.
+            failed = set(self._tiers.link_from(other._tiers, group, packs))
+            for key, _ in group:
+                if key in failed:
+                    copy(key)
+            group.clear()
+
+        def copy(key: Any) -> None:
+            value = other.get(key, _MISSING)
+            if value is not _MISSING:
+                self._tiers.put(key, value, only_absent=not overwrite)
+
+        for key in other:
+            if not overwrite and key in self:
+                continue
+            row = other._tiers.stored_row(key)
+            if row is not None:
+                group.append((key, row))
+            if group and (row is None or len(group) >= _LINK_BATCH):
+                link()
+            if row is None:
+                copy(key)
+        if group:
+            link()
+
+    # --- what it holds ---------------------------------------------------------------------
+
+    def entry(self, key: Any) -> Entry:
+        """Shape, dtype, size and place of a value; reads no data.  Raises AbsentKeyError."""
+        return self._tiers.entry(key)
+
+    def key_to_filename(self, key: Any) -> str | None:
+        """The file that holds a value; None while it is in RAM only.  Raises AbsentKeyError."""
+        return self._tiers.entry(key).file
+
+    def stats(self) -> Stats:
+        """What the chest has done and holds.  O(keys met since it was opened)."""
+        counters = self._tiers.writer.counters
+        return Stats(
+            hits=self._tiers.hits(),
+            misses=counters.misses,
+            absent=counters.absent,
+            spills=counters.spills,
+            faults=counters.faults,
+            bytes_spilled=counters.bytes_spilled,
+            bytes_faulted=counters.bytes_faulted,
+            charged=self.memory_usage,
+            budget=self._tiers.budget.bytes,
+            resident=self._tiers.writer.resident.count,
+        )
+
+    @property
+    def inmem(self) -> Mapping[Any, Any]:
+        """What is in RAM and not yet stored, by key, as of now; read-only.
+
+        It keeps those arrays alive, beyond the budget, as long as it lives itself.
+        """
+        return MappingProxyType(self._tiers.resident_values())
+
+    @property
+    def path(self) -> str | None:
+        """The chest's folder; None while a temporary chest has spilled nothing."""
+        return self._tiers.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether the chest was closed."""
+        return self._tiers.closed
+
+    # --- memory ----------------------------------------------------------------------------
+
+    @property
+    def memory_usage(self) -> int:
+        """Bytes of the buffers that the chest keeps in RAM, each once."""
+        return self._tiers.writer.resident.charged
+
+    @property
+    def available_memory(self) -> int:
+        """The budget in bytes; may be set to anything that `Chest` takes.
+
+        Lowering it spills before it returns.
+
+        Raises
+        ------
+        SpillError
+            What had to leave RAM could not be stored; the new budget holds.
+        """
+        tiers = self._tiers
+        tiers.budget.refresh(tiers.writer.resident.charged)
+        return tiers.budget.bytes
+
+    @available_memory.setter
+    def available_memory(self, size: int | float | str | None) -> None:
+        self._tiers.set_budget(Budget(size))
+
+    def spill(self, key: Any) -> None:
+        """Store a value now and drop it from RAM; one that is stored already stays as it is.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is no such key.
+        SpillError
+            It could not be stored, and stays in RAM.
+        """
+        self._tiers.spill(key)
+
+    move_to_disk = spill
+
+    def prefetch(self, keys: Any) -> None:
+        """Map stored values, and have the kernel read them ahead.
+
+        Parameters
+        ----------
+        keys
+            A list of keys, or one key.
+
+        Raises
+        ------
+        AbsentKeyError
+            One of them is not there; nothing was fetched.
+        """
+        self._tiers.prefetch(keys if isinstance(keys, list) else [keys])
+
+    # --- disk ------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Return once everything put or deleted before is stored and committed.
+
+        Raises
+        ------
+        SpillError
+            Something could not be; it stays in RAM and is tried again later.
+        """
+        self._tiers.flush()
+
+    def compact(self) -> int:
+        """Give back the holes that deleted small values left; returns how many bytes they were.
+
+        Views of values that are moved stay valid.  A pack of which more than half is dead is
+        compacted in the background anyway.
+
+        Raises
+        ------
+        SpillError, OSError, CorruptEntryError
+            What was not moved stays where it is.
+        """
+        return self._tiers.compact()
+
+    def close(self) -> None:
+        """Flush a named chest, remove a temporary one; a second call does nothing.
+
+        Views handed out before stay valid.
+
+        Raises
+        ------
+        SpillError
+            Something could not be stored: the chest stays open, with nothing lost.
+        """
+        self._tiers.close()
+        if self._tiers.closed:
+            self._finalizer.detach()
+
+    def drop(self) -> None:
+        """Close the chest and remove its folder for good.  Views handed out stay valid.
+
+        Raises
+        ------
+        ReadOnlyChestError
+            It was opened with ``mode="r"``, or by another process.
+        """
+        self._tiers.check_writable()
+        self._tiers.close(discard=True)
+        self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        tiers = self._tiers
+        if tiers.closed:
+            return f"<arraychest.Chest {tiers.path or 'temporary'}, closed>"
+        where = f"temporary, {tiers.path or 'nothing on disk'}" if tiers.temporary else tiers.path
+        return (
+            f"<arraychest.Chest {where}: {len(self)} values, {tiers.writer.resident.count} "
+            f"resident ({format_bytes(self.memory_usage)} of {format_bytes(tiers.budget.bytes)}), "
+            f"{format_bytes(tiers.stored_bytes())} stored>"
+        )
+
+
+def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
+    path: str | os.PathLike[str],
+    mode: Mode = "a",
+    available_memory: int | float | str | None = None,
+    **options: Any,
+) -> Chest:
+    """Open the chest in a folder; `mode` and the rest are `Chest`'s.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with open("work.chest", mode="w") as chest:
+    ...     chest["x"] = np.zeros((2, 3))
+    >>> with open("work.chest", mode="r") as chest:
+    ...     chest["x"].shape
+    (2, 3)
+    """
+    return Chest(None, path, available_memory, mode=mode, **options)
+
+
+def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
+    if found not in expected:
+        raise ValueError(f"expected {name} to be one of {', '.join(expected)}, found {found!r}")
+
+
+def _same(mine: Any, other: Any) -> bool:
+    if mine is other:
+        return True
+    if not isinstance(other, np.ndarray | np.generic) or mine.dtype != other.dtype:
+        return False
+    return bool(np.array_equal(mine, other))

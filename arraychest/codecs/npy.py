@@ -1,0 +1,85 @@
+"""The ``.npy`` codec: NumPy's own format, and 32 bytes behind the data that NumPy ignores.
+
+Layout: a ``.npy`` file (format 1.0, or 2.0 and 3.0 where a header needs it) as ``np.save`` writes
+it, then a trailer: the eight bytes ``ACHEST01``, the file's stamp (8 bytes, little-endian), the
+number of bytes before the trailer (8 bytes), and 8 zero bytes.
+
+The catalog holds the same stamp and the size of the whole file.  So a file that was truncated,
+that belongs to another entry or that came from elsewhere is recognised by one small read, without
+parsing a header, before anything is mapped; and ``np.load`` reads the file all the same.
+
+An array of Python objects is pickled behind the header, as ``np.save`` does.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from arraychest.entry import Form
+
+_TRAILER = struct.Struct("<8sQQ8x")
+TRAILER_BYTES = _TRAILER.size
+_MAGIC = b"ACHEST01"
+
+# The header ends at a multiple of this, as NumPy's does, so that elements are aligned for SIMD.
+_ALIGN = npy_format.ARRAY_ALIGN
+
+
+def header(form: Form) -> bytes:
+    """The ``.npy`` header of an array of this form."""
+    descr = form.dtype.descr if form.dtype.names is not None else form.dtype.str
+    text = repr({"descr": descr, "fortran_order": form.order == "F", "shape": form.shape})
+    try:
+        body, version = text.encode("latin1"), (1, 0)
+    except UnicodeEncodeError:
+        body, version = text.encode("utf8"), (3, 0)
+    if len(body) > 65_000:
+        version = max(version, (2, 0))
+    length = struct.Struct("<H" if version == (1, 0) else "<I")
+    start = npy_format.MAGIC_LEN + length.size
+    padding = -(start + len(body) + 1) % _ALIGN
+    body += b" " * padding + b"\n"
+    return npy_format.magic(*version) + length.pack(len(body)) + body
+
+
+def trailer(stamp: int, nbytes: int) -> bytes:
+    """The trailer of a file that holds `nbytes` bytes before it."""
+    return _TRAILER.pack(_MAGIC, stamp, nbytes)
+
+
+def payload(array: np.ndarray, form: Form) -> Sequence[bytes | memoryview]:
+    """The bytes of an array as they lie in the file: no copy where it is contiguous."""
+    if form.kind == "pickle":
+        file = io.BytesIO()
+        # The plain entry point writes a header of its own: only the pickle behind it is wanted.
+        npy_format.write_array(file, array, allow_pickle=True)
+        file.seek(0)
+        major, _ = npy_format.read_magic(file)
+        (npy_format.read_array_header_1_0 if major == 1 else npy_format.read_array_header_2_0)(file)
+        return [file.read()]
+    if array.size == 0:
+        return []
+    flat = array.T if form.order == "F" else array
+    if not flat.flags.c_contiguous:
+        flat = np.ascontiguousarray(flat)
+    # As bytes: datetime64 and some structured dtypes do not export a buffer of their own.
+    return [flat.reshape(-1).view(np.uint8).data if flat.dtype.itemsize else b""]
+
+
+def unpickle(data: bytes, form: Form) -> np.ndarray:
+    """The array of Python objects that `payload` pickled.  Runs what the pickle says."""
+    array: np.ndarray = npy_format.read_array(io.BytesIO(header(form) + data), allow_pickle=True)
+    return array
+
+
+def stamp_of(tail: bytes) -> tuple[int, int] | None:
+    """The stamp and the number of bytes before the trailer; None if these bytes are no trailer."""
+    if len(tail) != TRAILER_BYTES:
+        return None
+    magic, stamp, nbytes = _TRAILER.unpack(tail)
+    return (stamp, nbytes) if magic == _MAGIC else None

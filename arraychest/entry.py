@@ -1,0 +1,190 @@
+"""What the catalog knows of a value: its form, the catalog's row, and the public record."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from arraychest.errors import ValueTypeError
+
+Kind = Literal["array", "scalar", "pickle"]
+
+# A form's text longer than this is not parsed: a real structured dtype of hundreds of fields
+# takes some 20 kB, and Python's parser needs memory in proportion.
+_MAX_FORM_TEXT = 1 << 20
+
+
+class Form(NamedTuple):
+    """What is needed to make an array of bytes, without the bytes."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    kind: Kind
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in bytes."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+class Row(NamedTuple):
+    """One row of the catalog, in the order of its columns; `catalog` says what each holds."""
+
+    key: bytes
+    seq: int
+    exact: bytes | None
+    form: str
+    generation: int
+    pack: int | None
+    offset: int
+    stored: int
+    stamp: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a chest knows of one value without reading it.
+
+    Attributes
+    ----------
+    shape, dtype
+        Those of the array; a NumPy scalar has shape ``()``.
+    nbytes
+        Size of the array, in bytes.
+    stored_bytes
+        Bytes it takes on disk, 0 while it is in RAM only.
+    codec
+        ``"npy"`` (a file of its own), ``"pack"`` (a file shared with other small values), or
+        None while it is in RAM only.
+    file
+        The file that holds it, or None while it is in RAM only.
+    generation
+        A number that no other value of this chest ever had, or None while it is in RAM only.
+    resident
+        Whether the value is in RAM, charged, and not yet stored.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    nbytes: int
+    stored_bytes: int
+    codec: str | None
+    file: str | None
+    generation: int | None
+    resident: bool
+
+
+def form_text(
+    dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"], kind: Kind
+) -> str:
+    """A form as the catalog stores it: a Python literal ``(descr, shape, order, kind, aligned)``.
+
+    Raises
+    ------
+    ValueTypeError
+        NumPy's format would bring this dtype back as another.
+    """
+    _, descr = _described.get(id(dtype)) or describe(dtype)
+    return f"({descr}, {shape!r}, {order!r}, {kind!r}, {dtype.isalignedstruct})"
+
+
+# By identity: NumPy calls dtypes equal that differ in alignment, metadata or scalar type.  The
+# dtype is kept beside its description, so that its id stays its own.
+_described: dict[int, tuple[np.dtype, str]] = {}
+_MAX_DESCRIBED = 1024
+
+
+def describe(dtype: np.dtype) -> tuple[np.dtype, str]:
+    """The dtype, and its ``descr`` as the text that a ``.npy`` header would hold.
+
+    Raises
+    ------
+    ValueTypeError
+        NumPy's format would bring this dtype back as another.
+    """
+    known = _described.get(id(dtype))
+    if known is not None:
+        return known
+    refusal = f"dtype {dtype!r} would not come back the same from a .npy file"
+    if _has_metadata(dtype):
+        raise ValueTypeError(f"{refusal}: its metadata would be lost; use array.astype(plain_dtype)")
+    try:
+        if dtype.names is not None:
+            descr = repr(dtype.descr)
+        elif np.dtype(dtype.str).char != dtype.char and dtype.kind in "iufc":
+            # Two C types of one size, such as long and long long: the same bytes, another name.
+            descr = repr(dtype.newbyteorder("=").char if dtype.isnative else dtype.str)
+        else:
+            descr = repr(dtype.str)
+        kind: Kind = "pickle" if dtype.hasobject else "array"
+        same = _form(f"({descr}, (), 'C', {kind!r}, {dtype.isalignedstruct})").dtype
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise ValueTypeError(f"{refusal}: {error}") from error
+    if same != dtype or same.type is not dtype.type or repr(same) != repr(dtype):
+        hint = "view it as a plain dtype of the same size, such as array.view(np.uint16)"
+        if dtype.names is not None:
+            hint = "use array.astype(np.dtype(array.dtype.descr))"
+        elif dtype.kind == "T":
+            hint = "use array.astype(np.str_)"
+        raise ValueTypeError(f"{refusal} but as {same!r}; {hint}")
+    if len(_described) >= _MAX_DESCRIBED:
+        _described.clear()
+    _described[id(dtype)] = dtype, descr
+    return dtype, descr
+
+
+def _has_metadata(dtype: np.dtype) -> bool:
+    if dtype.subdtype is not None:
+        return _has_metadata(dtype.subdtype[0])
+    fields = dtype.fields or {}
+    return dtype.metadata is not None or any(_has_metadata(field[0]) for field in fields.values())
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_form(text: str) -> Form:
+    """The form that a text of the catalog stands for.
+
+    Raises
+    ------
+    ValueError
+        The text is no form; it may have been written by anybody.
+    """
+    try:
+        return _form(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(
+            f"expected (descr, shape, order, kind, aligned), found {text[:200]!r}"
+        ) from error
+
+
+def _form(text: str) -> Form:
+    if len(text) > _MAX_FORM_TEXT:
+        raise ValueError(f"{len(text)} characters")
+    descr, shape, order, kind, aligned = ast.literal_eval(text)
+    dtype = npy_format.descr_to_dtype(descr)
+    if aligned:
+        parts = {
+            "names": list(dtype.names),
+            "formats": [dtype.fields[name][0] for name in dtype.names],
+            "offsets": [dtype.fields[name][1] for name in dtype.names],
+            "titles": [(*dtype.fields[name], None)[2] for name in dtype.names],
+            "itemsize": dtype.itemsize,
+        }
+        dtype = np.dtype(parts, align=True)
+    if not (
+        type(shape) is tuple
+        and all(type(n) is int and n >= 0 for n in shape)
+        and len(shape) <= 64
+        and order in ("C", "F")
+        and kind in ("array", "scalar", "pickle")
+        and dtype.hasobject == (kind == "pickle")
+    ):
+        raise ValueError(text[:200])
+    return Form(dtype, shape, order, kind)

@@ -1,0 +1,72 @@
+"""Everything arraychest raises on purpose, under one root.
+
+Each class also inherits the built-in exception that a dict, a file or NumPy would raise in its
+place, so that code written for those keeps working: ``except KeyError`` catches an absent key,
+``except OSError`` a full disk.
+"""
+
+from __future__ import annotations
+
+
+class ArrayChestError(Exception):
+    """Root of the errors that arraychest raises on purpose."""
+
+
+class AbsentKeyError(ArrayChestError, KeyError):
+    """The chest has no such key.  Nothing was changed."""
+
+
+class KeyTypeError(ArrayChestError, TypeError):
+    """A key that cannot be encoded without pickle, or not found again.  Nothing was changed."""
+
+
+class ValueTypeError(ArrayChestError, TypeError):
+    """A value that would come back as something else.  The key keeps its previous value."""
+
+
+class PickleRefusedError(ArrayChestError, ValueError):
+    """A stored value needs pickle, and the chest was opened without ``allow_pickle=True``.
+
+    The value stays stored; a chest opened with ``allow_pickle=True`` reads it.
+    """
+
+
+class SpillError(ArrayChestError, OSError):
+    """Values could not be written to disk; ``__cause__`` says why.
+
+    The values stay in RAM, readable and charged, and are tried again later.  A put that raises
+    this has not stored its own value.
+    """
+
+    def __init__(self, message: str) -> None:
+        # OSError with one argument keeps `errno` None and prints the message alone.
+        super().__init__(message)
+
+
+class CorruptEntryError(ArrayChestError, ValueError):
+    """What lies on disk is not what the catalog says: truncated, swapped, foreign or missing.
+
+    The entry is left as it is; every other entry stays readable.
+    """
+
+
+class ChestFormatError(ArrayChestError, ValueError):
+    """The folder is not a chest, or one of a newer format.  Nothing in it was touched."""
+
+
+class ChestInUseError(ArrayChestError, BlockingIOError):
+    """Another chest holds this folder open for writing.  Nothing was touched."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class ReadOnlyChestError(ArrayChestError, PermissionError):
+    """A change was asked of a chest opened with ``mode="r"``, or inherited by a forked child."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class ClosedChestError(ArrayChestError, ValueError):
+    """The chest was closed.  Views it handed out before stay valid."""

@@ -1,0 +1,372 @@
+"""Every change to a chest's folder but the catalog's own: reserve, write, sync, unlink, lock.
+
+A value's file is written once, before the catalog names it, and never again while anything can
+see it.  Space is reserved first (`os.posix_fallocate`), so that a full disk is a clean ENOSPC and
+nothing half-written stays; nothing is ever written through a map, where a full disk is SIGBUS.
+
+A file that the catalog no longer names may be kept as a *spare* and overwritten for the next
+value of about its size: its pages are already in the page cache and its blocks on the disk, which
+makes a spill some two to three times as fast.  It is kept only when the kernel itself says that
+nobody in any process can still see it: it was renamed out of reach first, it has one name, and a
+write lease on it is granted, which the kernel does only for a file that no one else has open or
+mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from arraychest.errors import ChestInUseError
+
+T = TypeVar("T")
+Buffers = Sequence[bytes | memoryview]
+
+DATA, PACKS, SPARE = "data", "packs", "spare"
+_LOCK_NAME = "writer.lock"
+_PRIVATE_PREFIX = "arraychest-"
+
+# Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
+SPARE_BYTES = 512 << 20
+
+_NO_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+
+class Files:
+    """The value files of one chest.  Safe from many threads.
+
+    Parameters
+    ----------
+    root
+        The chest's folder.
+    durable
+        Whether a write returns only once file and folder are on stable storage.
+    """
+
+    def __init__(self, root: str, *, durable: bool) -> None:
+        self.root = root
+        self._durable = durable
+        self._lock = threading.Lock()
+        self._spares: list[tuple[int, str]] = []
+        self._spare_bytes = 0
+
+    def make_folders(self) -> None:
+        """Create the folders that a chest has from the start."""
+        for name in (self.root, self.path(DATA), self.path(PACKS), self.path(SPARE)):
+            os.makedirs(name, exist_ok=True)
+
+    def path(self, name: str) -> str:
+        """Where a file of this chest lies."""
+        return os.path.join(self.root, name)
+
+    def write(self, name: str, buffers: Buffers) -> int:
+        """Write a new file of these buffers and return its size in bytes.
+
+        Raises
+        ------
+        OSError
+            Nothing of the file is left.
+        """
+        nbytes = sum(map(len, buffers))
+        spare = self._take_spare(nbytes)
+        try:
+            self._write(name, buffers, nbytes, spare)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self.drop_spares():
+                raise
+            self._write(name, buffers, nbytes, None)
+        return nbytes
+
+    def _write(self, name: str, buffers: Buffers, nbytes: int, spare: str | None) -> None:
+        path = self.path(name)
+        written = spare or path
+        fd = _open_for_write(written, os.O_WRONLY if spare else os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            try:
+                size = os.fstat(fd).st_size if spare else 0
+                if size > nbytes:
+                    os.ftruncate(fd, nbytes)
+                elif size < nbytes:
+                    reserve(fd, size, nbytes - size)
+                write_all(fd, buffers, 0)
+                if self._durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            if spare:
+                _make_parent_and(os.rename, spare, path)
+            if self._durable:
+                self._sync_folder(path)
+        except BaseException:
+            for leftover in {written, path}:
+                with contextlib.suppress(OSError):
+                    os.unlink(leftover)
+            raise
+
+    def append(self, name: str, at: int, buffers: Buffers) -> int:
+        """Write behind the first `at` bytes of a file and return its new size.
+
+        The file is created when `at` is 0.
+
+        Raises
+        ------
+        OSError
+            The first `at` bytes are as they were.
+        """
+        path = self.path(name)
+        nbytes = sum(map(len, buffers))
+        fd = _open_for_write(path, os.O_WRONLY if at else os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            reserve(fd, at, nbytes)
+            write_all(fd, buffers, at)
+            if self._durable:
+                os.fsync(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                # No row names what lies behind `at`, so no view can reach it.
+                os.ftruncate(fd, at)
+                if not at:
+                    os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        if self._durable and not at:
+            self._sync_folder(path)
+        return at + nbytes
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a file has a name in another chest too (it must not be appended to)."""
+        return os.stat(self.path(name)).st_nlink > 1
+
+    def link(self, source: str, name: str) -> None:
+        """Give the file at the path `source` a name in this chest, too.
+
+        Raises
+        ------
+        OSError
+            EXDEV where it lies on another file system.
+        """
+        path = self.path(name)
+        _make_parent_and(os.link, source, path)
+        if self._durable:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._sync_folder(path)
+
+    def remove(self, names: Iterable[str], *, keep_spares: bool = True) -> None:
+        """Unlink files that no row names any more, or keep them as spares.
+
+        Raises nothing: a file that cannot be removed is an orphan, which the next writer sweeps.
+        """
+        for name in names:
+            with contextlib.suppress(OSError):
+                if not (keep_spares and name.startswith(DATA) and self._keep_as_spare(name)):
+                    os.unlink(self.path(name))
+
+    def _keep_as_spare(self, name: str) -> bool:
+        path = self.path(name)
+        size = os.stat(path).st_size
+        with self._lock:
+            if self._spare_bytes + size > SPARE_BYTES:
+                return False
+            self._spare_bytes += size
+        spare = self.path(os.path.join(SPARE, os.path.basename(name)))
+        kept = False
+        try:
+            # Out of reach first: from here on nobody can open it by the name the catalog gave.
+            os.rename(path, spare)
+            kept = _is_unseen(spare)
+            if not kept:
+                os.unlink(spare)
+        finally:
+            with self._lock:
+                if kept:
+                    self._spares.append((size, spare))
+                else:
+                    self._spare_bytes -= size
+        return True
+
+    def _take_spare(self, nbytes: int) -> str | None:
+        """The spare closest in size, within a factor of two, or None."""
+        with self._lock:
+            fitting = [spare for spare in self._spares if nbytes <= 2 * spare[0] <= 4 * nbytes]
+            if not fitting:
+                return None
+            best = min(fitting, key=lambda spare: abs(spare[0] - nbytes))
+            self._spares.remove(best)
+            self._spare_bytes -= best[0]
+        return best[1]
+
+    def drop_spares(self) -> bool:
+        """Give the spares' space back; False if there were none."""
+        with self._lock:
+            spares, self._spares, self._spare_bytes = self._spares, [], 0
+        for _, path in spares:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        return bool(spares)
+
+    def names(self) -> Iterator[str]:
+        """Every file in the chest's folders of values, relative to its own."""
+        for top in (DATA, PACKS, SPARE):
+            for folder, _, files in os.walk(self.path(top)):
+                for file in files:
+                    yield os.path.relpath(os.path.join(folder, file), self.root)
+
+    def _sync_folder(self, path: str) -> None:
+        # The folder may be new itself: its own name lies in its parent.
+        folder = os.path.dirname(path)
+        while True:
+            fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if folder == self.root:
+                return
+            folder = os.path.dirname(folder)
+
+
+def reserve(fd: int, offset: int, nbytes: int) -> None:
+    """Make sure that `nbytes` bytes can be written at `offset`, where the file system can say so.
+
+    Raises
+    ------
+    OSError
+        ENOSPC, EFBIG or EDQUOT: nothing was written.
+    """
+    if nbytes <= 0:
+        return
+    try:
+        os.posix_fallocate(fd, offset, nbytes)
+    except OSError as error:
+        if error.errno not in _NO_RESERVE:
+            raise
+
+
+def write_all(fd: int, buffers: Buffers, offset: int) -> None:
+    """Write the buffers one after another at `offset`, however few bytes one call takes."""
+    rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    while rest:
+        written = os.pwritev(fd, rest, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "the file system took no bytes")
+        offset += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
+
+
+def _open_for_write(path: str, flags: int) -> int:
+    def create(path: str) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+    return _make_parent_and(create, path) if flags & os.O_CREAT else create(path)
+
+
+def _make_parent_and(action: Callable[..., T], *paths: str) -> T:
+    """Do `action`; where the last path's folder is missing, make it and do it again."""
+    try:
+        return action(*paths)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(paths[-1]), exist_ok=True)
+        return action(*paths)
+
+
+def _is_unseen(path: str) -> bool:
+    """Whether nobody but the caller can see the file: no other name, descriptor or map of it.
+
+    The kernel grants a write lease only for a file that nobody else has open, and a map keeps its
+    file open, also one made before a fork (fcntl(2), "Leases").
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_nlink != 1:
+            return False
+        # Whoever opens the file while we hold the lease has a signal sent to us.  By default that
+        # is SIGIO, which ends a process; SIGURG is ignored.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def lock_for_writing(root: str) -> int:
+    """Become the one writer of a folder; the descriptor returned holds the lock.
+
+    Raises
+    ------
+    ChestInUseError
+        Another chest, in this process or another, writes to it.
+    """
+    fd = os.open(os.path.join(root, _LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise ChestInUseError(
+            f"expected {root} to have no other writer, found it open in process {owner or '?'}; "
+            'open it with mode="r", or close the other chest first'
+        ) from None
+    except BaseException:
+        os.close(fd)
+        raise
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def unlock(fd: int) -> None:
+    """Stop being the writer, also for children that inherited the descriptor."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def make_private_folder() -> tuple[str, int]:
+    """A new folder for a temporary chest, and the descriptor that marks it as in use.
+
+    It lies where `tempfile` puts things: set ``TMPDIR`` to have it elsewhere.  Folders whose
+    owner died without removing them are removed on the way.
+    """
+    parent = tempfile.gettempdir()
+    for name in os.listdir(parent):
+        if name.startswith(_PRIVATE_PREFIX):
+            _remove_if_abandoned(os.path.join(parent, name))
+    root = tempfile.mkdtemp(prefix=_PRIVATE_PREFIX, dir=parent)
+    return root, lock_for_writing(root)
+
+
+def _remove_if_abandoned(root: str) -> None:
+    with contextlib.suppress(OSError):
+        # Without O_CREAT: a folder that has no lock file yet is being made.
+        fd = os.open(os.path.join(root, _LOCK_NAME), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_uid == os.getuid():
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_folder(root)
+        finally:
+            os.close(fd)
+
+
+def remove_folder(root: str) -> None:
+    """Remove a folder and what is in it, as far as it can be removed."""
+    shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,371 @@
+"""Keys as bytes: equal where a dict calls them equal, different where it does not.
+
+A key is encoded twice.  Its *canonical* code is what the catalog compares: two keys have the same
+one exactly when they are equal in a dict (``1 == 1.0 == True == np.int64(1)``).  Its *exact* code
+also says of which type it was, so that a reopened chest hands back ``True`` and not ``1``; it is
+left out where the canonical code alone gives the key back.
+
+A code is one tag byte and a payload.  Inside a tuple or frozenset each element's code is preceded
+by its length (4 bytes, little-endian), which makes the whole injective.  Nothing here evaluates
+or imports anything: any bytes can be decoded safely.
+
+=====  ======================================  =====  ==========================================
+tag    canonical                               tag    exact only
+=====  ======================================  =====  ==========================================
+``s``  str, UTF-8 (surrogates kept)            ``F``  float that is a whole number, 8 bytes
+``b``  bytes                                   ``?``  bool
+``i``  whole number, hexadecimal               ``C``  complex without imaginary part, 16 bytes
+``f``  other float, 8 bytes                    ``n``  NumPy scalar: dtype, NUL, its bytes
+``c``  complex, 16 bytes                       ``Z``  aware datetime: zone, fold, its text
+``r``  long double beyond float: ratio(s)      ``D``  datetime with ``fold=1``
+``-``  None                                    ``P``  path: its class, NUL, its text
+``(``  tuple
+``{``  frozenset (sorted)
+``U``  UUID
+``d``  date                                    ``l``  timedelta: microseconds
+``t``  naive datetime
+``u``  aware datetime: microseconds in UTC
+``M``  datetime64: attoseconds
+``m``  timedelta, timedelta64: attoseconds;
+       months when its unit is one
+``p``  path: flavour, then its parts
+=====  ======================================  =====  ==========================================
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import pathlib
+import re
+import struct
+import uuid
+import zoneinfo
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from arraychest.errors import KeyTypeError
+
+# Tuples and frozensets nest at most so deep: encoding recurses in Python, and a stranger's
+# catalog must not be able to exhaust the stack.
+MAX_DEPTH = 64
+
+_F8 = struct.Struct("<d")
+_C16 = struct.Struct("<dd")
+_LENGTH = struct.Struct("<I")
+
+_PATHS: dict[str, type[pathlib.PurePath]] = {
+    cls.__name__: cls
+    for cls in (
+        pathlib.PurePosixPath,
+        pathlib.PureWindowsPath,
+        pathlib.PosixPath,
+        pathlib.WindowsPath,
+    )
+}
+
+# Attoseconds in each unit of datetime64; months and years have no fixed length.
+_ATTOSECONDS = {
+    "W": 604_800 * 10**18, "D": 86_400 * 10**18, "h": 3_600 * 10**18, "m": 60 * 10**18,
+    "s": 10**18, "ms": 10**15, "us": 10**12, "ns": 10**9, "ps": 10**6, "fs": 10**3, "as": 1,
+}  # fmt: skip
+_MONTHS = {"Y": 12, "M": 1}
+
+
+class KeyCode(NamedTuple):
+    """A key's canonical code, and its exact code where that says more (else None)."""
+
+    canonical: bytes
+    exact: bytes | None
+
+
+def encode_key(key: Hashable) -> KeyCode:
+    """Encode a key.
+
+    Parameters
+    ----------
+    key
+        str, bytes, int, float, complex, bool, None, tuples and frozensets of these, NumPy
+        scalars, datetime, date, timedelta, UUID, pathlib paths.
+
+    Raises
+    ------
+    KeyTypeError
+        The key, or an element of it, is of another type (subclasses are other types: they would
+        come back as their base), is NaN or NaT (not equal to itself, so never found again), or
+        nests deeper than 64.
+    """
+    if type(key) is str:
+        return KeyCode(b"s" + key.encode("utf-8", "surrogatepass"), None)
+    canonical, exact = _encode(key, MAX_DEPTH)
+    return KeyCode(canonical, None if exact == canonical else exact)
+
+
+def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
+    """The key that `encode_key` was given.
+
+    Raises
+    ------
+    ValueError
+        The bytes are no key's code.
+    """
+    try:
+        return _decode(canonical if exact is None else exact, MAX_DEPTH)
+    except (ValueError, TypeError, IndexError, LookupError, struct.error, OverflowError) as error:
+        raise ValueError(f"expected an encoded key, found {canonical[:80]!r}") from error
+
+
+def file_stem(canonical: bytes) -> str:
+    """The readable part of a file's name: letters, digits and dashes of the key, at most 40.
+
+    It helps people; nothing is ever looked up by it, and no key can reach another folder with it.
+    """
+    text = re.sub(rb"[^A-Za-z0-9_]+", b"-", canonical[1:41]).strip(b"-").decode("ascii")
+    return text or "key"
+
+
+def _encode(key: Any, depth: int) -> tuple[bytes, bytes]:
+    """The canonical and the exact code of `key`, the same object where they agree."""
+    kind = type(key)
+    if kind is str:
+        code = b"s" + key.encode("utf-8", "surrogatepass")
+        return code, code
+    if kind is int:
+        code = b"i" + _decimal(key)
+        return code, code
+    if kind is bytes:
+        code = b"b" + key
+        return code, code
+    if kind is float:
+        canonical = _number(key)
+        return canonical, b"F" + _F8.pack(key) if canonical[:1] == b"i" else canonical
+    if kind is bool:
+        return b"i%d" % key, b"?%d" % key
+    if key is None:
+        return b"-", b"-"
+    if kind is tuple or kind is frozenset:
+        if depth == 0:
+            raise KeyTypeError(f"expected a key nested at most {MAX_DEPTH} deep, found one deeper")
+        elements = [_encode(element, depth - 1) for element in key]
+        if kind is tuple:
+            canonical = b"(" + _join(element[0] for element in elements)
+            return canonical, b"(" + _join(element[1] for element in elements)
+        elements.sort()
+        canonical = b"{" + _join(element[0] for element in elements)
+        return canonical, b"{" + _join(element[1] for element in elements)
+    if kind is complex:
+        canonical = _number(key)
+        return canonical, canonical if canonical[:1] == b"c" else b"C" + _C16.pack(
+            key.real, key.imag
+        )
+    if isinstance(key, np.generic):
+        return _encode_scalar(key)
+    if kind is uuid.UUID:
+        code = b"U" + key.bytes
+        return code, code
+    if kind is dt.datetime:
+        return _encode_datetime(key)
+    if kind is dt.date:
+        code = b"d" + key.isoformat().encode()
+        return code, code
+    if kind is dt.timedelta:
+        microseconds = (key.days * 86_400 + key.seconds) * 1_000_000 + key.microseconds
+        # NumPy's timedelta64 hashes and compares as the standard library's.
+        return b"m" + _decimal(microseconds * 10**12), b"l" + _decimal(microseconds)
+    if isinstance(key, pathlib.PurePath) and _PATHS.get(kind.__name__) is kind:
+        return _encode_path(key)
+    raise KeyTypeError(
+        "expected a key of str, bytes, int, float, complex, bool, None, tuple, frozenset, NumPy "
+        "scalar, datetime, date, timedelta, UUID or pathlib path, found "
+        f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _join(codes: Iterable[bytes]) -> bytes:
+    return b"".join(part for code in codes for part in (_LENGTH.pack(len(code)), code))
+
+
+def _decimal(number: int) -> bytes:
+    # Hexadecimal, because Python refuses to print more than 4,300 decimal digits.
+    return b"%x" % number
+
+
+def _number(number: complex | float) -> bytes:
+    """The canonical code of a number, the same for every type that holds it exactly."""
+    if isinstance(number, complex):
+        if number.imag != 0:
+            if number != number:
+                raise KeyTypeError(_NOT_EQUAL.format(number))
+            # Adding 0.0 turns -0.0, which equals 0.0, into 0.0.
+            return b"c" + _C16.pack(number.real + 0.0, number.imag + 0.0)
+        number = number.real
+    if number != number:
+        raise KeyTypeError(_NOT_EQUAL.format(number))
+    if math.isfinite(number) and number == int(number):
+        return b"i" + _decimal(int(number))
+    return b"f" + _F8.pack(number)
+
+
+_NOT_EQUAL = "expected a key that equals itself, found {!r}: it could never be found again"
+
+
+def _encode_scalar(key: np.generic) -> tuple[bytes, bytes]:
+    dtype = key.dtype
+    if dtype.kind in "OV" or dtype.hasobject or type(key) is not dtype.type:
+        raise KeyTypeError(f"expected a NumPy scalar of a plain dtype as key, found {type(key)}")
+    exact = b"n" + dtype.str.encode() + b"\0"
+    if isinstance(key, np.str_):
+        # Not the buffer: NumPy drops trailing NULs from it.
+        text = str(key).encode("utf-8", "surrogatepass")
+        return b"s" + text, b"n<U\0" + text
+    if isinstance(key, np.bytes_):
+        return b"b" + bytes(key), b"n|S\0" + bytes(key)
+    exact += key.tobytes()
+    if isinstance(key, np.datetime64 | np.timedelta64):
+        return _encode_time(key), exact
+    if isinstance(key, np.bool_ | np.integer):
+        return b"i" + _decimal(int(key)), exact
+    if isinstance(key, np.longdouble | np.clongdouble):
+        return _encode_longdouble(key), exact
+    return _number(complex(cast(Any, key))), exact
+
+
+def _encode_longdouble(key: np.longdouble | np.clongdouble) -> bytes:
+    near = complex(cast(Any, key))
+    if near == key or near != near or key != key:
+        return _number(near)
+    return b"r" + b" ".join(
+        b"%x/%x" % cast(np.longdouble, part).as_integer_ratio()
+        if np.isfinite(part)
+        else repr(float(part)).encode()
+        for part in (key.real, key.imag)
+    )
+
+
+def _encode_time(key: np.datetime64 | np.timedelta64) -> bytes:
+    if np.isnat(key):
+        raise KeyTypeError(_NOT_EQUAL.format(key))
+    unit, count = np.datetime_data(key.dtype)
+    number = int(key.astype(np.int64)) * count
+    if isinstance(key, np.datetime64):
+        if unit in _MONTHS:
+            unit, number = "D", int(key.astype("datetime64[D]").astype(np.int64))
+        return b"M" + _decimal(number * _ATTOSECONDS.get(unit, 1))
+    if unit in _MONTHS:
+        return b"m" + _decimal(number * _MONTHS[unit]) + b"M"
+    return b"m" + _decimal(number * _ATTOSECONDS[unit])
+
+
+def _encode_datetime(key: dt.datetime) -> tuple[bytes, bytes]:
+    text = key.replace(tzinfo=None, fold=0).isoformat().encode()
+    if key.tzinfo is None:
+        naive = b"t" + text
+        return naive, b"D" + text if key.fold else naive
+    if isinstance(key.tzinfo, zoneinfo.ZoneInfo) and key.tzinfo.key:
+        zone = b"z" + key.tzinfo.key.encode()
+    elif type(key.tzinfo) is dt.timezone:
+        offset = cast(dt.timedelta, key.utcoffset())
+        name = key.tzname() or ""
+        default = dt.timezone(offset).tzname(None)
+        zone = b"o%d" % round(offset / dt.timedelta(microseconds=1))
+        if name != default:
+            zone += b" " + name.encode("utf-8", "surrogatepass")
+    else:
+        raise KeyTypeError(
+            "expected a datetime key with a datetime.timezone or zoneinfo zone, found "
+            f"{type(key.tzinfo).__qualname__}"
+        )
+    # As datetime's own equality and hash: the instant, whatever the zone; fold does not count.
+    instant = (key.replace(tzinfo=None, fold=0) - dt.datetime(1, 1, 1)) - cast(
+        dt.timedelta, key.replace(fold=0).utcoffset()
+    )
+    canonical = b"u" + _decimal(round(instant / dt.timedelta(microseconds=1)))
+    return canonical, b"Z" + _join([zone, b"%d" % key.fold, text])
+
+
+def _encode_path(key: pathlib.PurePath) -> tuple[bytes, bytes]:
+    windows = isinstance(key, pathlib.PureWindowsPath)
+    text = str(key)
+    canonical = b"pw" + text.lower().encode("utf-8", "surrogatepass") if windows else (
+        b"pp" + text.encode("utf-8", "surrogatepass")
+    )
+    exact = b"P" + type(key).__name__.encode() + b"\0" + text.encode("utf-8", "surrogatepass")
+    return canonical, exact
+
+
+def _split(payload: bytes) -> list[bytes]:
+    parts, at = [], 0
+    while at < len(payload):
+        (length,) = _LENGTH.unpack_from(payload, at)
+        at += 4 + length
+        if at > len(payload):
+            raise ValueError("an element reaches past the end of its key")
+        parts.append(payload[at - length : at])
+    return parts
+
+
+def _decode(code: bytes, depth: int) -> Hashable:
+    tag, payload = code[:1], code[1:]
+    if tag == b"s":
+        return payload.decode("utf-8", "surrogatepass")
+    if tag == b"i":
+        return int(payload, 16)
+    if tag == b"b":
+        return payload
+    if tag in (b"f", b"F"):
+        return cast(float, _F8.unpack(payload)[0])
+    if tag in (b"c", b"C"):
+        return complex(*_C16.unpack(payload))
+    if tag == b"?":
+        return payload == b"1"
+    if tag == b"-" and not payload:
+        return None
+    if tag in (b"(", b"{"):
+        if depth == 0:
+            raise ValueError("nested too deep")
+        elements = [_decode(part, depth - 1) for part in _split(payload)]
+        return tuple(elements) if tag == b"(" else frozenset(elements)
+    if tag == b"n":
+        return _decode_scalar(payload)
+    if tag == b"U":
+        return uuid.UUID(bytes=payload)
+    if tag == b"d":
+        return dt.date.fromisoformat(payload.decode())
+    if tag in (b"t", b"D"):
+        return dt.datetime.fromisoformat(payload.decode()).replace(fold=int(tag == b"D"))
+    if tag == b"Z":
+        return _decode_aware(payload)
+    if tag == b"l":
+        return dt.timedelta(microseconds=int(payload, 16))
+    if tag == b"P":
+        name, _, text = payload.partition(b"\0")
+        return _PATHS[name.decode()](text.decode("utf-8", "surrogatepass"))
+    raise ValueError(f"no key has the tag {tag!r}")
+
+
+def _decode_scalar(payload: bytes) -> np.generic:
+    name, _, data = payload.partition(b"\0")
+    if name == b"<U":
+        return np.str_(data.decode("utf-8", "surrogatepass"))
+    if name == b"|S":
+        return np.bytes_(data)
+    dtype = np.dtype(name.decode())
+    if dtype.hasobject or dtype.itemsize != len(data):
+        raise ValueError(f"expected {dtype.itemsize} bytes of {dtype}, found {len(data)}")
+    return cast(np.generic, np.frombuffer(data, dtype)[0])
+
+
+def _decode_aware(payload: bytes) -> dt.datetime:
+    zone, fold, text = _split(payload)
+    tzinfo: dt.tzinfo
+    if zone[:1] == b"z":
+        tzinfo = zoneinfo.ZoneInfo(zone[1:].decode())
+    else:
+        offset, _, name = zone[1:].partition(b" ")
+        delta = dt.timedelta(microseconds=int(offset))
+        tzinfo = dt.timezone(delta, name.decode("utf-8", "surrogatepass")) if name else (
+            dt.timezone(delta)
+        )
+    return dt.datetime.fromisoformat(text.decode()).replace(tzinfo=tzinfo, fold=int(fold))

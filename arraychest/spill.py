@@ -1,0 +1,654 @@
+"""Write-behind: background threads that store what has to leave RAM, and what befalls a value.
+
+::
+
+    put ──> resident ──────────── victim ──> being written ──> committed: stored
+              ^  |                                 |
+              |  overwritten, deleted: what was written is thrown away
+              └────────────── the write failed ────┘
+
+Everything here is decided under one lock, the chest's, which is never held while a value is read
+or written.  Commits follow one another under a second lock: take `commit_lock` before `lock`.
+
+Threads are started when there is something to store and end when there is not: none exists before
+the first spill, none outlives a close, and none has to be told that the interpreter exits.
+
+A failed write leaves its values in RAM.  The failure is raised by the next put or flush, and the
+values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from arraychest.budget import Budget
+from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.entry import Form, Kind, Row, form_text
+from arraychest.errors import ArrayChestError, SpillError
+from arraychest.keys import KeyCode, decode_key, encode_key
+from arraychest.resident import ResidentSet, Slot
+from arraychest.store import Store
+from arraychest.units import format_bytes
+
+logger = logging.getLogger("arraychest")
+
+# Two writers move 8.8 GB/s into the page cache where one moves 6 to 7 and a third adds nothing.
+MAX_WRITERS = 2
+
+# Small values stored with one write and one commit.  Large enough that the commit (some 100 us)
+# does not show, small enough that a crash or a full disk loses little work.
+_BATCH_BYTES = 4 << 20
+_BATCH_VALUES = 8192
+
+# Deleted entries that wait for a commit at most, by number and by bytes of disk they hold.
+_DOOMED_ENTRIES = 4096
+_DOOMED_BYTES = 4 << 20
+
+_FIRST_PAUSE_SECONDS = 0.1
+MAX_PAUSE_SECONDS = 5.0
+
+# A pack is compacted by itself once this share of it is dead.
+COMPACTION_SHARE = 0.5
+
+
+class Job(NamedTuple):
+    """Values to store together, each with the version that was picked; or a pack to compact.
+
+    A job without either commits the deletions that wait.
+    """
+
+    slots: list[tuple[Slot, int, np.ndarray]]
+    nbytes: int
+    small: bool
+    compact: int | None = None
+
+
+class Counters:
+    """What `Chest.stats` counts up."""
+
+    __slots__ = ("absent", "bytes_faulted", "bytes_spilled", "faults", "hits", "misses", "spills")
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.absent = 0
+        self.spills = 0
+        self.faults = 0
+        self.bytes_spilled = 0
+        self.bytes_faulted = 0
+
+
+class WriteBehind:
+    """Stores the resident values of one chest in the background.
+
+    Parameters
+    ----------
+    index
+        The chest's slots by key.
+    budget
+        How much may stay in RAM.
+    open_store
+        Gives the store, creating it at the first call.
+    on_overflow
+        Called with each key whose value was spilled, in the thread that stored it.
+
+    Attributes
+    ----------
+    lock, changed
+        The chest's lock, and the condition on it that is notified of every change of state.
+    tombstones
+        Keys whose entry in the catalog does not count: deleted, and not yet committed so.  The
+        number is how many such deletions are under way.
+    """
+
+    def __init__(
+        self,
+        index: dict[Any, Slot],
+        budget: Budget,
+        open_store: Callable[[], Store],
+        on_overflow: Callable[[Any], object] | None,
+    ) -> None:
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.commit_lock = threading.Lock()
+        self.index = index
+        self.budget = budget
+        self.resident = ResidentSet()
+        self.counters = Counters()
+        self.tombstones: dict[Any, int] = {}
+        self._open_store = open_store
+        self._on_overflow = on_overflow
+        self._doomed: dict[Slot, None] = {}
+        self._doomed_bytes = 0
+        self._threads: set[threading.Thread] = set()
+        self._jobs = 0
+        self._in_flight = 0
+        self._packing = False
+        # The last look for a victim found none, and nothing has changed since that could give
+        # one: a look goes through the whole resident set.
+        self._nothing_fits = False
+        self._committing = False
+        self._compacting: set[int] = set()
+        self._urgent: list[Slot] = []
+        # Why writers are at work: charged bytes passed the high watermark, so many puts wait for
+        # room (each for so many bytes), so many flushes wait for everything.
+        self._draining = False
+        self._awaited: list[int] = []
+        self._flushing = 0
+        self._round = 0
+        # What went wrong and was not reported yet; and what went wrong last.
+        self.failure: BaseException | None = None
+        self._last_failure: BaseException | None = None
+        self._pause = 0.0
+        self._retry_at = 0.0
+
+    # --- called under the lock -------------------------------------------------------------
+
+    def put_noted(self, slot: Slot) -> None:
+        """Start spilling if charged bytes have passed the high watermark."""
+        if self.resident.charged > self.budget.high:
+            self._draining = True
+            if not (self._packing and _is_small(slot)):
+                self._nothing_fits = False
+            self.wake()
+
+    def make_room(self, nbytes: int) -> None:
+        """Wait until `nbytes` more fit into the budget.
+
+        Raises
+        ------
+        SpillError
+            Nothing more can be written, so that they never will.
+        """
+        resident, budget = self.resident, self.budget
+        if resident.charged + nbytes <= budget.bytes:
+            return
+        self._awaited.append(nbytes)
+        self._begin_round()
+        try:
+            while resident.charged + nbytes > budget.bytes and resident.count:
+                self.wake()
+                if not self._jobs:
+                    self._raise_failure(f"room for {format_bytes(nbytes)} could not be made")
+                    return
+                self.changed.wait()
+        finally:
+            self._awaited.remove(nbytes)
+
+    def report_failure(self) -> None:
+        """Raise what went wrong in the background since the last report, if anything did."""
+        if self.failure is not None:
+            self._raise_failure("values could not be spilled and stay in RAM")
+
+    def _raise_failure(self, what: str) -> None:
+        error, self.failure = self.failure, None
+        cause = error or self._last_failure
+        if cause is not None:
+            raise SpillError(f"{what}: {cause}") from cause
+
+    def let_go(self, slot: Slot) -> None:
+        """Take a slot out of RAM whose value was deleted or overwritten.
+
+        A write of it that is under way is thrown away by whoever commits it.
+        """
+        if slot.array is not None:
+            self.resident.remove(slot)
+        slot.value = slot.view = None
+
+    def doom(self, slot: Slot) -> None:
+        """Forget a slot that has left the index: its entry and its file go with a later commit."""
+        self.let_go(slot)
+        slot.version = -1
+        if slot.row is not None:
+            self._doomed[slot] = None
+            self._doomed_bytes += slot.row.stored
+        elif slot.writing < 0:
+            return
+        self.tombstones[slot.key] = self.tombstones.get(slot.key, 0) + 1
+        if self._deletions_due():
+            self.wake()
+
+    def _deletions_due(self) -> bool:
+        return len(self._doomed) >= _DOOMED_ENTRIES or self._doomed_bytes >= _DOOMED_BYTES
+
+    def wake(self) -> None:
+        """See to it that a thread works while there is something to do."""
+        while len(self._threads) < MAX_WRITERS:
+            job = self._next_job()
+            if job is None:
+                return
+            thread = threading.Thread(target=self._work, args=(job,), name="arraychest-writer")
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                # No more threads, or the interpreter is exiting: do it here.
+                self._threads.discard(thread)
+                self.lock.release()
+                try:
+                    self._work(job)
+                finally:
+                    self.lock.acquire()
+
+    def _begin_round(self) -> None:
+        """Let every value be tried again, whatever failed before."""
+        self._round += 1
+        self._retry_at = 0.0
+        self._nothing_fits = False
+
+    # --- picking ---------------------------------------------------------------------------
+
+    def _next_job(self) -> Job | None:
+        """What to store now; marks it as being written.  Called under the lock."""
+        job = self._pick()
+        if job is None and self._doomed and not self._committing and (
+            self._flushing or self._deletions_due()
+        ):
+            if self._retry_at and time.monotonic() < self._retry_at:
+                return None
+            self._committing = True
+            job = Job([], 0, False)
+        if job is None and self._compacting:
+            job = Job([], 0, False, compact=self._compacting.pop())
+        if job is not None:
+            self._jobs += 1
+            self._in_flight += job.nbytes
+        return job
+
+    def _wanted(self) -> int:
+        """Bytes that have to leave RAM beyond those being written already."""
+        if self._flushing:
+            return self.resident.charged + 1
+        charged = self.resident.charged - self._in_flight
+        if self._draining and charged <= self.budget.low:
+            self._draining = False
+        target = charged
+        if self._draining:
+            target = self.budget.low
+        if self._awaited:
+            target = min(target, self.budget.bytes - max(self._awaited))
+        return charged - target
+
+    def _pick(self) -> Job | None:
+        while self._urgent:
+            slot = self._urgent.pop()
+            if slot.array is not None and slot.writing < 0:
+                return self._job([slot])
+        wanted = self._wanted()
+        if wanted <= 0 or self._nothing_fits:
+            return None
+        if self._retry_at and not self._awaited and not self._flushing:
+            if time.monotonic() < self._retry_at:
+                return None
+            self._begin_round()
+        first = self.resident.victim(self._fits)
+        if first is None:
+            self._nothing_fits = True
+            return None
+        slots = [first]
+        if _is_small(first):
+            first.writing = first.version
+            nbytes = first.array.nbytes  # type: ignore[union-attr]  # resident by definition
+            while nbytes < min(_BATCH_BYTES, wanted) and len(slots) < _BATCH_VALUES:
+                slot = self.resident.victim(self._fits_small)
+                if slot is None:
+                    break
+                slot.writing = slot.version
+                slots.append(slot)
+                nbytes += slot.array.nbytes  # type: ignore[union-attr]
+        return self._job(slots)
+
+    def _fits(self, slot: Slot) -> bool:
+        return (
+            slot.writing < 0
+            and slot.failed != self._round
+            and not (self._packing and _is_small(slot))
+        )
+
+    def _fits_small(self, slot: Slot) -> bool:
+        return slot.writing < 0 and slot.failed != self._round and _is_small(slot)
+
+    def _job(self, slots: list[Slot]) -> Job:
+        picked = []
+        nbytes = 0
+        for slot in slots:
+            assert slot.array is not None
+            slot.writing = slot.version
+            picked.append((slot, slot.version, slot.array))
+            nbytes += slot.array.nbytes
+        small = _is_small(slots[0]) and not self._packing
+        if small:
+            self._packing = True
+        return Job(picked, nbytes, small)
+
+    # --- the writer threads ----------------------------------------------------------------
+
+    def _work(self, job: Job | None) -> None:
+        while job is not None:
+            self._do(job)
+            with self.lock:
+                job = self._next_job()
+                if job is None:
+                    self._threads.discard(threading.current_thread())
+                    self.changed.notify_all()
+
+    def _do(self, job: Job) -> None:
+        error: BaseException | None = None
+        try:
+            if job.compact is not None:
+                self.compact_pack(job.compact)
+            else:
+                self._store_and_commit(job)
+        except BaseException as caught:  # whatever it was, the values stay and somebody is told
+            error = caught
+            logger.warning("spill failed, values stay in RAM: %s", caught)
+        with self.lock:
+            self._jobs -= 1
+            self._in_flight -= job.nbytes
+            self._nothing_fits = False
+            if job.small:
+                self._packing = False
+            if not job.slots and job.compact is None:
+                self._committing = False
+            for slot, version, _ in job.slots:
+                if slot.writing == version:
+                    self._settle(slot)
+                    if error is not None:
+                        slot.failed = self._round
+            # The arrays leave RAM now, not when the thread finds its next job.
+            job.slots.clear()
+            if error is None:
+                self._pause = 0.0
+            elif job.compact is None:
+                self.failure = self._last_failure = error
+                self._pause = min(2 * self._pause or _FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+                self._retry_at = time.monotonic() + self._pause
+                self._draining = False
+            self.changed.notify_all()
+
+    def _store_and_commit(self, job: Job) -> None:
+        store = self._open_store()
+        rows: list[Row] = []
+        if job.small:
+            values = [_encoded(slot, array) for slot, _, array in job.slots]
+            rows = store.append(values)
+            del values
+        else:
+            for slot, _, array in job.slots:
+                rows.append(store.write(*_encoded(slot, array)))
+        spilled = self._commit(store, [(s, v, row) for (s, v, _), row in zip(job.slots, rows, strict=True)])
+        if self._on_overflow is not None:
+            for key in spilled:
+                try:
+                    self._on_overflow(key)
+                except Exception:
+                    logger.exception("on_overflow failed for key %r", key)
+
+    def _commit(self, store: Store, stored: Sequence[tuple[Slot, int, Row]]) -> list[Any]:
+        """Commit rows whose bytes are written, with all deletions that wait; returns the keys."""
+        with self.commit_lock:
+            store.begin()
+            with self.lock:
+                # Overwritten or deleted since it was picked: what was written is thrown away.
+                kept = [item for item in stored if item[0].version == item[1]]
+                deletions = list(self._doomed)
+                self._doomed.clear()
+                self._doomed_bytes = 0
+                freed = [slot.row for slot, _, _ in kept if slot.row is not None]
+                gone = [slot.row for slot in deletions if slot.row is not None]
+            kept_generations = {row.generation for _, _, row in kept}
+            unused = [
+                store.value_name(row)
+                for _, _, row in stored
+                if row.pack is None and row.generation not in kept_generations
+            ]
+            try:
+                unused += store.commit(
+                    [row for _, _, row in kept], freed + gone, [row.seq for row in gone]
+                )
+            except BaseException:
+                with self.lock:
+                    self._doomed.update(dict.fromkeys(deletions))
+                    self._doomed_bytes += sum(row.stored for row in gone)
+                store.files.remove(unused)
+                raise
+            with self.lock:
+                store.catalog.end_snapshot()
+                for slot in deletions:
+                    slot.row = None
+                    if slot.writing < 0:  # otherwise whoever writes it does
+                        self._bury(slot)
+                for slot, version, row in kept:
+                    slot.row = row
+                    if slot.version == version:
+                        self._publish(slot)
+                    self._settle(slot)
+                self._note_sparse_packs(store, freed, gone)
+                self.changed.notify_all()
+            # Last: who had looked up an old row before finds it changed when its file is gone.
+            store.files.remove(unused)
+        return [slot.key for slot, _, _ in kept]
+
+    def _publish(self, slot: Slot) -> None:
+        """A value was committed: drop it from RAM, but know it while a user still holds it."""
+        array = slot.array
+        assert array is not None
+        self.resident.remove(slot)
+        self.counters.spills += 1
+        self.counters.bytes_spilled += array.nbytes
+        slot.view = weakref.ref(array) if slot.kind != "scalar" else None
+        slot.value = None
+
+    def _settle(self, slot: Slot) -> None:
+        """The write of a slot is over, whatever came of it."""
+        if slot.writing < 0:
+            return
+        slot.writing = -1
+        if slot.version < 0:  # deleted meanwhile
+            if slot.row is not None:
+                if slot not in self._doomed:
+                    self._doomed[slot] = None
+                    self._doomed_bytes += slot.row.stored
+            else:
+                self._bury(slot)
+
+    def _bury(self, slot: Slot) -> None:
+        left = self.tombstones.get(slot.key, 0) - 1
+        if left > 0:
+            self.tombstones[slot.key] = left
+        else:
+            self.tombstones.pop(slot.key, None)
+
+    def doomed_rows(self) -> int:
+        """Rows of the catalog that do not count: deleted, not yet committed so, and not replaced
+        by a later value of the same key."""
+        present = (self.index.get(slot.key) for slot in self._doomed)
+        return sum(slot is None or slot.row is None for slot in present)
+
+    def become_reader(self) -> None:
+        """In a forked child: nobody writes here, and no other thread is left."""
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.commit_lock = threading.Lock()
+        self._threads.clear()
+        self._jobs = 0
+
+    # --- waiting for it --------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Return once every value put and every key deleted before the call is committed.
+
+        Raises
+        ------
+        SpillError
+            Some could not be; they stay in RAM, or stay deleted, and are tried again later.
+        """
+        with self.lock:
+            pending = [(slot, slot.version) for slot in self.resident.slots()]
+            pending += [(slot, -1) for slot in self._doomed]
+            self._begin_round()
+            self.failure = None
+            self._flushing += 1
+            try:
+                at = 0
+                while True:
+                    self.wake()
+                    while at < len(pending) and not self._waits(*pending[at]):
+                        at += 1
+                    if at == len(pending) or not self._jobs:
+                        break
+                    self.changed.wait()
+            finally:
+                self._flushing -= 1
+            left = sum(1 for slot, version in pending[at:] if self._waits(slot, version))
+            if left:
+                self._raise_failure(f"{left} values or deletions could not be stored")
+
+    def _waits(self, slot: Slot, version: int) -> bool:
+        if version < 0:
+            return slot.row is not None
+        return slot.version == version and slot.array is not None
+
+    def spill(self, slot: Slot) -> None:
+        """Store one value now and drop it from RAM.  Called under the lock.
+
+        Raises
+        ------
+        SpillError
+            It could not be stored, and stays in RAM.
+        """
+        version = slot.version
+        self._begin_round()
+        while slot.version == version and slot.array is not None:
+            if slot.failed == self._round:
+                self._raise_failure(f"the value of key {slot.key!r} could not be stored")
+                return
+            if slot.writing < 0 and slot not in self._urgent:
+                self._urgent.append(slot)
+            self.wake()
+            if slot.array is not None and slot.failed != self._round:
+                self.changed.wait()
+
+    def wait_idle(self) -> None:
+        """Return once no writer thread is left.  Called under the lock."""
+        while self._threads or self._jobs:
+            self.changed.wait()
+
+    def is_writer_thread(self) -> bool:
+        """Whether the calling thread is one of the writers."""
+        return threading.current_thread() in self._threads
+
+    def store_directly(
+        self,
+        key: Any,
+        array: np.ndarray,
+        kind: Kind,
+        slot_of: Callable[[Any], Slot],
+        attach: Callable[[Slot], None],
+    ) -> None:
+        """Store a value that is larger than the budget, without ever charging it.
+
+        Parameters
+        ----------
+        slot_of, attach
+            The slot of a key, a new one that is not yet in the index if it has none; and what
+            brings it there.  Called under the lock.
+
+        Raises
+        ------
+        SpillError
+            The key has its old value.
+        """
+        try:
+            store = self._open_store()
+            form, text = _form_of(array, kind)
+            row = store.write(encode_key(key), 0, array, form, text)
+            # The lock is held during the commit, for once: a large value can wait for it, and
+            # nobody can overwrite or delete the key between commit and publication.
+            with self.commit_lock, self.lock:
+                slot = slot_of(key)
+                row = row._replace(seq=slot.seq, exact=encode_key(slot.key).exact)
+                unused = store.commit([row], [slot.row] if slot.row is not None else [])
+                store.catalog.end_snapshot()
+                if slot.array is not None:
+                    self.resident.remove(slot)
+                slot.value = slot.view = None
+                slot.version += 1
+                slot.row = row
+                attach(slot)
+                self.counters.spills += 1
+                self.counters.bytes_spilled += array.nbytes
+                self.changed.notify_all()
+        except ArrayChestError:
+            raise
+        except OSError as error:
+            raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
+        store.files.remove(unused)
+        if self._on_overflow is not None:
+            self._on_overflow(key)
+
+    # --- compaction ------------------------------------------------------------------------
+
+    def _note_sparse_packs(self, store: Store, *freed: Iterable[Row]) -> None:
+        touched = {row.pack for rows in freed for row in rows if row.pack is not None}
+        if touched:
+            self._compacting |= touched.intersection(store.sparse_packs(COMPACTION_SHARE))
+
+    def compact_pack(self, identity: int) -> None:
+        """Move what lives in a pack to the open one and remove it.
+
+        Raises
+        ------
+        OSError, CorruptEntryError
+            What was not moved stays where it is.
+        """
+        store = self._open_store()
+        with self.commit_lock:
+            with self.lock:
+                known = store.has_pack(identity)
+                if known:
+                    store.seal(identity)
+                steps = list(store.move_steps(identity)) if known else []
+            if known and not steps:
+                store.drop_pack(identity)
+            for rows in steps:
+                moved = {row.generation: row for row in store.move(rows)}
+                with self.lock:
+                    store.catalog.end_snapshot()
+                    for slot in self._slots_of(rows):
+                        if slot.row is not None:
+                            slot.row = moved.get(slot.row.generation, slot.row)
+            store.files.remove([store.pack_name(identity)] if known else [])
+
+    def _slots_of(self, rows: Iterable[Row]) -> Iterator[Slot]:
+        """Every slot that may name one of these rows, also the deleted ones."""
+        for row in rows:
+            slot = self.index.get(decode_key(row.key, row.exact))
+            if slot is not None:
+                yield slot
+        yield from self._doomed
+
+
+def _is_small(slot: Slot) -> bool:
+    array = slot.array
+    return array is not None and array.nbytes < PACK_THRESHOLD and slot.kind != "pickle"
+
+
+def _form_of(array: np.ndarray, kind: Kind) -> tuple[Form, str]:
+    flags = array.flags
+    order: Any = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+    return Form(array.dtype, array.shape, order, kind), form_text(
+        array.dtype, array.shape, order, kind
+    )
+
+
+def _encoded(slot: Slot, array: np.ndarray) -> tuple[KeyCode, int, np.ndarray, Form, str]:
+    form, text = _form_of(array, slot.kind)
+    return encode_key(slot.key), slot.seq, array, form, text

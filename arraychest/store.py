@@ -1,0 +1,626 @@
+"""Codec, file and catalog row as one transaction: values go in, mapped values come out.
+
+Order of a write: the bytes into a new file, then the row, then the old generation's file goes.
+So a crash at any instruction leaves each key with its old value or its new one, and at worst a
+file without a row, which the next writer sweeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from arraychest import files as value_files
+from arraychest.catalog import FILE_NAME as CATALOG_NAME
+from arraychest.catalog import Catalog, Pack
+from arraychest.codecs import npy, pack
+from arraychest.entry import Form, Row, parse_form
+from arraychest.errors import ChestFormatError, CorruptEntryError, PickleRefusedError
+from arraychest.files import DATA, PACKS, SPARE, Files
+from arraychest.keys import KeyCode, decode_key, file_stem
+from arraychest.mapping import map_file
+from arraychest.values import scalar_of
+
+Mode = Literal["r", "a", "w", "x"]
+
+# A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
+# map then serves all its values.  Pages beyond the end are never touched.
+_PACK_MAP_BYTES = pack.PACK_BYTES + (8 << 20)
+
+# Bytes of small values that one compaction step moves in one transaction.
+_MOVE_BYTES = 4 << 20
+
+# Packs kept mapped; one map serves 64 MiB of small values.
+_MAX_PACK_MAPS = 1024
+
+# NONBLOCK and NOFOLLOW: a stranger's chest may hold a pipe or a link in the place of a file.
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+
+
+class Store:
+    """The stored values of one chest folder.
+
+    `commit`, `compact` and `sweep` are called by one thread at a time (the chest's commit lock);
+    `write`, `append` and `load` from any; methods that read the catalog under the chest's lock.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    lock_fd
+        Descriptor that makes this the folder's writer; None: read only.
+    durable
+        Whether a commit survives a power cut.
+    allow_pickle
+        Whether arrays of Python objects are read.
+    private
+        Whether `load` gives writable, private maps.
+    """
+
+    def __init__(
+        self, root: str, lock_fd: int | None, *, durable: bool, allow_pickle: bool, private: bool
+    ) -> None:
+        self.root = root
+        self.files = Files(root, durable=durable)
+        self.lock_fd = lock_fd
+        self._allow_pickle = allow_pickle
+        self._private = private
+        if lock_fd is not None:
+            self.files.make_folders()
+        self.catalog = Catalog(root, writable=lock_fd is not None, durable=durable)
+        self._packs = {known.id: known for known in self.catalog.packs()}
+        self._generations: itertools.count[int] | None = None
+        self._session_lock = threading.Lock()
+        # The pack being appended to, and how far it is written (its row says how far committed).
+        self._append_lock = threading.Lock()
+        self._open_pack: int | None = None
+        self._tail = 0
+        self._pack_maps: dict[int, tuple[np.ndarray, int]] = {}
+        self._unsure = False
+        self.bytes_written = 0
+
+    def close(self) -> None:
+        """Close the catalog and stop being the writer."""
+        if self.lock_fd is not None:
+            self.files.drop_spares()
+            if self._generations is not None and not self._unsure:
+                self.catalog.end_session()
+        self.catalog.close()
+        self.release_lock()
+
+    def release_lock(self) -> None:
+        """Stop being the folder's writer."""
+        if self.lock_fd is not None:
+            value_files.unlock(self.lock_fd)
+            self.lock_fd = None
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def _generation(self) -> int:
+        with self._session_lock:
+            if self._generations is None:
+                # The first write of a session: from here on a crash leaves something to sweep.
+                self._generations = itertools.count(self.catalog.begin_session() << 32)
+            return next(self._generations)
+
+    def begin(self) -> None:
+        """Make the session known before the first write.  Called under the commit lock."""
+        self._generation()
+
+    def write(self, code: KeyCode, seq: int, array: np.ndarray, form: Form, text: str) -> Row:
+        """Write a value to a file of its own and return the row that would name it.
+
+        Raises
+        ------
+        OSError
+            Nothing is left of the file.
+        """
+        generation = self._generation()
+        stamp = secrets.randbits(62)
+        head = npy.header(form)
+        body = npy.payload(array, form)
+        nbytes = len(head) + sum(map(len, body))
+        stored = nbytes + npy.TRAILER_BYTES
+        row = Row(
+            code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp
+        )
+        self.files.write(self.value_name(row), [head, *body, npy.trailer(stamp, nbytes)])
+        self.bytes_written += stored
+        return row
+
+    def append(
+        self, values: Sequence[tuple[KeyCode, int, np.ndarray, Form, str]]
+    ) -> list[Row]:
+        """Append small values to the open pack and return the rows that would name them.
+
+        Raises
+        ------
+        OSError
+            Nothing of these values is left, and what the pack held is untouched.
+        """
+        parts: list[bytes] = []
+        at = 0
+        extents: list[tuple[int, int]] = []
+        for _, _, array, form, _ in values:
+            data = array.tobytes(form.order)
+            extents.append((at, len(data)))
+            padding = -len(data) % pack.ALIGN
+            parts.append(data)
+            if padding:
+                parts.append(_ZEROS[padding])
+            at += len(data) + padding
+        with self._append_lock:
+            target, start = self._pack_to_append()
+            buffers: list[bytes | memoryview] = [b"".join(parts)]
+            if not start:
+                buffers.insert(0, pack.header(target.stamp))
+            self._tail = self.files.append(self.pack_name(target.id), start, buffers)
+            # Not in the catalog before the first commit of a row in it.
+            self._packs.setdefault(target.id, target)
+            self._open_pack = target.id
+        start = start or pack.HEADER_BYTES
+        self.bytes_written += at
+        generation = self._generation
+        return [
+            Row(code.canonical, seq, code.exact, text, generation(), target.id, start + offset,
+                stored, None)
+            for (code, seq, _, _, text), (offset, stored) in zip(values, extents, strict=True)
+        ]  # fmt: skip
+
+    def _pack_to_append(self) -> tuple[Pack, int]:
+        """The pack to append to and where it ends; a new one ends at 0."""
+        if self._open_pack is None:
+            # Go on with the last pack of an earlier session, rather than leave many small ones.
+            newest = max(self._packs.values(), default=None)
+            if newest is not None:
+                self._open_pack, self._tail = newest.id, newest.bytes
+        target = self._packs.get(self._open_pack or 0)
+        if target is not None and not target.sealed and self._tail < pack.PACK_BYTES:
+            with contextlib.suppress(FileNotFoundError):
+                # A second name: another chest counts on what lies behind our end.
+                if not self.files.is_shared(self.pack_name(target.id)):
+                    return target, self._tail
+        return Pack(self._generation(), secrets.randbits(62), 0, 0, 0), 0
+
+    def seal(self, identity: int) -> None:
+        """Never append to this pack again."""
+        with self._append_lock:
+            self._packs[identity] = self._packs[identity]._replace(sealed=1)
+            if self._open_pack == identity:
+                self._open_pack = 0
+
+    def commit(
+        self,
+        rows: Sequence[Row] = (),
+        freed: Sequence[Row] = (),
+        deleted: Sequence[int] = (),
+        adopted: Sequence[Pack] = (),
+    ) -> list[str]:
+        """Commit rows, and return the files that the catalog no longer names.
+
+        They are the caller's to remove once nobody looks for them any more.
+
+        Parameters
+        ----------
+        rows
+            New rows, whose bytes are complete.
+        freed
+            Rows that `rows` or `deleted` put out of the catalog.
+        deleted
+            Places whose entries go.
+        adopted
+            Packs of another chest that `rows` lie in, already linked.
+
+        Raises
+        ------
+        OSError
+            Nothing was committed; the files of `rows` are removed.
+        """
+        packs = self._packs_after(rows, freed, adopted)
+        dropped = [
+            known.id
+            for known in packs.values()
+            if not known.live and known.id != self._open_pack
+        ]
+        changed = [known for known in packs.values() if known.id not in dropped]
+        try:
+            self.catalog.commit(deleted=deleted, rows=rows, packs=changed, dropped_packs=dropped)
+        except BaseException as error:
+            if isinstance(error, OSError):
+                self.files.remove(self.value_name(row) for row in rows if row.pack is None)
+            else:
+                # Interrupted: whether it was committed is for the next writer to see, who sweeps.
+                self._unsure = True
+            raise
+        self._packs.update((known.id, known) for known in changed)
+        for identity in dropped:
+            self._forget_pack(identity)
+        return [self.value_name(row) for row in freed if row.pack is None] + [
+            self.pack_name(identity) for identity in dropped
+        ]
+
+    def _forget_pack(self, identity: int) -> None:
+        self._packs.pop(identity, None)
+        self._pack_maps.pop(identity, None)
+
+    def _packs_after(
+        self, rows: Iterable[Row], freed: Iterable[Row], adopted: Iterable[Pack]
+    ) -> dict[int, Pack]:
+        """The packs that a commit changes, as they are after it."""
+        known = {each.id: each for each in adopted}
+        ends: dict[int, int] = {}
+        live: dict[int, int] = {}
+        for row in rows:
+            if row.pack is not None:
+                size = pack.aligned(row.stored)
+                live[row.pack] = live.get(row.pack, 0) + size
+                end = row.offset + size
+                if end > ends.get(row.pack, 0):
+                    ends[row.pack] = end
+        for row in freed:
+            if row.pack is not None:
+                live[row.pack] = live.get(row.pack, 0) - pack.aligned(row.stored)
+        after: dict[int, Pack] = {}
+        for identity in live:
+            before = known.get(identity) or self._packs[identity]
+            after[identity] = before._replace(
+                bytes=max(before.bytes, ends.get(identity, 0)),
+                live=before.live + live[identity],
+            )
+        return after
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def mapped_value(self, row: Row) -> Any:
+        """A packed value whose pack is already mapped far enough; None if it is not.
+
+        Does no I/O, so that it may be called under the chest's lock.
+        """
+        known = self._pack_maps.get(cast(int, row.pack))
+        if known is None or row.offset + row.stored > known[1]:
+            return None
+        form = parse_form(row.form)
+        if form.nbytes != row.stored:
+            return None  # `load` says what is wrong
+        return self._value(pack.view(known[0], form, row.offset), form, packed=True)
+
+    def load(self, row: Row, key: Any) -> Any:
+        """The value of a row: a view of a map, or a NumPy scalar.
+
+        Raises
+        ------
+        CorruptEntryError
+            The file is missing, or is not the one that the row describes.
+        PickleRefusedError
+            It needs pickle, and this chest does without.
+        OSError
+            It could not be read.
+        """
+        name = self.value_name(row) if row.pack is None else self.pack_name(row.pack)
+        path = self.files.path(name)
+        try:
+            form = parse_form(row.form)
+        except ValueError as error:
+            raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
+        if form.kind == "pickle" and not self._allow_pickle:
+            raise PickleRefusedError(
+                f"the value of key {key!r} in {path} is an array of Python objects, stored with "
+                "pickle: open the chest with allow_pickle=True if you trust who wrote it"
+            )
+        try:
+            if row.pack is None:
+                return self._load_file(path, row, form, key)
+            array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
+            return self._value(array, form, packed=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CorruptEntryError(
+                f"expected the value of key {key!r} in {path}, found no such file"
+            ) from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CorruptEntryError(
+                    f"expected the value of key {key!r} in {path}, found a symbolic link"
+                ) from error
+            raise
+
+    def _load_file(self, path: str, row: Row, form: Form, key: Any) -> Any:
+        fd = os.open(path, _READ_FLAGS)
+        try:
+            status = os.fstat(fd)
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode) or size != row.stored:
+                raise CorruptEntryError(
+                    f"expected {row.stored} bytes for key {key!r} in {path}, found {size}"
+                )
+            body = size - npy.TRAILER_BYTES
+            tail = os.pread(fd, npy.TRAILER_BYTES, max(body, 0))
+            if npy.stamp_of(tail) != (row.stamp, body):
+                raise CorruptEntryError(
+                    f"expected the file of key {key!r} in {path}, found one written elsewhere, "
+                    "or another entry's"
+                )
+            if form.kind == "pickle":
+                return npy.unpickle(os.pread(fd, body - row.offset, row.offset), form)
+            if not 0 <= row.offset <= body or form.nbytes != body - row.offset:
+                raise CorruptEntryError(
+                    f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
+                    f"{body - row.offset}"
+                )
+            base = self._map(fd, size)
+        finally:
+            os.close(fd)
+        return self._value(pack.view(base, form, row.offset), form, packed=False)
+
+    def _value(self, array: np.ndarray, form: Form, *, packed: bool) -> Any:
+        if form.kind == "scalar":
+            return scalar_of(array)
+        # All values of a pack share one map, which is read-only.
+        return array.copy(order="A") if packed and self._private else array
+
+    def _map(self, fd: int, size: int) -> np.ndarray:
+        try:
+            return map_file(fd, size, private=self._private)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+        # As many maps as the system allows (vm.max_map_count) are alive: read it instead.
+        copy = np.empty(size, np.uint8)
+        at = 0
+        while at < size:
+            count = os.preadv(fd, [copy.data[at:]], at)
+            if not count:
+                raise OSError(errno.EIO, "the file ended while it was read")
+            at += count
+        copy.flags.writeable = self._private
+        return copy
+
+    def _pack_base(self, path: str, row: Row, form: Form, key: Any) -> np.ndarray:
+        """The bytes of a mapped pack, as far as `row` reaches at least."""
+        identity = cast(int, row.pack)
+        if form.nbytes != row.stored:
+            raise CorruptEntryError(
+                f"expected {form.nbytes} bytes for key {key!r} in {path}, found {row.stored}"
+            )
+        fd = os.open(path, _READ_FLAGS)
+        try:
+            status = os.fstat(fd)
+            stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
+            known = self._packs.get(identity)
+            if known is None:
+                # Begun after this reader opened the chest.
+                self._packs.update((each.id, each) for each in self.catalog.packs())
+                known = self._packs.get(identity)
+            if not stat.S_ISREG(status.st_mode) or known is None or stamp != known.stamp:
+                raise CorruptEntryError(
+                    f"expected the pack of key {key!r} in {path}, found something else"
+                )
+            if row.offset < pack.HEADER_BYTES or row.offset + row.stored > status.st_size:
+                raise CorruptEntryError(
+                    f"expected key {key!r} at bytes {row.offset} to {row.offset + row.stored} of "
+                    f"{path}, found {status.st_size} bytes in all"
+                )
+            held = self._pack_maps.get(identity)
+            if held is None:
+                base = map_file(fd, max(_PACK_MAP_BYTES, status.st_size))
+            else:
+                base = held[0]
+        finally:
+            os.close(fd)
+        if len(self._pack_maps) >= _MAX_PACK_MAPS:
+            self._pack_maps.clear()
+        self._pack_maps[identity] = base, status.st_size
+        return base
+
+    def prefetch(self, row: Row) -> None:
+        """Ask the kernel to read a value ahead; a hint that cannot fail."""
+        name = self.value_name(row) if row.pack is None else self.pack_name(row.pack)
+        with contextlib.suppress(OSError):
+            fd = os.open(self.files.path(name), _READ_FLAGS)
+            try:
+                os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
+
+    # --- names -----------------------------------------------------------------------------
+
+    @staticmethod
+    def value_name(row: Row) -> str:
+        """The file of a value that has one of its own, relative to the chest."""
+        generation = row.generation
+        return f"{DATA}/{generation & 255:02x}/{file_stem(row.key)}-{generation:x}.npy"
+
+    @staticmethod
+    def pack_name(identity: int) -> str:
+        """The file of a pack, relative to the chest."""
+        return f"{PACKS}/{identity:x}.pack"
+
+    # --- housekeeping ----------------------------------------------------------------------
+
+    def sparse_packs(self, share: float) -> list[int]:
+        """Packs of which more than `share` of the bytes are dead."""
+        return [
+            known.id
+            for known in self._packs.values()
+            if known.bytes - pack.HEADER_BYTES - known.live
+            > share * max(known.bytes - pack.HEADER_BYTES, 1)
+        ]
+
+    def dead_bytes(self) -> int:
+        """Bytes in packs that no entry uses."""
+        return sum(max(0, each.bytes - pack.HEADER_BYTES - each.live) for each in self._packs.values())
+
+    def move_steps(self, identity: int) -> Iterable[list[Row]]:
+        """The entries of a pack, in groups small enough for one transaction each."""
+        group: list[Row] = []
+        nbytes = 0
+        for row in self.catalog.rows_in(identity):
+            group.append(row)
+            nbytes += row.stored
+            if nbytes >= _MOVE_BYTES:
+                yield group
+                group, nbytes = [], 0
+        if group:
+            yield group
+
+    def move(self, rows: Sequence[Row]) -> list[Row]:
+        """Copy packed values to the open pack, commit their new places and return their rows.
+
+        The file of a pack that nothing lives in any more is the caller's to remove.
+
+        Raises
+        ------
+        OSError, CorruptEntryError
+            The values stay where they were.
+        """
+        values = []
+        for row in rows:
+            form = parse_form(row.form)
+            key = decode_key(row.key, row.exact)
+            path = self.files.path(self.pack_name(cast(int, row.pack)))
+            array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
+            values.append((KeyCode(row.key, row.exact), row.seq, array, form, row.form))
+        moved = [
+            new._replace(generation=row.generation)
+            for row, new in zip(rows, self.append(values), strict=True)
+        ]
+        packs = self._packs_after(moved, rows, ())
+        dropped = [known.id for known in packs.values() if not known.live]
+        changed = [known for known in packs.values() if known.live]
+        self.catalog.commit(moved=moved, packs=changed, dropped_packs=dropped)
+        self._packs.update((known.id, known) for known in changed)
+        for identity in dropped:
+            self._forget_pack(identity)
+        return moved
+
+    def clear(self) -> None:
+        """Remove every entry, and then every file."""
+        self._generation()
+        self.catalog.clear()
+        self._packs.clear()
+        self.sweep()
+
+    def become_reader(self) -> None:
+        """In a forked child: the folder, its lock and the catalog's connections are the parent's."""
+        if self.lock_fd is not None:
+            # Only this process's descriptor: the lock stays with the parent's.
+            os.close(self.lock_fd)
+            self.lock_fd = None
+        self._append_lock = threading.Lock()
+        self.catalog.reopen_in_child()
+
+    def has_pack(self, identity: int) -> bool:
+        """Whether the catalog, or a write under way, knows a pack."""
+        return identity in self._packs
+
+    def drop_pack(self, identity: int) -> None:
+        """Forget a pack that no entry uses; its file is the caller's to remove."""
+        self.catalog.commit(dropped_packs=[identity])
+        self._forget_pack(identity)
+
+    def adopt(self, source: str, row: Row, seq: int) -> Row:
+        """Link another chest's value file into this one and return the row that would name it."""
+        mine = row._replace(seq=seq, generation=self._generation())
+        self.files.link(source, self.value_name(mine))
+        return mine
+
+    def adopt_pack(self, source: str, theirs: Pack) -> Pack:
+        """Link another chest's pack into this one; never appended to here."""
+        mine = Pack(self._generation(), theirs.stamp, theirs.bytes, 0, 1)
+        self.files.link(source, self.pack_name(mine.id))
+        return mine
+
+    def adopt_packed(self, row: Row, identity: int) -> Row:
+        """The row that names a value in a pack that was adopted as `identity`."""
+        return row._replace(generation=self._generation(), pack=identity)
+
+    def pack_record(self, identity: int) -> Pack:
+        """What the catalog knows of a pack."""
+        return self._packs[identity]
+
+    def sweep(self) -> int:
+        """Remove every file that the catalog does not name; returns how many.  O(files)."""
+        named = self.catalog.file_generations()
+        packs = {self.pack_name(identity) for identity in self._packs}
+        orphans = []
+        for name in self.files.names():
+            if name.startswith(PACKS):
+                known = name in packs
+            elif name.startswith(SPARE):
+                known = False
+            else:
+                with contextlib.suppress(ValueError):
+                    stem = name.rpartition("-")[2].removesuffix(".npy")
+                    if int(stem, 16) in named:
+                        continue
+                known = False
+            if not known:
+                orphans.append(name)
+        self.files.remove(orphans, keep_spares=False)
+        return len(orphans)
+
+
+_ZEROS = [bytes(count) for count in range(pack.ALIGN)]
+
+
+def open_folder(path: str, mode: Mode) -> int | None:
+    """Check and, where the mode says so, create and lock a chest's folder.
+
+    Returns the descriptor of the writer's lock, or None for ``mode="r"``.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, NotADirectoryError
+        The mode wants the chest to exist, or not to.
+    ChestFormatError
+        The folder holds something else than a chest.  Nothing was touched.
+    ChestInUseError
+        Another chest writes to it.
+    """
+    catalog = os.path.join(path, CATALOG_NAME)
+    if mode == "r":
+        if not os.path.isfile(catalog):
+            if os.path.isdir(path):
+                raise ChestFormatError(f"expected a chest at {path}, found no {CATALOG_NAME} in it")
+            raise FileNotFoundError(errno.ENOENT, "expected a chest, found no such folder", path)
+        return None
+    created = False
+    try:
+        os.makedirs(path, exist_ok=False)
+        created = True
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise NotADirectoryError(
+                errno.ENOTDIR, "expected a folder for a chest, found a file", path
+            ) from None
+    is_chest = os.path.isfile(catalog)
+    if mode == "x" and not created and (is_chest or os.listdir(path)):
+        raise FileExistsError(errno.EEXIST, 'mode="x" expects no chest yet, found a folder', path)
+    if not is_chest and not created:
+        present = sorted(set(os.listdir(path)))
+        if set(present) - {DATA, PACKS, SPARE, "writer.lock"}:
+            raise ChestFormatError(
+                f"expected a chest or an empty folder at {path}, found {present[:5]}"
+            )
+        left = next(Files(path, durable=False).names(), None)
+        if left is not None and mode != "w":
+            raise ChestFormatError(
+                f"expected {CATALOG_NAME} in {path}, found none beside values such as {left}: "
+                'nothing was touched; mode="w" starts empty'
+            )
+    return value_files.lock_for_writing(path)
+
+
+def empty_folder(path: str) -> None:
+    """Remove a catalog that cannot be read, so that a new one takes its place."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, CATALOG_NAME + suffix))

@@ -1,0 +1,855 @@
+"""Where each value is now, and how a get, a put and a delete find it.
+
+The *index* maps a key to its slot, as far as the chest has met the key since it was opened: a
+chest of a million entries opens without reading them.  A key that is not in the index is looked
+up in the catalog, unless the index is known to be complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from arraychest import files as value_files
+from arraychest.budget import Budget
+from arraychest.entry import Entry, Form, Row, parse_form
+from arraychest.errors import (
+    AbsentKeyError,
+    ClosedChestError,
+    CorruptEntryError,
+    KeyTypeError,
+    ReadOnlyChestError,
+)
+from arraychest.keys import decode_key, encode_key
+from arraychest.resident import Slot
+from arraychest.spill import WriteBehind, logger
+from arraychest.store import Mode, Store, empty_folder, open_folder
+from arraychest.values import Accepted, OnPut, accept, array_to_keep, freeze, scalar_of
+
+# Mapped views that the chest keeps open, so that a repeated get costs no more than a resident
+# hit.  Each map counts against vm.max_map_count (65,530), most of which is left to the user.
+MAX_KEPT_VIEWS = 16_384
+
+# Slots of stored values kept in the index; some 300 bytes each.  Beyond it those that hold
+# nothing are forgotten, and found again in the catalog.
+MAX_KNOWN_SLOTS = 1 << 19
+
+# Entries that one step of an iteration reads from the catalog.
+_PAGE = 1024
+
+_SIMPLE_KEYS = frozenset({str, int, bytes})
+
+
+class Options(NamedTuple):
+    """How a chest was opened."""
+
+    mode: Mode
+    private: bool
+    on_put: OnPut
+    allow_pickle: bool
+    durable: bool
+    on_miss: Callable[[Any], object] | None
+    on_overflow: Callable[[Any], object] | None
+
+
+class Tiers:
+    """The values of one chest, in RAM and on disk.  Every method is safe from many threads.
+
+    Parameters
+    ----------
+    path
+        The chest's folder; None: a private one, made at the first spill and removed at the end.
+    budget
+        How much may stay in RAM.
+    options
+        How the chest is opened.
+    """
+
+    def __init__(self, path: str | None, budget: Budget, options: Options) -> None:
+        self.path = path
+        self.options = options
+        self.temporary = path is None
+        self.budget = budget
+        self.index: dict[Any, Slot] = {}
+        self._store: Store | None = None
+        self._store_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self.closed = False
+        self._closing = False
+        self.forked = False
+        self.writer = WriteBehind(self.index, budget, self._open_store, options.on_overflow)
+        # Whether every entry of the catalog has its slot in the index.
+        self._complete = True
+        self._count: int | None = 0
+        self._next_seq = 1
+        self._puts = 0
+        # Slots whose `value` is a mapped view, oldest first.
+        self._kept: deque[Slot] = deque()
+        if path is not None:
+            self._open_named(path)
+        _alive.add(self)
+
+    def _open_named(self, path: str) -> None:
+        fd = open_folder(path, self.options.mode)
+        try:
+            try:
+                store = self._make_store(path, fd)
+            except ValueError:
+                if self.options.mode != "w":
+                    raise
+                empty_folder(path)
+                store = self._make_store(path, fd)
+        except BaseException:
+            if fd is not None:
+                value_files.unlock(fd)
+            raise
+        try:
+            if fd is not None:
+                if self.options.mode == "w":
+                    store.clear()
+                if store.catalog.meta("unclean"):
+                    swept = store.sweep()
+                    logger.info("swept %d orphans in %s after an unclean end", swept, path)
+            self._next_seq = store.catalog.last_seq() + 1
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
+        self._complete = self._next_seq == 1 and fd is not None
+        self._count = 0 if self._complete else None
+
+    def _make_store(self, path: str, fd: int | None) -> Store:
+        options = self.options
+        return Store(
+            path,
+            fd,
+            durable=options.durable,
+            allow_pickle=options.allow_pickle,
+            private=options.private,
+        )
+
+    def _open_store(self) -> Store:
+        store = self._store
+        if store is None:
+            with self._store_lock:
+                if self._store is None:
+                    root, fd = value_files.make_private_folder()
+                    try:
+                        self._store = self._make_store(root, fd)
+                    except BaseException:
+                        value_files.unlock(fd)
+                        value_files.remove_folder(root)
+                        raise
+                    self.path = root
+                store = self._store
+        return store
+
+    # --- get -------------------------------------------------------------------------------
+
+    def get(self, key: Any) -> Any:
+        """The value of a key that is not at hand in `index`.
+
+        Raises
+        ------
+        AbsentKeyError, CorruptEntryError, PickleRefusedError, ClosedChestError, OSError
+        """
+        writer = self.writer
+        while True:
+            with writer.lock:
+                slot = self._find(key)
+                if slot is None:
+                    writer.counters.absent += 1
+                    raise AbsentKeyError(key)
+                value = self._at_hand(slot)
+                if value is not None:
+                    writer.counters.hits += 1
+                    return value
+                row = slot.row
+                if row is None or slot.loading:
+                    # Another thread is faulting it in: once is enough.
+                    writer.changed.wait()
+                    continue
+                if self._store is None:
+                    raise ClosedChestError("the chest is closed")
+                writer.counters.misses += 1
+                if row.pack is not None and self.options.on_miss is None:
+                    value = self._store.mapped_value(row)
+                    if value is not None:
+                        return self._keep(slot, row, value)
+                slot.loading = True
+            try:
+                if self.options.on_miss is not None:
+                    self.options.on_miss(slot.key)
+                value = self._store.load(row, slot.key)
+            except CorruptEntryError:
+                with writer.lock:
+                    self._done_loading(slot)
+                    if self._is_current(slot, row):
+                        raise
+                continue
+            except BaseException:
+                with writer.lock:
+                    self._done_loading(slot)
+                raise
+            with writer.lock:
+                self._done_loading(slot)
+                if self._is_current(slot, row):
+                    self._keep(slot, row, value)
+                return value
+
+    def _done_loading(self, slot: Slot) -> None:
+        slot.loading = False
+        self.writer.changed.notify_all()
+
+    def _is_current(self, slot: Slot, row: Row) -> bool:
+        """Whether what was loaded from `row` is still the slot's value."""
+        if self._store is None or self.index.get(slot.key) is not slot:
+            return False
+        if slot.row is not row or slot.array is not None:
+            return False
+        if self._sole_writer():
+            return True
+        # Another process may have replaced it; its file is gone then.
+        found = self._store.catalog.find(row.key)
+        if found is not None and found.generation == row.generation and found.pack == row.pack:
+            return True
+        if found is None:
+            self._forget(slot)
+        else:
+            slot.row = found
+        return False
+
+    def _sole_writer(self) -> bool:
+        return self.options.mode != "r" and not self.forked
+
+    def _at_hand(self, slot: Slot) -> Any:
+        """The value without I/O, or None."""
+        if slot.value is not None:
+            return slot.value
+        array = slot.array
+        if array is not None:
+            if slot.kind == "scalar":
+                return scalar_of(array)
+            # Only a chest with mmap_mode="c" has a resident value that is not at hand.
+            return array.copy(order="A") if self.options.private else array
+        return slot.view() if slot.view is not None and not self.options.private else None
+
+    def _keep(self, slot: Slot, row: Row, value: Any) -> Any:
+        """Note a value that was faulted in; further gets of it are hits."""
+        counters = self.writer.counters
+        counters.faults += 1
+        counters.bytes_faulted += row.stored
+        if type(value) is not np.ndarray or self.options.private:
+            return value
+        if value.dtype.hasobject:
+            # Unpickled into RAM: the chest keeps it no longer than its user does.
+            slot.view = weakref.ref(value)
+            return value
+        slot.value = value
+        self._kept.append(slot)
+        if len(self._kept) > MAX_KEPT_VIEWS:
+            self._let_go_oldest()
+        return value
+
+    def _let_go_oldest(self) -> None:
+        for _ in range(2 * len(self._kept)):
+            slot = self._kept.popleft()
+            if slot.value is None or slot.array is not None:
+                continue
+            if slot.hits != slot.seen:
+                slot.seen = slot.hits
+                self._kept.append(slot)
+                continue
+            slot.view = weakref.ref(slot.value)
+            slot.value = None
+            return
+
+    # --- finding ---------------------------------------------------------------------------
+
+    def _find(self, key: Any) -> Slot | None:
+        """The slot of a key, from the index or the catalog.  Called under the lock."""
+        slot = self.index.get(key)
+        if slot is not None:
+            return slot
+        if self.closed:
+            raise ClosedChestError("the chest is closed")
+        if self._complete:
+            if type(key) not in _SIMPLE_KEYS:
+                encode_key(key)
+            return None
+        code = encode_key(key)
+        if key in self.writer.tombstones or self._store is None:
+            return None
+        row = self._store.catalog.find(code.canonical)
+        return None if row is None else self._remember(row, key)
+
+    def _remember(self, row: Row, key: Any) -> Slot:
+        if type(key) is not str:
+            try:
+                key = decode_key(row.key, row.exact)
+            except ValueError as error:
+                raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
+        slot = self.index[key] = Slot(key, row.seq, row)
+        if len(self.index) > MAX_KNOWN_SLOTS:
+            self._forget_idle()
+        return slot
+
+    def _forget_idle(self) -> None:
+        """Forget the slots that hold nothing but what the catalog knows."""
+        for slot in list(self.index.values()):
+            if (
+                slot.array is None
+                and slot.value is None
+                and slot.row is not None
+                and not slot.loading
+                and (slot.view is None or slot.view() is None)
+            ):
+                self._forget(slot)
+
+    def _forget(self, slot: Slot) -> None:
+        self._complete = False
+        self.writer.counters.hits += slot.hits
+        self.index.pop(slot.key, None)
+
+    def contains(self, key: Any) -> bool:
+        """Whether the chest has the key.  Reads no value."""
+        if key in self.index:
+            return True
+        with self.writer.lock:
+            return self._find(key) is not None
+
+    def count(self) -> int:
+        """Number of keys.  O(1), but O(n) the first time in a chest that was reopened."""
+        with self.writer.lock:
+            self._check_open()
+            if self._complete:
+                return len(self.index)
+            if self._count is not None:
+                return self._count
+        # No commit is under way under this lock, so that each row has been noted on its slot.
+        with self.writer.commit_lock, self.writer.lock:
+            self._check_open()
+            assert self._store is not None
+            rows = self._store.catalog.count()
+            if not self._sole_writer():
+                return rows
+            unsaved = sum(slot.row is None for slot in self.index.values())
+            self._count = rows + unsaved - self.writer.doomed_rows()
+            return self._count
+
+    # --- put and delete --------------------------------------------------------------------
+
+    def put(self, key: Any, value: Any, *, only_absent: bool = False) -> None:
+        """Make `value` the value of `key`.
+
+        Raises
+        ------
+        ValueTypeError, KeyTypeError, SpillError, ReadOnlyChestError, ClosedChestError
+            The key has its old value, and the array is as it was.
+        """
+        accepted = accept(value, allow_pickle=self.options.allow_pickle)
+        if type(key) not in _SIMPLE_KEYS:
+            encode_key(key)
+        if only_absent and self.contains(key):
+            return
+        nbytes = accepted.array.nbytes
+        writer = self.writer
+        if writer.failure is not None or not self._sole_writer():
+            with writer.lock:
+                self.check_writable()
+                writer.report_failure()
+        if nbytes > self.budget.bytes:
+            self._put_directly(key, accepted)
+            return
+        # Copied before the lock is taken; frozen only once nothing can refuse it any more.
+        array = accepted.array
+        if accepted.kind != "scalar":
+            array = array_to_keep(array, self.options.on_put)
+        with writer.lock:
+            if self.closed or self._closing:
+                self.check_writable()
+            self.budget.refresh(writer.resident.charged)
+            weight = writer.resident.weight(array)
+            if writer.resident.charged + weight > self.budget.bytes:
+                writer.make_room(weight)
+                self.check_writable()
+            slot = self._find(key)
+            if slot is None:
+                slot = self._new_slot(key)
+                self._attach(slot)
+            elif only_absent:
+                return
+            elif slot.array is not None:
+                writer.resident.remove(slot)
+            freeze(array)
+            self._puts += 1
+            slot.version = self._puts
+            slot.kind = accepted.kind
+            slot.view = None
+            writer.resident.add(slot, array)
+            if accepted.kind == "scalar":
+                slot.value = accepted.scalar
+            else:
+                slot.value = None if self.options.private else array
+            writer.put_noted(slot)
+
+    def _new_slot(self, key: Any) -> Slot:
+        slot = Slot(key, self._next_seq, None)
+        self._next_seq += 1
+        return slot
+
+    def _attach(self, slot: Slot) -> None:
+        if slot.key not in self.index:
+            self.index[slot.key] = slot
+            if self._count is not None:
+                self._count += 1
+
+    def _put_directly(self, key: Any, accepted: Accepted) -> None:
+        with self.writer.lock:
+            self.check_writable()
+
+        def slot_of(key: Any) -> Slot:
+            self.check_writable()
+            return self._find(key) or self._new_slot(key)
+
+        array = accepted.array
+        self.writer.store_directly(key, array, accepted.kind, slot_of, self._attach)
+        if self.options.on_put == "freeze" and array.flags.owndata:
+            # As any other array that was put: writing to it now would go unnoticed.
+            freeze(array)
+
+    def delete(self, key: Any, version: int | None = None) -> bool:
+        """Remove a key; with `version`, only while its slot has that one.
+
+        Returns whether it was removed.
+
+        Raises
+        ------
+        AbsentKeyError, ReadOnlyChestError, ClosedChestError
+            Nothing was changed.
+        """
+        writer = self.writer
+        with writer.lock:
+            self.check_writable()
+            slot = self._find(key)
+            if slot is None:
+                raise AbsentKeyError(key)
+            if version is not None and slot.version != version:
+                return False
+            del self.index[slot.key]
+            if self._count is not None:
+                self._count -= 1
+            writer.counters.hits += slot.hits
+            writer.doom(slot)
+        return True
+
+    def pop(self, key: Any) -> Any:
+        """Remove a key and return its value, as one step.
+
+        Raises
+        ------
+        AbsentKeyError, ReadOnlyChestError, ClosedChestError, CorruptEntryError
+            Nothing was changed.
+        """
+        while True:
+            with self.writer.lock:
+                self.check_writable()
+                slot = self._find(key)
+                if slot is None:
+                    raise AbsentKeyError(key)
+                version = slot.version
+            value = self.get(key)
+            with contextlib.suppress(AbsentKeyError):
+                if self.delete(key, version):
+                    return value
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedChestError("the chest is closed")
+
+    def check_writable(self) -> None:
+        self._check_open()
+        if self._closing:
+            raise ClosedChestError("the chest is being closed")
+        if self.forked:
+            raise ReadOnlyChestError(
+                "expected the process that opened the chest, found a forked child: it may read; "
+                "to write, open a chest of its own"
+            )
+        if self.options.mode == "r":
+            raise ReadOnlyChestError(f'expected a chest open for writing, found mode="r": {self.path}')
+
+    # --- iteration -------------------------------------------------------------------------
+
+    def keys(self, *, descending: bool = False) -> Iterator[Any]:
+        """The keys in the order of insertion, while others change the chest.
+
+        A key that is there throughout comes exactly once; one put or deleted meanwhile may or
+        may not come.  Reads no value; memory is O(keys in the index).
+        """
+        with self.writer.lock:
+            self._check_open()
+            if self._complete:
+                known = list(self.index)
+                if descending:
+                    known.reverse()
+                return iter(known)
+            unsaved = sorted(
+                ((slot.seq, slot.key) for slot in self.index.values() if slot.row is None),
+                key=lambda item: item[0],
+                reverse=descending,
+            )
+        return self._merged(unsaved, descending)
+
+    def _merged(self, unsaved: Sequence[tuple[int, Any]], descending: bool) -> Iterator[Any]:
+        last = None
+        for seq, key in heapq.merge(
+            unsaved,
+            self._stored_keys(descending),
+            key=lambda item: item[0],
+            reverse=descending,
+        ):
+            # A value that was committed meanwhile comes from both sides.
+            if seq != last:
+                last = seq
+                yield key
+
+    def _stored_keys(self, descending: bool) -> Iterator[tuple[int, Any]]:
+        at = (1 << 62) if descending else 0
+        while True:
+            with self.writer.lock:
+                self._check_open()
+                assert self._store is not None
+                page = self._store.catalog.page(at, _PAGE, descending=descending)
+            if not page:
+                return
+            at = page[-1][0]
+            for seq, canonical, exact in page:
+                try:
+                    key = decode_key(canonical, exact)
+                except ValueError as error:
+                    raise CorruptEntryError(f"catalog of {self.path}: {error}") from error
+                if key not in self.writer.tombstones:
+                    yield seq, key
+                elif key in self.index and self.index[key].seq == seq:
+                    yield seq, key
+
+    # --- what the chest knows --------------------------------------------------------------
+
+    def entry(self, key: Any) -> Entry:
+        """What is known of a value; reads no data.  Raises AbsentKeyError."""
+        with self.writer.lock:
+            slot = self._find(key)
+            if slot is None:
+                raise AbsentKeyError(key)
+            array, row = slot.array, slot.row
+            if array is not None:
+                form = Form(array.dtype, array.shape, "C", slot.kind)
+                return _entry(form, None, None, resident=True)
+            assert row is not None
+        try:
+            form = parse_form(row.form)
+        except ValueError as error:
+            raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
+        return _entry(form, row, self.file_of(row), resident=False)
+
+    def file_of(self, row: Row) -> str:
+        """The path of the file that holds a stored value."""
+        store = self._open_store()
+        name = store.value_name(row) if row.pack is None else store.pack_name(row.pack)
+        return store.files.path(name)
+
+    def resident_values(self) -> dict[Any, Any]:
+        """What is in RAM and not yet stored, by key."""
+        with self.writer.lock:
+            slots = self.writer.resident.slots()
+            return {slot.key: self._at_hand(slot) for slot in slots}
+
+    def hits(self) -> int:
+        """Gets that were answered from memory.  Approximate while other threads get."""
+        with self.writer.lock:
+            slots = sum(slot.hits for slot in self.index.values())
+            return self.writer.counters.hits + slots
+
+    def stored_bytes(self) -> int:
+        """Bytes of the value files.  O(entries)."""
+        with self.writer.lock:
+            return 0 if self._store is None else self._store.catalog.stored_bytes()
+
+    # --- spilling on request ---------------------------------------------------------------
+
+    def set_budget(self, budget: Budget) -> None:
+        """Replace the budget; a smaller one spills before this returns.
+
+        Raises
+        ------
+        SpillError
+            The new budget holds, but the values that should have left RAM could not be stored.
+        """
+        with self.writer.lock:
+            self._check_open()
+            self.budget = self.writer.budget = budget
+            self.writer.make_room(0)
+
+    def spill(self, key: Any) -> None:
+        """Store one value now and drop it from RAM; nothing happens if it is stored already."""
+        with self.writer.lock:
+            self.check_writable()
+            slot = self._find(key)
+            if slot is None:
+                raise AbsentKeyError(key)
+            self.writer.spill(slot)
+
+    def flush(self) -> None:
+        """Return once all is stored and committed.  Raises SpillError where something is not."""
+        with self.writer.lock:
+            self.check_writable()
+        self.writer.flush()
+
+    def prefetch(self, keys: Sequence[Any]) -> None:
+        """Map stored values, and ask the kernel to read them ahead."""
+        rows = []
+        with self.writer.lock:
+            self._check_open()
+            for key in keys:
+                slot = self._find(key)
+                if slot is None:
+                    raise AbsentKeyError(key)
+                if slot.array is None and slot.row is not None:
+                    rows.append(slot.row)
+        for row in rows:
+            self._open_store().prefetch(row)
+        for key in keys:
+            with contextlib.suppress(AbsentKeyError):  # deleted meanwhile
+                self.get(key)
+
+    def compact(self) -> int:
+        """Rewrite every pack that has holes; returns the bytes that were dead.
+
+        Raises
+        ------
+        SpillError
+            Deletions could not be committed, or values not be moved; nothing is lost.
+        """
+        self.flush()
+        store = self._store
+        if store is None:
+            return 0
+        dead = store.dead_bytes()
+        for identity in store.sparse_packs(0.0):
+            self.writer.compact_pack(identity)
+        return dead
+
+    # --- from another chest ----------------------------------------------------------------
+
+    def stored_row(self, key: Any) -> Row | None:
+        """The row of a value that is stored, and not in RAM."""
+        with self.writer.lock:
+            slot = self._find(key)
+            return None if slot is None or slot.array is not None else slot.row
+
+    def link_from(self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]) -> list[Any]:
+        """Take over stored values of another chest by linking their files.
+
+        Parameters
+        ----------
+        rows
+            Keys and the other chest's rows.
+        packs
+            Their packs that were linked before, and what they are called here; added to.
+
+        Returns
+        -------
+        list
+            The keys whose values could not be linked: on another file system, or gone meanwhile.
+        """
+        mine, theirs = self._open_store(), other._open_store()
+        linked: list[tuple[Any, Row]] = []
+        adopted = []
+        failed = []
+        for key, row in rows:
+            try:
+                if row.pack is None:
+                    source = theirs.files.path(theirs.value_name(row))
+                    linked.append((key, mine.adopt(source, row)))
+                    continue
+                if row.pack not in packs:
+                    source = theirs.files.path(theirs.pack_name(row.pack))
+                    pack = mine.adopt_pack(source, theirs.pack_record(row.pack))
+                    packs[row.pack] = pack.id
+                    adopted.append(pack)
+                linked.append((key, mine.adopt_packed(row, packs[row.pack])))
+            except (OSError, KeyError) as error:
+                logger.debug("key %r is copied, not linked: %s", key, error)
+                failed.append(key)
+        with self.writer.commit_lock, self.writer.lock:
+            self.check_writable()
+            placed = []
+            for key, row in linked:
+                slot = self._find(key) or self._new_slot(key)
+                exact = encode_key(slot.key).exact
+                placed.append((slot, row._replace(exact=exact, seq=slot.seq)))
+            unused = mine.commit(
+                [row for _, row in placed],
+                [slot.row for slot, _ in placed if slot.row is not None],
+                adopted=adopted,
+            )
+            mine.catalog.end_snapshot()
+            for slot, row in placed:
+                self.writer.let_go(slot)
+                slot.version += 1
+                slot.row = row
+                self._attach(slot)
+        mine.files.remove(unused)
+        return failed
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def close(self, *, discard: bool = False) -> None:
+        """Store what is not stored, and let go of everything; a second call does nothing.
+
+        A temporary chest, or one with `discard`, stores nothing and is removed.
+
+        Raises
+        ------
+        SpillError
+            Something could not be stored: the chest stays open, with nothing lost.
+        """
+        writer = self.writer
+        with self._close_lock:
+            if self.closed:
+                return
+            discard = discard or self.temporary
+            if not discard and self._sole_writer():
+                writer.flush()
+            with writer.lock:
+                self._closing = True
+                try:
+                    if self.forked:
+                        discard = False
+                    elif discard:
+                        for slot in writer.resident.slots():
+                            writer.let_go(slot)
+                            slot.version = -1
+                    writer.wait_idle()
+                    if not discard and self._sole_writer() and writer.resident.count:
+                        # Put by another thread between the flush and here.
+                        writer.lock.release()
+                        try:
+                            writer.flush()
+                        finally:
+                            writer.lock.acquire()
+                    self.closed = True
+                finally:
+                    self._closing = False
+                store, self._store = self._store, None
+                self.index.clear()
+                self._kept.clear()
+                writer.tombstones.clear()
+                writer.changed.notify_all()
+            if store is None:
+                return
+            if self.forked:
+                return
+            if discard:
+                store.catalog.close()
+                value_files.remove_folder(store.root)
+                store.release_lock()
+            else:
+                store.close()
+
+    def finalize(self) -> None:
+        """What happens to a chest that nobody closed; raises nothing."""
+        if self.forked or self.closed:
+            return
+        if self.writer.is_writer_thread():
+            # The garbage collector ran in our own writer, which cannot wait for itself.
+            threading.Thread(target=self.finalize, name="arraychest-closer").start()
+            return
+        try:
+            self.close()
+        except Exception:
+            logger.exception("chest %s was not closed, and could not be stored", self.path)
+
+    # --- fork ------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Bring every lock into the parent's hands, so that none is held by a thread that a
+        child does not have."""
+        self.writer.commit_lock.acquire()
+        self.writer.lock.acquire()
+        self._store_lock.acquire()
+        if self._store is not None:
+            # SQLite's locks are not inherited: hold none across the fork.
+            self._store.catalog.end_snapshot()
+
+    def after_fork_in_parent(self) -> None:
+        """Undo `before_fork`."""
+        self._store_lock.release()
+        self.writer.lock.release()
+        self.writer.commit_lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
+        self.forked = True
+        self.writer.become_reader()
+        self._store_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        for slot in self.index.values():
+            slot.loading = False
+        if self._store is not None:
+            self._store.become_reader()
+
+
+def _entry(form: Form, row: Row | None, file: str | None, *, resident: bool) -> Entry:
+    dtype, shape = form.dtype, form.shape
+    if form.kind == "scalar":
+        if dtype.kind in "US":
+            dtype = np.dtype((dtype.type, form.shape[0]))
+        shape = ()
+    return Entry(
+        shape=shape,
+        dtype=dtype,
+        nbytes=form.nbytes,
+        stored_bytes=0 if row is None else row.stored,
+        codec=None if row is None else "npy" if row.pack is None else "pack",
+        file=file,
+        generation=None if row is None else row.generation,
+        resident=resident,
+    )
+
+
+_alive: weakref.WeakSet[Tiers] = weakref.WeakSet()
+_forking: list[Tiers] = []
+
+
+def _before_fork() -> None:
+    _forking[:] = [tiers for tiers in _alive if not tiers.closed]
+    for tiers in _forking:
+        tiers.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        _forking.pop().after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        _forking.pop().after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -1,0 +1,158 @@
+"""Which values a chest takes, and what becomes of the caller's array (`on_put`)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from arraychest.entry import Kind, describe
+from arraychest.errors import ValueTypeError
+from arraychest.mapping import is_map
+from arraychest.resident import owner_of
+
+OnPut = Literal["freeze", "copy", "share"]
+
+
+class Accepted(NamedTuple):
+    """A value that may be put.
+
+    Attributes
+    ----------
+    array
+        The value as an ndarray; of a str or bytes scalar, its characters.
+    kind
+        What it comes back as.
+    scalar
+        The NumPy scalar that it was; None for an array, and for one of a structured dtype, which
+        could be written to.
+    """
+
+    array: np.ndarray
+    kind: Kind
+    scalar: np.generic | None
+
+
+def accept(value: Any, *, allow_pickle: bool) -> Accepted:
+    """Check a value, changing nothing.
+
+    Raises
+    ------
+    ValueTypeError
+        It is no array or NumPy scalar, or would come back as something else.
+    """
+    kind: Kind = "array"
+    scalar: np.generic | None = None
+    if type(value) is np.ndarray:
+        array = value
+    elif isinstance(value, np.generic):
+        if type(value) is not value.dtype.type:
+            raise ValueTypeError(
+                f"expected a NumPy scalar, found {_name(value)}, which would come back as "
+                f"{value.dtype.type.__name__}"
+            )
+        kind, array = "scalar", array_of_scalar(value)
+        scalar = None if isinstance(value, np.void) else value
+    elif isinstance(value, np.memmap):
+        array = np.asarray(value)
+    elif isinstance(value, np.ndarray):
+        hint = "np.asarray(value) drops the subclass"
+        if isinstance(value, np.ma.MaskedArray):
+            hint = "store value.data and value.mask under two keys, or value.filled()"
+        raise ValueTypeError(
+            f"expected a plain ndarray, found {_name(value)}, which would come back as an "
+            f"ndarray: {hint}"
+        )
+    else:
+        raise ValueTypeError(
+            f"expected an ndarray or a NumPy scalar, found {_name(value)}: "
+            "np.asarray(value) makes an array of numbers and nested lists"
+        )
+    dtype = array.dtype
+    if dtype.hasobject:
+        if kind == "scalar" or not allow_pickle or dtype.kind not in "OV":
+            if dtype.kind not in "OV" or kind == "scalar":
+                describe(dtype)
+            raise ValueTypeError(
+                f"expected an array without Python objects, found dtype {dtype}: they can only be "
+                "pickled, for which the chest must be opened with allow_pickle=True"
+            )
+        kind = "pickle"
+    describe(dtype)
+    return Accepted(array, kind, scalar)
+
+
+def array_to_keep(array: np.ndarray, on_put: OnPut) -> np.ndarray:
+    """The array that the chest will keep of one that was put; `freeze` it once it is accepted.
+
+    ``"freeze"`` takes an array that owns its buffer as it is; any other is copied, so that
+    neither its owner nor another view can write to it, and a small view does not keep a large
+    base alive.  ``"copy"`` always copies.  ``"share"`` never does: the caller promises not to
+    write.
+
+    A copy is C-contiguous, or Fortran-contiguous where the array was.
+    """
+    if on_put == "share":
+        return array.view()
+    if on_put == "freeze":
+        if array.base is None:
+            if array.flags.owndata:
+                return array
+        elif _is_sole_view(array) or (
+            # A read-only map of a value file, which nobody writes to: it came out of a chest.
+            not array.flags.writeable and is_map(owner_of(array))
+        ):
+            return array
+    return array.copy(order="A")
+
+
+def freeze(array: np.ndarray) -> None:
+    """Make later writes to an array that was put fail, for whoever holds it."""
+    array.setflags(write=False)
+    if array.base is not None and _is_sole_view(array):
+        cast(np.ndarray, array.base).setflags(write=False)
+
+
+def _is_sole_view(array: np.ndarray) -> bool:
+    """Whether `array` shows the whole of a buffer that nothing else can reach.
+
+    So it is with what ``reshape`` and ``T`` return: a view of a base that only the view keeps
+    alive.  It is as good as the owner.
+    """
+    base = array.base
+    return (
+        type(base) is np.ndarray
+        and base.flags.owndata
+        and base.nbytes == array.nbytes
+        # The view's own reference, our name, and the argument of getrefcount.
+        and sys.getrefcount(base) == 3
+    )
+
+
+def scalar_of(array: np.ndarray) -> np.generic:
+    """The NumPy scalar that an array holds; see `array_of_scalar`."""
+    if array.dtype.kind == "U":
+        codec = "utf-32-be" if array.dtype.byteorder == ">" else "utf-32-le"
+        return np.str_(array.tobytes().decode(codec, "surrogatepass"))
+    if array.dtype.kind == "S":
+        return np.bytes_(array.tobytes())
+    # A structured element would be a view of the map: a scalar is a value of its own.
+    return cast(np.generic, array.copy()[()])
+
+
+def array_of_scalar(value: np.generic) -> np.ndarray:
+    """An array that holds a NumPy scalar; of str and bytes, the characters.
+
+    NumPy drops the NULs at the end of an element, and has no element of no characters.
+    """
+    if isinstance(value, np.str_):
+        return np.frombuffer(str(value).encode("utf-32-le", "surrogatepass"), np.dtype("<U1"))
+    if isinstance(value, np.bytes_):
+        return np.frombuffer(bytes(value), np.dtype("S1"))
+    return np.array(value)
+
+
+def _name(value: object) -> str:
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
