@@ -148,12 +148,12 @@ class Budget:
         The size is none of these.
     """
 
-    __slots__ = ("_adaptive", "_next_reading", "_read", "bytes", "high", "limit", "low")
+    __slots__ = ("_next_reading", "_read", "adaptive", "bytes", "high", "limit", "low")
 
     def __init__(self, size: int | float | str | None, read: MemoryReader | None = None) -> None:
         # Looked up at call time, so that replacing `budget.read_memory` reaches every chest.
         self._read = read or (lambda: read_memory())
-        self._adaptive = size is None
+        self.adaptive = size is None
         self._next_reading = 0.0
         self.limit = 0
         if size is None:
@@ -204,7 +204,7 @@ class Budget:
         charged
             Bytes that the chest keeps in RAM now.
         """
-        if self._adaptive:
+        if self.adaptive:
             now = time.monotonic()
             if now >= self._next_reading:
                 self._next_reading = now + REFRESH_SECONDS

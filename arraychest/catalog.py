@@ -170,10 +170,14 @@ class Catalog:
 
     def close(self) -> None:
         """Close both connections; the log is merged into the database by the last one."""
-        self.end_snapshot()
-        self._reader.close()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            self.end_snapshot()
+        finally:
+            try:
+                self._reader.close()
+            finally:
+                if self._writer is not None:
+                    self._writer.close()
 
     def reopen_in_child(self) -> None:
         """Read through a connection of this process's own after a fork.
@@ -208,6 +212,7 @@ class Catalog:
         if self._writable and not self._snapshot:
             # One read transaction for many look-ups: opening and ending one takes as long as
             # the look-up.  The only writer ends it after each of its commits.
+            self._end_interrupted()
             self._reader.execute("BEGIN")
             self._snapshot = True
         try:
@@ -220,6 +225,11 @@ class Catalog:
         """Let the next read see what has been committed."""
         if self._snapshot:
             self._snapshot = False
+            self._reader.execute("ROLLBACK")
+
+    def _end_interrupted(self) -> None:
+        """End a transaction that an interrupt left behind at its begin or at its end."""
+        if not self._snapshot and self._reader.in_transaction:
             self._reader.execute("ROLLBACK")
 
     def count(self) -> int:
@@ -267,6 +277,7 @@ class Catalog:
 
     def _read(self, sql: str, *parameters: Any) -> list[Any]:
         with self._translate_errors():
+            self._end_interrupted()
             return self._reader.execute(sql, parameters).fetchall()
 
     # --- writing ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import (
@@ -18,7 +19,7 @@ import numpy as np
 
 from arraychest.budget import Budget
 from arraychest.entry import Entry
-from arraychest.errors import AbsentKeyError, KeyTypeError
+from arraychest.errors import AbsentKeyError
 from arraychest.store import Mode
 from arraychest.tiers import Options, Tiers
 from arraychest.units import format_bytes
@@ -280,14 +281,12 @@ class Chest(MutableMapping[Any, Any]):
             try:
                 return self[key]
             except AbsentKeyError:
-                self._tiers.put(key, default, only_absent=True)
+                self._tiers.put_any(key, default, only_absent=True)
 
     def discard(self, key: Any) -> None:
         """Remove a key if it is there."""
-        try:
+        with contextlib.suppress(AbsentKeyError):
             self._tiers.delete(key)
-        except AbsentKeyError:
-            pass
 
     def clear(self) -> None:
         """Remove every key.  Reads no value."""
@@ -322,9 +321,9 @@ class Chest(MutableMapping[Any, Any]):
         else:
             pairs = other.items() if isinstance(other, Mapping) else other
             for key, value in pairs:
-                self._tiers.put(key, value, only_absent=not overwrite)
+                self._tiers.put_any(key, value, only_absent=not overwrite)
         for name, value in named.items():
-            self._tiers.put(name, value, only_absent=not overwrite)
+            self._tiers.put_any(name, value, only_absent=not overwrite)
 
     def _update_from_chest(self, other: Chest, overwrite: bool) -> None:
         packs: dict[int, int] = {}
@@ -341,7 +340,7 @@ class Chest(MutableMapping[Any, Any]):
         def copy(key: Any) -> None:
             value = other.get(key, _MISSING)
             if value is not _MISSING:
-                self._tiers.put(key, value, only_absent=not overwrite)
+                self._tiers.put_any(key, value, only_absent=not overwrite)
 
         for key in other:
             if not overwrite and key in self:

@@ -6,7 +6,7 @@ import ast
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -81,9 +81,7 @@ class Entry:
     resident: bool
 
 
-def form_text(
-    dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"], kind: Kind
-) -> str:
+def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"], kind: Kind) -> str:
     """A form as the catalog stores it: a Python literal ``(descr, shape, order, kind, aligned)``.
 
     Raises
@@ -91,13 +89,14 @@ def form_text(
     ValueTypeError
         NumPy's format would bring this dtype back as another.
     """
-    _, descr = _described.get(id(dtype)) or describe(dtype)
+    _, descr = DESCRIBED.get(id(dtype)) or describe(dtype)
     return f"({descr}, {shape!r}, {order!r}, {kind!r}, {dtype.isalignedstruct})"
 
 
-# By identity: NumPy calls dtypes equal that differ in alignment, metadata or scalar type.  The
-# dtype is kept beside its description, so that its id stays its own.
-_described: dict[int, tuple[np.dtype, str]] = {}
+# Dtypes without Python objects that were found good, by identity: NumPy calls dtypes equal that
+# differ in alignment, metadata or scalar type.  The dtype is kept beside its description, so that
+# its id stays its own.
+DESCRIBED: dict[int, tuple[np.dtype, str]] = {}
 _MAX_DESCRIBED = 1024
 
 
@@ -109,12 +108,14 @@ def describe(dtype: np.dtype) -> tuple[np.dtype, str]:
     ValueTypeError
         NumPy's format would bring this dtype back as another.
     """
-    known = _described.get(id(dtype))
+    known = DESCRIBED.get(id(dtype))
     if known is not None:
         return known
     refusal = f"dtype {dtype!r} would not come back the same from a .npy file"
     if _has_metadata(dtype):
-        raise ValueTypeError(f"{refusal}: its metadata would be lost; use array.astype(plain_dtype)")
+        raise ValueTypeError(
+            f"{refusal}: its metadata would be lost; use array.astype(plain_dtype)"
+        )
     try:
         if dtype.names is not None:
             descr = repr(dtype.descr)
@@ -134,17 +135,18 @@ def describe(dtype: np.dtype) -> tuple[np.dtype, str]:
         elif dtype.kind == "T":
             hint = "use array.astype(np.str_)"
         raise ValueTypeError(f"{refusal} but as {same!r}; {hint}")
-    if len(_described) >= _MAX_DESCRIBED:
-        _described.clear()
-    _described[id(dtype)] = dtype, descr
+    if not dtype.hasobject:
+        if len(DESCRIBED) >= _MAX_DESCRIBED:
+            DESCRIBED.clear()
+        DESCRIBED[id(dtype)] = dtype, descr
     return dtype, descr
 
 
 def _has_metadata(dtype: np.dtype) -> bool:
     if dtype.subdtype is not None:
         return _has_metadata(dtype.subdtype[0])
-    fields = dtype.fields or {}
-    return dtype.metadata is not None or any(_has_metadata(field[0]) for field in fields.values())
+    fields = () if dtype.fields is None else dtype.fields.values()
+    return dtype.metadata is not None or any(_has_metadata(field[0]) for field in fields)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -168,13 +170,14 @@ def _form(text: str) -> Form:
     if len(text) > _MAX_FORM_TEXT:
         raise ValueError(f"{len(text)} characters")
     descr, shape, order, kind, aligned = ast.literal_eval(text)
-    dtype = npy_format.descr_to_dtype(descr)
+    dtype: Any = npy_format.descr_to_dtype(descr)
     if aligned:
-        parts = {
-            "names": list(dtype.names),
-            "formats": [dtype.fields[name][0] for name in dtype.names],
-            "offsets": [dtype.fields[name][1] for name in dtype.names],
-            "titles": [(*dtype.fields[name], None)[2] for name in dtype.names],
+        fields = [(*dtype.fields[name], None) for name in dtype.names or ()]
+        parts: Any = {
+            "names": list(dtype.names or ()),
+            "formats": [field[0] for field in fields],
+            "offsets": [field[1] for field in fields],
+            "titles": [field[2] for field in fields],
             "itemsize": dtype.itemsize,
         }
         dtype = np.dtype(parts, align=True)

@@ -20,6 +20,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,10 @@ class Files:
         self._lock = threading.Lock()
         self._spares: list[tuple[int, str]] = []
         self._spare_bytes = 0
+        # Files that may be there without a row that names them: each goes in before it is made or
+        # unlinked, and out once it is named, or gone.  What an error or an interrupt leaves in
+        # here is why the next writer has to sweep.
+        self.loose: set[str] = set()
 
     def make_folders(self) -> None:
         """Create the folders that a chest has from the start."""
@@ -76,6 +81,7 @@ class Files:
             Nothing of the file is left.
         """
         nbytes = sum(map(len, buffers))
+        self.loose.add(name)
         spare = self._take_spare(nbytes)
         try:
             self._write(name, buffers, nbytes, spare)
@@ -87,8 +93,10 @@ class Files:
 
     def _write(self, name: str, buffers: Buffers, nbytes: int, spare: str | None) -> None:
         path = self.path(name)
-        written = spare or path
-        fd = _open_for_write(written, os.O_WRONLY if spare else os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        fd = None if spare is None else self._open_spare(spare)
+        if fd is None:
+            spare = None
+            fd = _open_for_write(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             try:
                 size = os.fstat(fd).st_size if spare else 0
@@ -99,17 +107,38 @@ class Files:
                 write_all(fd, buffers, 0)
                 if self._durable:
                     os.fsync(fd)
+                if spare:
+                    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
             finally:
                 os.close(fd)
             if spare:
                 _make_parent_and(os.rename, spare, path)
+                self.loose.discard(spare)
             if self._durable:
                 self._sync_folder(path)
         except BaseException:
-            for leftover in {written, path}:
-                with contextlib.suppress(OSError):
-                    os.unlink(leftover)
+            with contextlib.suppress(OSError):
+                if spare:
+                    self._unlink(spare)
+                self._unlink(path)
+                self.loose.discard(name)
             raise
+
+    def _open_spare(self, spare: str) -> int | None:
+        """Open a spare and hold a lease on it, so that nobody can come to see it while it is
+        written; None, and it is gone, if somebody does.
+        """
+        fd = None
+        try:
+            fd = os.open(spare, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            _lease(fd)
+        except OSError:
+            if fd is not None:
+                os.close(fd)
+            with contextlib.suppress(OSError):
+                self._unlink(spare)
+            return None
+        return fd
 
     def append(self, name: str, at: int, buffers: Buffers) -> int:
         """Write behind the first `at` bytes of a file and return its new size.
@@ -123,6 +152,8 @@ class Files:
         """
         path = self.path(name)
         nbytes = sum(map(len, buffers))
+        if not at:
+            self.loose.add(name)
         fd = _open_for_write(path, os.O_WRONLY if at else os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             reserve(fd, at, nbytes)
@@ -155,6 +186,7 @@ class Files:
             EXDEV where it lies on another file system.
         """
         path = self.path(name)
+        self.loose.add(name)
         _make_parent_and(os.link, source, path)
         if self._durable:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -169,26 +201,35 @@ class Files:
 
         Raises nothing: a file that cannot be removed is an orphan, which the next writer sweeps.
         """
+        names = list(names)
+        self.loose.update(names)
         for name in names:
             with contextlib.suppress(OSError):
                 if not (keep_spares and name.startswith(DATA) and self._keep_as_spare(name)):
-                    os.unlink(self.path(name))
+                    self._unlink(self.path(name))
+                self.loose.discard(name)
+
+    def _unlink(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self.loose.discard(path)
 
     def _keep_as_spare(self, name: str) -> bool:
         path = self.path(name)
-        size = os.stat(path).st_size
+        size = os.lstat(path).st_size
         with self._lock:
             if self._spare_bytes + size > SPARE_BYTES:
                 return False
             self._spare_bytes += size
         spare = self.path(os.path.join(SPARE, os.path.basename(name)))
         kept = False
+        self.loose.add(spare)
         try:
             # Out of reach first: from here on nobody can open it by the name the catalog gave.
             os.rename(path, spare)
             kept = _is_unseen(spare)
             if not kept:
-                os.unlink(spare)
+                self._unlink(spare)
         finally:
             with self._lock:
                 if kept:
@@ -214,7 +255,7 @@ class Files:
             spares, self._spares, self._spare_bytes = self._spares, [], 0
         for _, path in spares:
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                self._unlink(path)
         return bool(spares)
 
     def names(self) -> Iterator[str]:
@@ -271,7 +312,7 @@ def write_all(fd: int, buffers: Buffers, offset: int) -> None:
 
 def _open_for_write(path: str, flags: int) -> int:
     def create(path: str) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     return _make_parent_and(create, path) if flags & os.O_CREAT else create(path)
 
@@ -293,20 +334,39 @@ def _is_unseen(path: str) -> bool:
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        if os.fstat(fd).st_nlink != 1:
-            return False
-        # Whoever opens the file while we hold the lease has a signal sent to us.  By default that
-        # is SIGIO, which ends a process; SIGURG is ignored.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        # A stranger's chest may hold a pipe, or a link to a file of ours, in the place of a file.
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        _lease(fd)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
         return False
     finally:
         os.close(fd)
     return True
+
+
+def _lease(fd: int) -> None:
+    """Take a write lease: until it is given back, whoever opens the file waits, or is refused.
+
+    That `_is_unseen` was true is not enough to write: whoever had looked up the file's name
+    before the rename, but not opened it yet, would see it then.
+
+    Raises
+    ------
+    OSError
+        Somebody else can see the file.
+    """
+    status = os.fstat(fd)
+    if status.st_nlink != 1 or not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EAGAIN, "expected a file with one name")
+    # Whoever opens the file while we hold the lease has a signal sent to us.  By default that is
+    # SIGIO, which ends a process; SIGURG is ignored.
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
 
 def lock_for_writing(root: str) -> int:

@@ -237,9 +237,7 @@ def _encode_longdouble(key: np.longdouble | np.clongdouble) -> bytes:
     if near == key or near != near or key != key:
         return _number(near)
     return b"r" + b" ".join(
-        b"%x/%x" % cast(np.longdouble, part).as_integer_ratio()
-        if np.isfinite(part)
-        else repr(float(part)).encode()
+        b"%x/%x" % part.as_integer_ratio() if np.isfinite(part) else repr(float(part)).encode()
         for part in (key.real, key.imag)
     )
 
@@ -288,8 +286,10 @@ def _encode_datetime(key: dt.datetime) -> tuple[bytes, bytes]:
 def _encode_path(key: pathlib.PurePath) -> tuple[bytes, bytes]:
     windows = isinstance(key, pathlib.PureWindowsPath)
     text = str(key)
-    canonical = b"pw" + text.lower().encode("utf-8", "surrogatepass") if windows else (
-        b"pp" + text.encode("utf-8", "surrogatepass")
+    canonical = (
+        b"pw" + text.lower().encode("utf-8", "surrogatepass")
+        if windows
+        else (b"pp" + text.encode("utf-8", "surrogatepass"))
     )
     exact = b"P" + type(key).__name__.encode() + b"\0" + text.encode("utf-8", "surrogatepass")
     return canonical, exact
@@ -365,7 +365,9 @@ def _decode_aware(payload: bytes) -> dt.datetime:
     else:
         offset, _, name = zone[1:].partition(b" ")
         delta = dt.timedelta(microseconds=int(offset))
-        tzinfo = dt.timezone(delta, name.decode("utf-8", "surrogatepass")) if name else (
-            dt.timezone(delta)
+        tzinfo = (
+            dt.timezone(delta, name.decode("utf-8", "surrogatepass"))
+            if name
+            else (dt.timezone(delta))
         )
     return dt.datetime.fromisoformat(text.decode()).replace(tzinfo=tzinfo, fold=int(fold))

@@ -10,14 +10,16 @@ slot whose number has moved since it last came by.  An exact LRU would pay for e
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import numpy as np
 
+from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.entry import Kind, Row
 from arraychest.mapping import is_map
 
@@ -48,19 +50,13 @@ class Slot:
         Counts the puts of the chest: which put `array` came with.
     writing
         The version that a writer is storing now; -1 if none.
-    loading
-        Whether a thread is faulting the value in.
-    failed
-        The round of spilling in which storing it failed last.
     """
 
     __slots__ = (
         "array",
-        "failed",
         "hits",
         "key",
         "kind",
-        "loading",
         "row",
         "seen",
         "seq",
@@ -82,8 +78,6 @@ class Slot:
         self.seen = 0
         self.version = 0
         self.writing = -1
-        self.loading = False
-        self.failed = -1
 
 
 def owner_of(array: np.ndarray) -> Any:
@@ -113,24 +107,90 @@ def owned_bytes(owner: Any) -> int:
         return int(np.asarray(owner).nbytes)
 
 
+def is_small(slot: Slot) -> bool:
+    """Whether the value in RAM of a slot is packed with others when it is stored."""
+    return cast(np.ndarray, slot.array).nbytes < PACK_THRESHOLD and slot.kind != "pickle"
+
+
+class _Clock:
+    """Slots in the order in which they were put, and the hand that goes round them."""
+
+    __slots__ = ("count", "queue", "small")
+
+    def __init__(self, small: bool) -> None:
+        self.small = small
+        self.count = 0
+        self.queue: deque[Slot] = deque()
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether a queued slot still belongs here: it may have left, or changed its size."""
+        return slot.array is not None and is_small(slot) is self.small
+
+    def append(self, slot: Slot) -> None:
+        self.count += 1
+        queue = self.queue
+        queue.append(slot)
+        if len(queue) > 2 * self.count + 64:
+            # Slots that left otherwise than through the hand are still queued: sweep them out,
+            # which costs each put O(1) over time.
+            self.sweep()
+
+    def sweep(self) -> None:
+        # A slot that left and came back is queued twice.
+        self.queue = deque(dict.fromkeys(filter(self.holds, self.queue)))
+
+    def oldest(self) -> float:
+        """When the slot under the hand was put; infinite if there is none."""
+        queue = self.queue
+        while queue and not self.holds(queue[0]):
+            queue.popleft()
+        return queue[0].version if queue else math.inf
+
+    def victims(self, fits: Callable[[Slot], bool], most_bytes: int, most: int) -> list[Slot]:
+        queue = self.queue
+        found: dict[Slot, None] = {}
+        nbytes = 0
+        for _ in range(2 * len(queue)):
+            if not queue or nbytes >= most_bytes or len(found) >= most:
+                break
+            slot = queue.popleft()
+            if not self.holds(slot):
+                continue
+            queue.append(slot)
+            if slot.hits != slot.seen:
+                slot.seen = slot.hits
+            elif slot not in found and fits(slot):
+                found[slot] = None
+                nbytes += cast(np.ndarray, slot.array).nbytes
+        return list(found)
+
+
 class ResidentSet:
     """Slots whose value is in RAM and not stored yet.  The caller holds the lock.
+
+    Small values, which are packed together, and large ones go round on a clock of their own: a
+    look for one kind does not pass over all of the other.
 
     Attributes
     ----------
     charged
         Bytes of the buffers that the set keeps alive, each once.
-    count
-        Number of slots.
     """
 
-    __slots__ = ("_clock", "_owners", "charged", "count")
+    __slots__ = ("_large", "_owners", "_sharers", "_small", "charged")
 
     def __init__(self) -> None:
         self.charged = 0
-        self.count = 0
-        self._clock: deque[Slot] = deque()
-        self._owners: dict[int, tuple[int, int]] = {}
+        self._small = _Clock(small=True)
+        self._large = _Clock(small=False)
+        # Bytes of each buffer by its owner's id, and how many slots share it beyond the first.
+        self._owners: dict[int, int] = {}
+        self._sharers: dict[int, int] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of slots."""
+        return self._small.count + self._large.count
 
     def weight(self, array: np.ndarray) -> int:
         """Bytes that keeping `array` would add to `charged`."""
@@ -139,70 +199,84 @@ class ResidentSet:
 
     def add(self, slot: Slot, array: np.ndarray) -> None:
         """Keep `array` as the value of a slot that has none in RAM.  O(1)."""
-        owner = array if array.base is None else owner_of(array)
-        sharers, nbytes = self._owners.get(id(owner), (0, 0))
-        if not sharers:
-            nbytes = owned_bytes(owner)
-            self.charged += nbytes
-        self._owners[id(owner)] = sharers + 1, nbytes
+        self._charge(array)
         slot.array = array
-        self.count += 1
-        self._clock.append(slot)
-        if len(self._clock) > 2 * self.count + 64:
-            # Slots that left otherwise than through the hand are still queued: sweep them out,
-            # which costs each put O(1) over time.
-            self._sweep()
+        (self._small if is_small(slot) else self._large).append(slot)
+
+    def replace(self, slot: Slot, array: np.ndarray) -> None:
+        """Keep another array as the value of a slot that has one.  O(1)."""
+        old = cast(np.ndarray, slot.array)
+        if (old.nbytes < PACK_THRESHOLD) is not (array.nbytes < PACK_THRESHOLD):
+            self.remove(slot)
+            self.add(slot, array)
+            return
+        self._discharge(old)
+        self._charge(array)
+        slot.array = array
+        # It stays where it is queued; to be put again is to be used.
+        slot.seen = -1
 
     def remove(self, slot: Slot) -> None:
         """Let go of a slot's array.  O(1)."""
-        array = slot.array
-        assert array is not None
-        owner = array if array.base is None else owner_of(array)
-        sharers, nbytes = self._owners[id(owner)]
-        if sharers == 1:
-            del self._owners[id(owner)]
-            self.charged -= nbytes
-        else:
-            self._owners[id(owner)] = sharers - 1, nbytes
+        (self._small if is_small(slot) else self._large).count -= 1
+        self._discharge(cast(np.ndarray, slot.array))
         slot.array = None
-        self.count -= 1
 
-    def victim(self, fits: Callable[[Slot], bool]) -> Slot | None:
-        """The next slot to evict for which `fits` is true; it stays in the set.
+    def victims(
+        self, fits: Callable[[Slot], bool], most_bytes: int, most: int, *, small: bool
+    ) -> list[Slot]:
+        """The next slots to evict; they stay in the set.
 
-        O(1) where most fit.  Each slot is looked at twice at most.
+        One large slot, or several small ones: up to `most` of them, and until they have
+        `most_bytes`.  Whichever has waited longer; only a large one unless `small` is true.
+        Nothing for which `fits` is false.
+
+        O(1) a slot where most fit.  Each slot is looked at twice at most.
         """
-        clock = self._clock
-        for _ in range(2 * len(clock)):
-            if not clock:
-                break
-            slot = clock.popleft()
-            if slot.array is None:
-                continue
-            clock.append(slot)
-            if slot.hits != slot.seen:
-                slot.seen = slot.hits
-            elif fits(slot):
-                return slot
-        return None
+        clocks = [self._large]
+        if small:
+            clocks.insert(self._large.oldest() < self._small.oldest(), self._small)
+        for clock in clocks:
+            found = clock.victims(fits, most_bytes, most if clock.small else 1)
+            if found:
+                return found
+        return []
 
     def slots(self) -> list[Slot]:
         """Every slot in the set, once."""
-        self._sweep()
-        return list(self._clock)
+        found: list[Slot] = []
+        for clock in (self._small, self._large):
+            clock.sweep()
+            found.extend(clock.queue)
+        return found
 
-    def _sweep(self) -> None:
-        # A slot that left and came back is queued twice.
-        self._clock = deque(dict.fromkeys(slot for slot in self._clock if slot.array is not None))
+    def _charge(self, array: np.ndarray) -> None:
+        owner = array if array.base is None else owner_of(array)
+        key = id(owner)
+        owners = self._owners
+        if key in owners:
+            self._sharers[key] = self._sharers.get(key, 0) + 1
+        else:
+            owners[key] = nbytes = array.nbytes if owner is array else owned_bytes(owner)
+            self.charged += nbytes
+
+    def _discharge(self, array: np.ndarray) -> None:
+        key = id(array if array.base is None else owner_of(array))
+        if key in self._sharers:
+            if self._sharers[key] == 1:
+                del self._sharers[key]
+            else:
+                self._sharers[key] -= 1
+        else:
+            self.charged -= self._owners.pop(key)
 
     def check(self) -> None:
         """Assert every invariant; O(n), for tests."""
-        queued = dict.fromkeys(slot for slot in self._clock if slot.array is not None)
-        assert len(queued) == self.count, (len(queued), self.count)
-        owners: dict[int, Any] = {}
-        for slot in queued:
-            assert slot.array is not None
-            owner = owner_of(slot.array)
-            owners[id(owner)] = owner
-        assert owners.keys() == self._owners.keys()
-        assert self.charged == sum(map(owned_bytes, owners.values()))
+        for clock in (self._small, self._large):
+            queued = dict.fromkeys(filter(clock.holds, clock.queue))
+            assert len(queued) == clock.count, (len(queued), clock.count)
+        owners = [owner_of(slot.array) for slot in self.slots() if slot.array is not None]
+        expected = {id(owner): owned_bytes(owner) for owner in owners}
+        assert expected == self._owners
+        assert self.charged == sum(expected.values())
+        assert sum(self._sharers.values()) == len(owners) - len(expected)

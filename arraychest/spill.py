@@ -19,22 +19,22 @@ values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from arraychest.budget import Budget
-from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.entry import Form, Kind, Row, form_text
 from arraychest.errors import ArrayChestError, SpillError
 from arraychest.keys import KeyCode, decode_key, encode_key
-from arraychest.resident import ResidentSet, Slot
-from arraychest.store import Store
+from arraychest.resident import ResidentSet, Slot, is_small
+from arraychest.store import SmallValue, Store
 from arraychest.units import format_bytes
 
 logger = logging.getLogger("arraychest")
@@ -115,9 +115,8 @@ class WriteBehind:
         open_store: Callable[[], Store],
         on_overflow: Callable[[Any], object] | None,
     ) -> None:
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
         self.commit_lock = threading.Lock()
+        self._make_lock()
         self.index = index
         self.budget = budget
         self.resident = ResidentSet()
@@ -142,12 +141,20 @@ class WriteBehind:
         self._draining = False
         self._awaited: list[int] = []
         self._flushing = 0
-        self._round = 0
+        # What could not be stored in this round of trying.
+        self._failed: set[Slot] = set()
         # What went wrong and was not reported yet; and what went wrong last.
         self.failure: BaseException | None = None
         self._last_failure: BaseException | None = None
         self._pause = 0.0
         self._retry_at = 0.0
+
+    def _make_lock(self) -> None:
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        # Half the cost of `with lock`, for the one path that counts nanoseconds.
+        self.acquire = self.lock.acquire
+        self.release = self.lock.release
 
     # --- called under the lock -------------------------------------------------------------
 
@@ -155,7 +162,7 @@ class WriteBehind:
         """Start spilling if charged bytes have passed the high watermark."""
         if self.resident.charged > self.budget.high:
             self._draining = True
-            if not (self._packing and _is_small(slot)):
+            if not (self._packing and is_small(slot)):
                 self._nothing_fits = False
             self.wake()
 
@@ -176,7 +183,9 @@ class WriteBehind:
             while resident.charged + nbytes > budget.bytes and resident.count:
                 self.wake()
                 if not self._jobs:
-                    self._raise_failure(f"room for {format_bytes(nbytes)} could not be made")
+                    # Unless this very thread has made room, for want of a writer thread.
+                    if resident.charged + nbytes > budget.bytes:
+                        self._raise_failure(f"room for {format_bytes(nbytes)} could not be made")
                     return
                 self.changed.wait()
         finally:
@@ -239,7 +248,7 @@ class WriteBehind:
 
     def _begin_round(self) -> None:
         """Let every value be tried again, whatever failed before."""
-        self._round += 1
+        self._failed.clear()
         self._retry_at = 0.0
         self._nothing_fits = False
 
@@ -248,8 +257,11 @@ class WriteBehind:
     def _next_job(self) -> Job | None:
         """What to store now; marks it as being written.  Called under the lock."""
         job = self._pick()
-        if job is None and self._doomed and not self._committing and (
-            self._flushing or self._deletions_due()
+        if (
+            job is None
+            and self._doomed
+            and not self._committing
+            and (self._flushing or self._deletions_due())
         ):
             if self._retry_at and time.monotonic() < self._retry_at:
                 return None
@@ -278,9 +290,9 @@ class WriteBehind:
 
     def _pick(self) -> Job | None:
         while self._urgent:
-            slot = self._urgent.pop()
-            if slot.array is not None and slot.writing < 0:
-                return self._job([slot])
+            urgent = self._urgent.pop()
+            if urgent.array is not None and urgent.writing < 0:
+                return self._job([urgent])
         wanted = self._wanted()
         if wanted <= 0 or self._nothing_fits:
             return None
@@ -288,42 +300,27 @@ class WriteBehind:
             if time.monotonic() < self._retry_at:
                 return None
             self._begin_round()
-        first = self.resident.victim(self._fits)
-        if first is None:
+        slots = self.resident.victims(
+            self._fits, min(_BATCH_BYTES, wanted), _BATCH_VALUES, small=not self._packing
+        )
+        if not slots:
             self._nothing_fits = True
             return None
-        slots = [first]
-        if _is_small(first):
-            first.writing = first.version
-            nbytes = first.array.nbytes  # type: ignore[union-attr]  # resident by definition
-            while nbytes < min(_BATCH_BYTES, wanted) and len(slots) < _BATCH_VALUES:
-                slot = self.resident.victim(self._fits_small)
-                if slot is None:
-                    break
-                slot.writing = slot.version
-                slots.append(slot)
-                nbytes += slot.array.nbytes  # type: ignore[union-attr]
         return self._job(slots)
 
     def _fits(self, slot: Slot) -> bool:
-        return (
-            slot.writing < 0
-            and slot.failed != self._round
-            and not (self._packing and _is_small(slot))
-        )
-
-    def _fits_small(self, slot: Slot) -> bool:
-        return slot.writing < 0 and slot.failed != self._round and _is_small(slot)
+        return slot.writing < 0 and slot not in self._failed
 
     def _job(self, slots: list[Slot]) -> Job:
         picked = []
         nbytes = 0
         for slot in slots:
-            assert slot.array is not None
+            array = slot.array
+            assert array is not None
             slot.writing = slot.version
-            picked.append((slot, slot.version, slot.array))
-            nbytes += slot.array.nbytes
-        small = _is_small(slots[0]) and not self._packing
+            picked.append((slot, slot.version, array))
+            nbytes += array.nbytes
+        small = is_small(slots[0]) and not self._packing
         if small:
             self._packing = True
         return Job(picked, nbytes, small)
@@ -361,7 +358,7 @@ class WriteBehind:
                 if slot.writing == version:
                     self._settle(slot)
                     if error is not None:
-                        slot.failed = self._round
+                        self._failed.add(slot)
             # The arrays leave RAM now, not when the thread finds its next job.
             job.slots.clear()
             if error is None:
@@ -377,13 +374,13 @@ class WriteBehind:
         store = self._open_store()
         rows: list[Row] = []
         if job.small:
-            values = [_encoded(slot, array) for slot, _, array in job.slots]
-            rows = store.append(values)
-            del values
+            rows = store.append(_small_values(job.slots))
         else:
             for slot, _, array in job.slots:
                 rows.append(store.write(*_encoded(slot, array)))
-        spilled = self._commit(store, [(s, v, row) for (s, v, _), row in zip(job.slots, rows, strict=True)])
+        spilled = self._commit(
+            store, [(s, v, row) for (s, v, _), row in zip(job.slots, rows, strict=True)]
+        )
         if self._on_overflow is not None:
             for key in spilled:
                 try:
@@ -441,8 +438,7 @@ class WriteBehind:
         array = slot.array
         assert array is not None
         self.resident.remove(slot)
-        self.counters.spills += 1
-        self.counters.bytes_spilled += array.nbytes
+        self.count_spill(array.nbytes)
         slot.view = weakref.ref(array) if slot.kind != "scalar" else None
         slot.value = None
 
@@ -468,14 +464,14 @@ class WriteBehind:
 
     def doomed_rows(self) -> int:
         """Rows of the catalog that do not count: deleted, not yet committed so, and not replaced
-        by a later value of the same key."""
+        by a later value of the same key.
+        """
         present = (self.index.get(slot.key) for slot in self._doomed)
         return sum(slot is None or slot.row is None for slot in present)
 
     def become_reader(self) -> None:
         """In a forked child: nobody writes here, and no other thread is left."""
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
+        self._make_lock()
         self.commit_lock = threading.Lock()
         self._threads.clear()
         self._jobs = 0
@@ -491,8 +487,10 @@ class WriteBehind:
             Some could not be; they stay in RAM, or stay deleted, and are tried again later.
         """
         with self.lock:
-            pending = [(slot, slot.version) for slot in self.resident.slots()]
-            pending += [(slot, -1) for slot in self._doomed]
+            pending = self.resident.slots()
+            versions = [slot.version for slot in pending]
+            pending += self._doomed
+            versions += [-1] * len(self._doomed)
             self._begin_round()
             self.failure = None
             self._flushing += 1
@@ -500,14 +498,14 @@ class WriteBehind:
                 at = 0
                 while True:
                     self.wake()
-                    while at < len(pending) and not self._waits(*pending[at]):
+                    while at < len(pending) and not self._waits(pending[at], versions[at]):
                         at += 1
                     if at == len(pending) or not self._jobs:
                         break
                     self.changed.wait()
             finally:
                 self._flushing -= 1
-            left = sum(1 for slot, version in pending[at:] if self._waits(slot, version))
+            left = sum(map(self._waits, pending[at:], versions[at:]))
             if left:
                 self._raise_failure(f"{left} values or deletions could not be stored")
 
@@ -527,14 +525,27 @@ class WriteBehind:
         version = slot.version
         self._begin_round()
         while slot.version == version and slot.array is not None:
-            if slot.failed == self._round:
+            if slot in self._failed:
                 self._raise_failure(f"the value of key {slot.key!r} could not be stored")
                 return
             if slot.writing < 0 and slot not in self._urgent:
                 self._urgent.append(slot)
             self.wake()
-            if slot.array is not None and slot.failed != self._round:
+            if slot.array is not None and slot not in self._failed:
                 self.changed.wait()
+
+    def begin_work(self) -> None:
+        """Count a caller's thread among those at work.  Called under the lock."""
+        self._jobs += 1
+
+    def end_work(self) -> None:
+        """Undo `begin_work`.  Called under the lock."""
+        self._jobs -= 1
+        self.changed.notify_all()
+
+    def unsaved(self) -> bool:
+        """Whether there is anything that the catalog does not know.  Called under the lock."""
+        return bool(self.resident.count or self._doomed)
 
     def wait_idle(self) -> None:
         """Return once no writer thread is left.  Called under the lock."""
@@ -545,54 +556,38 @@ class WriteBehind:
         """Whether the calling thread is one of the writers."""
         return threading.current_thread() in self._threads
 
-    def store_directly(
-        self,
-        key: Any,
-        array: np.ndarray,
-        kind: Kind,
-        slot_of: Callable[[Any], Slot],
-        attach: Callable[[Slot], None],
-    ) -> None:
-        """Store a value that is larger than the budget, without ever charging it.
+    @contextlib.contextmanager
+    def storing_directly(
+        self, key: Any, array: np.ndarray, kind: Kind
+    ) -> Iterator[tuple[Store, Row]]:
+        """Write a value that never enters RAM, and let the caller commit its row.
 
-        Parameters
-        ----------
-        slot_of, attach
-            The slot of a key, a new one that is not yet in the index if it has none; and what
-            brings it there.  Called under the lock.
+        The commit lock is held meanwhile.
 
         Raises
         ------
         SpillError
-            The key has its old value.
+            The value could not be written or committed; nothing of it is left.
         """
         try:
             store = self._open_store()
             form, text = _form_of(array, kind)
             row = store.write(encode_key(key), 0, array, form, text)
-            # The lock is held during the commit, for once: a large value can wait for it, and
-            # nobody can overwrite or delete the key between commit and publication.
-            with self.commit_lock, self.lock:
-                slot = slot_of(key)
-                row = row._replace(seq=slot.seq, exact=encode_key(slot.key).exact)
-                unused = store.commit([row], [slot.row] if slot.row is not None else [])
-                store.catalog.end_snapshot()
-                if slot.array is not None:
-                    self.resident.remove(slot)
-                slot.value = slot.view = None
-                slot.version += 1
-                slot.row = row
-                attach(slot)
-                self.counters.spills += 1
-                self.counters.bytes_spilled += array.nbytes
-                self.changed.notify_all()
+            with self.commit_lock:
+                try:
+                    yield store, row
+                except ArrayChestError:
+                    store.files.remove([store.value_name(row)])
+                    raise
         except ArrayChestError:
             raise
         except OSError as error:
             raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
-        store.files.remove(unused)
-        if self._on_overflow is not None:
-            self._on_overflow(key)
+
+    def count_spill(self, nbytes: int) -> None:
+        """Note that a value was stored.  Called under the lock."""
+        self.counters.spills += 1
+        self.counters.bytes_spilled += nbytes
 
     # --- compaction ------------------------------------------------------------------------
 
@@ -636,19 +631,44 @@ class WriteBehind:
         yield from self._doomed
 
 
-def _is_small(slot: Slot) -> bool:
-    array = slot.array
-    return array is not None and array.nbytes < PACK_THRESHOLD and slot.kind != "pickle"
-
-
 def _form_of(array: np.ndarray, kind: Kind) -> tuple[Form, str]:
     flags = array.flags
-    order: Any = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
-    return Form(array.dtype, array.shape, order, kind), form_text(
-        array.dtype, array.shape, order, kind
-    )
+    order: Any = "C" if flags.c_contiguous or not flags.f_contiguous else "F"
+    dtype, shape = array.dtype, array.shape
+    return Form(dtype, shape, order, kind), form_text(dtype, shape, order, kind)
 
 
 def _encoded(slot: Slot, array: np.ndarray) -> tuple[KeyCode, int, np.ndarray, Form, str]:
     form, text = _form_of(array, slot.kind)
     return encode_key(slot.key), slot.seq, array, form, text
+
+
+def _small_values(picked: Sequence[tuple[Slot, int, np.ndarray]]) -> list[SmallValue]:
+    """What `Store.append` takes.  Runs of arrays of one form work it out once."""
+    values: list[SmallValue] = []
+    last_dtype: np.dtype | None = None
+    last_shape: tuple[int, ...] = ()
+    last_kind: Kind = "array"
+    order: Literal["C", "F"] = "C"
+    text = ""
+    for slot, _, array in picked:
+        flags = array.flags
+        contiguous = flags.c_contiguous
+        if not (
+            contiguous
+            and array.dtype is last_dtype
+            and array.shape == last_shape
+            and slot.kind == last_kind
+        ):
+            form, text = _form_of(array, slot.kind)
+            order = form.order
+            # Only a C-contiguous array tells the form of the next one that is.
+            last_dtype = form.dtype if contiguous else None
+            last_shape, last_kind = form.shape, form.kind
+        key = slot.key
+        if type(key) is str:
+            code, exact = b"s" + key.encode("utf-8", "surrogatepass"), None
+        else:
+            code, exact = encode_key(key)
+        values.append((code, slot.seq, exact, text, array.tobytes(order)))
+    return values

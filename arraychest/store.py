@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import secrets
 import stat
@@ -31,6 +30,9 @@ from arraychest.mapping import map_file
 from arraychest.values import scalar_of
 
 Mode = Literal["r", "a", "w", "x"]
+
+# A small value: its key's canonical code, place, exact code, the text of its form, its bytes.
+SmallValue = tuple[bytes, int, bytes | None, str, bytes]
 
 # A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
 # map then serves all its values.  Pages beyond the end are never touched.
@@ -78,7 +80,7 @@ class Store:
             self.files.make_folders()
         self.catalog = Catalog(root, writable=lock_fd is not None, durable=durable)
         self._packs = {known.id: known for known in self.catalog.packs()}
-        self._generations: itertools.count[int] | None = None
+        self._next_generation = 0
         self._session_lock = threading.Lock()
         # The pack being appended to, and how far it is written (its row says how far committed).
         self._append_lock = threading.Lock()
@@ -89,13 +91,19 @@ class Store:
         self.bytes_written = 0
 
     def close(self) -> None:
-        """Close the catalog and stop being the writer."""
-        if self.lock_fd is not None:
-            self.files.drop_spares()
-            if self._generations is not None and not self._unsure:
-                self.catalog.end_session()
-        self.catalog.close()
-        self.release_lock()
+        """Close the catalog and stop being the writer, whatever goes wrong."""
+        try:
+            if self.lock_fd is not None:
+                self.files.drop_spares()
+                if self._next_generation and not self._unsure and not self.files.loose:
+                    # All is stored: where this fails, on a full disk, the next writer sweeps.
+                    with contextlib.suppress(OSError):
+                        self.catalog.end_session()
+        finally:
+            try:
+                self.catalog.close()
+            finally:
+                self.release_lock()
 
     def release_lock(self) -> None:
         """Stop being the folder's writer."""
@@ -105,12 +113,18 @@ class Store:
 
     # --- writing ---------------------------------------------------------------------------
 
-    def _generation(self) -> int:
+    def _generations_for(self, count: int) -> int:
+        """The first of `count` generations that nobody else gets."""
         with self._session_lock:
-            if self._generations is None:
+            if not self._next_generation:
                 # The first write of a session: from here on a crash leaves something to sweep.
-                self._generations = itertools.count(self.catalog.begin_session() << 32)
-            return next(self._generations)
+                self._next_generation = self.catalog.begin_session() << 32
+            first = self._next_generation
+            self._next_generation += count
+        return first
+
+    def _generation(self) -> int:
+        return self._generations_for(1)
 
     def begin(self) -> None:
         """Make the session known before the first write.  Called under the commit lock."""
@@ -130,16 +144,12 @@ class Store:
         body = npy.payload(array, form)
         nbytes = len(head) + sum(map(len, body))
         stored = nbytes + npy.TRAILER_BYTES
-        row = Row(
-            code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp
-        )
+        row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
         self.files.write(self.value_name(row), [head, *body, npy.trailer(stamp, nbytes)])
         self.bytes_written += stored
         return row
 
-    def append(
-        self, values: Sequence[tuple[KeyCode, int, np.ndarray, Form, str]]
-    ) -> list[Row]:
+    def append(self, values: Sequence[SmallValue]) -> list[Row]:
         """Append small values to the open pack and return the rows that would name them.
 
         Raises
@@ -148,39 +158,40 @@ class Store:
             Nothing of these values is left, and what the pack held is untouched.
         """
         parts: list[bytes] = []
-        at = 0
-        extents: list[tuple[int, int]] = []
-        for _, _, array, form, _ in values:
-            data = array.tobytes(form.order)
-            extents.append((at, len(data)))
-            padding = -len(data) % pack.ALIGN
+        for value in values:
+            data = value[4]
             parts.append(data)
-            if padding:
-                parts.append(_ZEROS[padding])
-            at += len(data) + padding
+            if len(data) % pack.ALIGN:
+                parts.append(_ZEROS[-len(data) % pack.ALIGN])
+        body = b"".join(parts)
+        del parts
+        generation = self._generations_for(len(values))
         with self._append_lock:
             target, start = self._pack_to_append()
-            buffers: list[bytes | memoryview] = [b"".join(parts)]
-            if not start:
-                buffers.insert(0, pack.header(target.stamp))
+            buffers = [body] if start else [pack.header(target.stamp), body]
             self._tail = self.files.append(self.pack_name(target.id), start, buffers)
             # Not in the catalog before the first commit of a row in it.
             self._packs.setdefault(target.id, target)
             self._open_pack = target.id
-        start = start or pack.HEADER_BYTES
-        self.bytes_written += at
-        generation = self._generation
-        return [
-            Row(code.canonical, seq, code.exact, text, generation(), target.id, start + offset,
-                stored, None)
-            for (code, seq, _, _, text), (offset, stored) in zip(values, extents, strict=True)
-        ]  # fmt: skip
+        self.bytes_written += len(body)
+        identity = target.id
+        offset = start or pack.HEADER_BYTES
+        rows = []
+        for code, seq, exact, text, data in values:
+            stored = len(data)
+            # The plain constructor of a named tuple takes three times as long.
+            rows.append(
+                _new_row(Row, (code, seq, exact, text, generation, identity, offset, stored, None))
+            )
+            generation += 1
+            offset += (stored + pack.ALIGN - 1) & -pack.ALIGN
+        return rows
 
     def _pack_to_append(self) -> tuple[Pack, int]:
         """The pack to append to and where it ends; a new one ends at 0."""
         if self._open_pack is None:
             # Go on with the last pack of an earlier session, rather than leave many small ones.
-            newest = max(self._packs.values(), default=None)
+            newest = max(list(self._packs.values()), default=None)
             if newest is not None:
                 self._open_pack, self._tail = newest.id, newest.bytes
         target = self._packs.get(self._open_pack or 0)
@@ -227,9 +238,7 @@ class Store:
         """
         packs = self._packs_after(rows, freed, adopted)
         dropped = [
-            known.id
-            for known in packs.values()
-            if not known.live and known.id != self._open_pack
+            known.id for known in packs.values() if not known.live and known.id != self._open_pack
         ]
         changed = [known for known in packs.values() if known.id not in dropped]
         try:
@@ -241,6 +250,10 @@ class Store:
                 # Interrupted: whether it was committed is for the next writer to see, who sweeps.
                 self._unsure = True
             raise
+        self.files.loose.difference_update(
+            {self.value_name(row) for row in rows if row.pack is None},
+            (self.pack_name(known.id) for known in changed),
+        )
         self._packs.update((known.id, known) for known in changed)
         for identity in dropped:
             self._forget_pack(identity)
@@ -321,7 +334,8 @@ class Store:
                 return self._load_file(path, row, form, key)
             array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
             return self._value(array, form, packed=True)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, BlockingIOError) as error:
+            # BlockingIOError: it is being overwritten as a spare, since its row is gone.
             raise CorruptEntryError(
                 f"expected the value of key {key!r} in {path}, found no such file"
             ) from error
@@ -409,10 +423,8 @@ class Store:
                     f"{path}, found {status.st_size} bytes in all"
                 )
             held = self._pack_maps.get(identity)
-            if held is None:
-                base = map_file(fd, max(_PACK_MAP_BYTES, status.st_size))
-            else:
-                base = held[0]
+            mapped = max(_PACK_MAP_BYTES, status.st_size)
+            base = map_file(fd, mapped) if held is None else held[0]
         finally:
             os.close(fd)
         if len(self._pack_maps) >= _MAX_PACK_MAPS:
@@ -449,14 +461,17 @@ class Store:
         """Packs of which more than `share` of the bytes are dead."""
         return [
             known.id
-            for known in self._packs.values()
+            for known in list(self._packs.values())
             if known.bytes - pack.HEADER_BYTES - known.live
             > share * max(known.bytes - pack.HEADER_BYTES, 1)
         ]
 
     def dead_bytes(self) -> int:
         """Bytes in packs that no entry uses."""
-        return sum(max(0, each.bytes - pack.HEADER_BYTES - each.live) for each in self._packs.values())
+        return sum(
+            max(0, each.bytes - pack.HEADER_BYTES - each.live)
+            for each in list(self._packs.values())
+        )
 
     def move_steps(self, identity: int) -> Iterable[list[Row]]:
         """The entries of a pack, in groups small enough for one transaction each."""
@@ -481,13 +496,13 @@ class Store:
         OSError, CorruptEntryError
             The values stay where they were.
         """
-        values = []
+        values: list[SmallValue] = []
         for row in rows:
             form = parse_form(row.form)
             key = decode_key(row.key, row.exact)
             path = self.files.path(self.pack_name(cast(int, row.pack)))
             array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
-            values.append((KeyCode(row.key, row.exact), row.seq, array, form, row.form))
+            values.append((row.key, row.seq, row.exact, row.form, array.tobytes(form.order)))
         moved = [
             new._replace(generation=row.generation)
             for row, new in zip(rows, self.append(values), strict=True)
@@ -509,7 +524,7 @@ class Store:
         self.sweep()
 
     def become_reader(self) -> None:
-        """In a forked child: the folder, its lock and the catalog's connections are the parent's."""
+        """In a forked child: folder, lock and the catalog's connections are the parent's."""
         if self.lock_fd is not None:
             # Only this process's descriptor: the lock stays with the parent's.
             os.close(self.lock_fd)
@@ -526,9 +541,9 @@ class Store:
         self.catalog.commit(dropped_packs=[identity])
         self._forget_pack(identity)
 
-    def adopt(self, source: str, row: Row, seq: int) -> Row:
+    def adopt(self, source: str, row: Row) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
-        mine = row._replace(seq=seq, generation=self._generation())
+        mine = row._replace(generation=self._generation())
         self.files.link(source, self.value_name(mine))
         return mine
 
@@ -568,6 +583,7 @@ class Store:
         return len(orphans)
 
 
+_new_row = tuple.__new__
 _ZEROS = [bytes(count) for count in range(pack.ALIGN)]
 
 

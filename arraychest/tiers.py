@@ -20,19 +20,18 @@ import numpy as np
 
 from arraychest import files as value_files
 from arraychest.budget import Budget
-from arraychest.entry import Entry, Form, Row, parse_form
+from arraychest.entry import DESCRIBED, Entry, Form, Kind, Row, parse_form
 from arraychest.errors import (
     AbsentKeyError,
     ClosedChestError,
     CorruptEntryError,
-    KeyTypeError,
     ReadOnlyChestError,
 )
 from arraychest.keys import decode_key, encode_key
 from arraychest.resident import Slot
 from arraychest.spill import WriteBehind, logger
 from arraychest.store import Mode, Store, empty_folder, open_folder
-from arraychest.values import Accepted, OnPut, accept, array_to_keep, freeze, scalar_of
+from arraychest.values import OnPut, accept, array_to_keep, freeze, scalar_of
 
 # Mapped views that the chest keeps open, so that a repeated get costs no more than a resident
 # hit.  Each map counts against vm.max_map_count (65,530), most of which is left to the user.
@@ -85,12 +84,22 @@ class Tiers:
         self.closed = False
         self._closing = False
         self.forked = False
+        # Whether a put has to find out why it is refused; and whether it may keep the very array.
+        self._no_puts = options.mode == "r"
+        self._adopts = options.on_put == "freeze"
         self.writer = WriteBehind(self.index, budget, self._open_store, options.on_overflow)
+        # Names of their own for what every put asks.
+        self._resident = self.writer.resident
+        self._private = options.private
         # Whether every entry of the catalog has its slot in the index.
         self._complete = True
-        self._count: int | None = 0
-        self._next_seq = 1
+        # Number of keys; without what a reopened catalog held until it is asked for, see `count`.
+        self._count = 0
+        self._counted = True
+        # Counts puts, and goes on where the catalog's order of insertion ends: a new key's place
+        # in that order is the number of its put.
         self._puts = 0
+        self._loading: set[Slot] = set()
         # Slots whose `value` is a mapped view, oldest first.
         self._kept: deque[Slot] = deque()
         if path is not None:
@@ -118,13 +127,13 @@ class Tiers:
                 if store.catalog.meta("unclean"):
                     swept = store.sweep()
                     logger.info("swept %d orphans in %s after an unclean end", swept, path)
-            self._next_seq = store.catalog.last_seq() + 1
+            self._puts = store.catalog.last_seq()
         except BaseException:
             store.close()
             raise
         self._store = store
-        self._complete = self._next_seq == 1 and fd is not None
-        self._count = 0 if self._complete else None
+        self._complete = self._puts == 0 and fd is not None
+        self._counted = self._complete
 
     def _make_store(self, path: str, fd: int | None) -> Store:
         options = self.options
@@ -141,6 +150,7 @@ class Tiers:
         if store is None:
             with self._store_lock:
                 if self._store is None:
+                    self._check_open()
                     root, fd = value_files.make_private_folder()
                     try:
                         self._store = self._make_store(root, fd)
@@ -173,22 +183,24 @@ class Tiers:
                     writer.counters.hits += 1
                     return value
                 row = slot.row
-                if row is None or slot.loading:
+                if row is None or slot in self._loading:
                     # Another thread is faulting it in: once is enough.
                     writer.changed.wait()
                     continue
-                if self._store is None:
+                store = self._store
+                if store is None:
                     raise ClosedChestError("the chest is closed")
                 writer.counters.misses += 1
                 if row.pack is not None and self.options.on_miss is None:
-                    value = self._store.mapped_value(row)
+                    value = store.mapped_value(row)
                     if value is not None:
                         return self._keep(slot, row, value)
-                slot.loading = True
+                self._loading.add(slot)
             try:
                 if self.options.on_miss is not None:
                     self.options.on_miss(slot.key)
-                value = self._store.load(row, slot.key)
+                # Not `self._store`: the chest may be closed meanwhile.
+                value = store.load(row, slot.key)
             except CorruptEntryError:
                 with writer.lock:
                     self._done_loading(slot)
@@ -206,7 +218,7 @@ class Tiers:
                 return value
 
     def _done_loading(self, slot: Slot) -> None:
-        slot.loading = False
+        self._loading.discard(slot)
         self.writer.changed.notify_all()
 
     def _is_current(self, slot: Slot, row: Row) -> bool:
@@ -309,7 +321,7 @@ class Tiers:
                 slot.array is None
                 and slot.value is None
                 and slot.row is not None
-                and not slot.loading
+                and slot not in self._loading
                 and (slot.view is None or slot.view() is None)
             ):
                 self._forget(slot)
@@ -332,7 +344,7 @@ class Tiers:
             self._check_open()
             if self._complete:
                 return len(self.index)
-            if self._count is not None:
+            if self._counted:
                 return self._count
         # No commit is under way under this lock, so that each row has been noted on its slot.
         with self.writer.commit_lock, self.writer.lock:
@@ -343,11 +355,60 @@ class Tiers:
                 return rows
             unsaved = sum(slot.row is None for slot in self.index.values())
             self._count = rows + unsaved - self.writer.doomed_rows()
+            self._counted = True
             return self._count
 
     # --- put and delete --------------------------------------------------------------------
 
-    def put(self, key: Any, value: Any, *, only_absent: bool = False) -> None:
+    def put(self, key: Any, value: Any) -> None:
+        """Make `value` the value of `key`; see `put_any`.
+
+        This is the short way for the plain case: an array that the chest can keep as it is, a
+        simple key, and room for it without a spill.  Everything else takes `put_any`.  Calls,
+        records and ``with`` would double its cost, so it does without.
+        """
+        if (
+            type(value) is np.ndarray
+            and id(value.dtype) in DESCRIBED
+            and value.base is None
+            and type(key) in _SIMPLE_KEYS
+            and self._adopts
+            and value.flags.owndata
+        ):
+            nbytes = value.nbytes
+            writer, resident = self.writer, self._resident
+            puts = self._puts + 1
+            writer.acquire()
+            try:
+                if (
+                    resident.charged + nbytes <= self.budget.high
+                    and puts & 255  # now and then the adaptive budget has a look at memory
+                    and not self._no_puts
+                    and writer.failure is None
+                ):
+                    slot = self.index.get(key)
+                    if slot is not None or self._complete:
+                        value.setflags(write=False)
+                        self._puts = puts
+                        if slot is None:
+                            slot = Slot(key, puts, None)
+                            resident.add(slot, value)
+                            self.index[key] = slot
+                            self._count += 1
+                        else:
+                            if slot.array is not None and slot.kind == "array":
+                                resident.replace(slot, value)
+                            else:
+                                self._set_resident(slot, value, "array")
+                            slot.view = None
+                        slot.version = puts
+                        slot.value = None if self._private else value
+                        return
+            finally:
+                writer.release()
+        self.put_any(key, value)
+
+    def put_any(self, key: Any, value: Any, *, only_absent: bool = False) -> None:
         """Make `value` the value of `key`.
 
         Raises
@@ -355,76 +416,93 @@ class Tiers:
         ValueTypeError, KeyTypeError, SpillError, ReadOnlyChestError, ClosedChestError
             The key has its old value, and the array is as it was.
         """
-        accepted = accept(value, allow_pickle=self.options.allow_pickle)
+        array, kind, shown = accept(value, allow_pickle=self.options.allow_pickle)
         if type(key) not in _SIMPLE_KEYS:
             encode_key(key)
-        if only_absent and self.contains(key):
-            return
-        nbytes = accepted.array.nbytes
-        writer = self.writer
-        if writer.failure is not None or not self._sole_writer():
-            with writer.lock:
-                self.check_writable()
-                writer.report_failure()
-        if nbytes > self.budget.bytes:
-            self._put_directly(key, accepted)
+        if array.nbytes > self.budget.bytes:
+            self._put_directly(key, array, kind, only_absent)
             return
         # Copied before the lock is taken; frozen only once nothing can refuse it any more.
-        array = accepted.array
-        if accepted.kind != "scalar":
-            array = array_to_keep(array, self.options.on_put)
+        if kind != "scalar":
+            shown = array = array_to_keep(array, self.options.on_put)
+        writer, resident = self.writer, self._resident
         with writer.lock:
-            if self.closed or self._closing:
+            self.check_writable()
+            writer.report_failure()
+            self.budget.refresh(resident.charged)
+            if resident.charged + array.nbytes > self.budget.bytes:
+                writer.make_room(resident.weight(array))
                 self.check_writable()
-            self.budget.refresh(writer.resident.charged)
-            weight = writer.resident.weight(array)
-            if writer.resident.charged + weight > self.budget.bytes:
-                writer.make_room(weight)
-                self.check_writable()
-            slot = self._find(key)
-            if slot is None:
-                slot = self._new_slot(key)
-                self._attach(slot)
-            elif only_absent:
+            slot, new = self._slot_of(key)
+            if not new and only_absent:
                 return
-            elif slot.array is not None:
-                writer.resident.remove(slot)
             freeze(array)
+            self._set_resident(slot, array, kind)
+            if new:
+                self._attach(slot)
+            slot.view = None
             self._puts += 1
             slot.version = self._puts
-            slot.kind = accepted.kind
-            slot.view = None
-            writer.resident.add(slot, array)
-            if accepted.kind == "scalar":
-                slot.value = accepted.scalar
-            else:
-                slot.value = None if self.options.private else array
+            slot.value = None if self._private and kind != "scalar" else shown
             writer.put_noted(slot)
 
-    def _new_slot(self, key: Any) -> Slot:
-        slot = Slot(key, self._next_seq, None)
-        self._next_seq += 1
-        return slot
+    def _set_resident(self, slot: Slot, array: np.ndarray, kind: Kind) -> None:
+        if slot.array is not None:
+            self._resident.remove(slot)
+        slot.kind = kind
+        self._resident.add(slot, array)
 
     def _attach(self, slot: Slot) -> None:
-        if slot.key not in self.index:
-            self.index[slot.key] = slot
-            if self._count is not None:
-                self._count += 1
+        self.index[slot.key] = slot
+        self._count += 1
 
-    def _put_directly(self, key: Any, accepted: Accepted) -> None:
-        with self.writer.lock:
+    def _slot_of(self, key: Any) -> tuple[Slot, bool]:
+        """The slot of a key, and whether it is a new one that is not yet in the index."""
+        slot = self._find(key)
+        if slot is not None:
+            return slot, False
+        self._puts += 1
+        return Slot(key, self._puts, None), True
+
+    def _put_directly(self, key: Any, array: np.ndarray, kind: Kind, only_absent: bool) -> None:
+        """Store a value that is larger than the budget, without ever charging it."""
+        writer = self.writer
+        with writer.lock:
             self.check_writable()
-
-        def slot_of(key: Any) -> Slot:
+            writer.report_failure()
+            if only_absent and self._find(key) is not None:
+                return
+        with (
+            self._at_work(),
+            writer.storing_directly(key, array, kind) as (store, row),
+            writer.lock,
+        ):
+            # The lock is held during the commit, for once: a large value can wait for it, and
+            # nobody can overwrite or delete the key between commit and publication.
             self.check_writable()
-            return self._find(key) or self._new_slot(key)
-
-        array = accepted.array
-        self.writer.store_directly(key, array, accepted.kind, slot_of, self._attach)
-        if self.options.on_put == "freeze" and array.flags.owndata:
+            slot, new = self._slot_of(key)
+            if only_absent and not new:
+                store.files.remove([store.value_name(row)])
+                return
+            row = row._replace(seq=slot.seq, exact=encode_key(slot.key).exact)
+            try:
+                unused = store.commit([row], [slot.row] if slot.row is not None else [])
+            finally:
+                store.catalog.end_snapshot()
+            writer.let_go(slot)
+            self._puts += 1
+            slot.version = self._puts
+            slot.row = row
+            if new:
+                self._attach(slot)
+            writer.count_spill(array.nbytes)
+            writer.changed.notify_all()
+        store.files.remove(unused)
+        if self.options.on_put == "freeze" and array.flags.owndata and kind != "scalar":
             # As any other array that was put: writing to it now would go unnoticed.
             freeze(array)
+        if self.options.on_overflow is not None:
+            self.options.on_overflow(key)
 
     def delete(self, key: Any, version: int | None = None) -> bool:
         """Remove a key; with `version`, only while its slot has that one.
@@ -445,8 +523,7 @@ class Tiers:
             if version is not None and slot.version != version:
                 return False
             del self.index[slot.key]
-            if self._count is not None:
-                self._count -= 1
+            self._count -= 1
             writer.counters.hits += slot.hits
             writer.doom(slot)
         return True
@@ -476,6 +553,7 @@ class Tiers:
             raise ClosedChestError("the chest is closed")
 
     def check_writable(self) -> None:
+        """Raise ClosedChestError or ReadOnlyChestError where nothing can be changed."""
         self._check_open()
         if self._closing:
             raise ClosedChestError("the chest is being closed")
@@ -485,7 +563,7 @@ class Tiers:
                 "to write, open a chest of its own"
             )
         if self.options.mode == "r":
-            raise ReadOnlyChestError(f'expected a chest open for writing, found mode="r": {self.path}')
+            raise ReadOnlyChestError(f'expected mode "a", "w" or "x", found "r": {self.path}')
 
     # --- iteration -------------------------------------------------------------------------
 
@@ -537,9 +615,9 @@ class Tiers:
                     key = decode_key(canonical, exact)
                 except ValueError as error:
                     raise CorruptEntryError(f"catalog of {self.path}: {error}") from error
-                if key not in self.writer.tombstones:
-                    yield seq, key
-                elif key in self.index and self.index[key].seq == seq:
+                if key not in self.writer.tombstones or (
+                    key in self.index and self.index[key].seq == seq
+                ):
                     yield seq, key
 
     # --- what the chest knows --------------------------------------------------------------
@@ -643,10 +721,23 @@ class Tiers:
         store = self._store
         if store is None:
             return 0
-        dead = store.dead_bytes()
-        for identity in store.sparse_packs(0.0):
-            self.writer.compact_pack(identity)
+        with self._at_work():
+            dead = store.dead_bytes()
+            for identity in store.sparse_packs(0.0):
+                self.writer.compact_pack(identity)
         return dead
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Writing in a caller's thread: a close waits for its end.  Must not wait for writers."""
+        with self.writer.lock:
+            self.check_writable()
+            self.writer.begin_work()
+        try:
+            yield
+        finally:
+            with self.writer.lock:
+                self.writer.end_work()
 
     # --- from another chest ----------------------------------------------------------------
 
@@ -656,7 +747,9 @@ class Tiers:
             slot = self._find(key)
             return None if slot is None or slot.array is not None else slot.row
 
-    def link_from(self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]) -> list[Any]:
+    def link_from(
+        self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]
+    ) -> list[Any]:
         """Take over stored values of another chest by linking their files.
 
         Parameters
@@ -671,6 +764,12 @@ class Tiers:
         list
             The keys whose values could not be linked: on another file system, or gone meanwhile.
         """
+        with self._at_work():
+            return self._link(other, rows, packs)
+
+    def _link(
+        self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]
+    ) -> list[Any]:
         mine, theirs = self._open_store(), other._open_store()
         linked: list[tuple[Any, Row]] = []
         adopted = []
@@ -694,20 +793,24 @@ class Tiers:
             self.check_writable()
             placed = []
             for key, row in linked:
-                slot = self._find(key) or self._new_slot(key)
+                slot, new = self._slot_of(key)
                 exact = encode_key(slot.key).exact
-                placed.append((slot, row._replace(exact=exact, seq=slot.seq)))
-            unused = mine.commit(
-                [row for _, row in placed],
-                [slot.row for slot, _ in placed if slot.row is not None],
-                adopted=adopted,
-            )
-            mine.catalog.end_snapshot()
-            for slot, row in placed:
+                placed.append((slot, new, row._replace(exact=exact, seq=slot.seq)))
+            try:
+                unused = mine.commit(
+                    [row for _, _, row in placed],
+                    [slot.row for slot, _, _ in placed if slot.row is not None],
+                    adopted=adopted,
+                )
+            finally:
+                mine.catalog.end_snapshot()
+            for slot, new, row in placed:
                 self.writer.let_go(slot)
-                slot.version += 1
+                self._puts += 1
+                slot.version = self._puts
                 slot.row = row
-                self._attach(slot)
+                if new:
+                    self._attach(slot)
         mine.files.remove(unused)
         return failed
 
@@ -731,7 +834,7 @@ class Tiers:
             if not discard and self._sole_writer():
                 writer.flush()
             with writer.lock:
-                self._closing = True
+                self._closing = self._no_puts = True
                 try:
                     if self.forked:
                         discard = False
@@ -740,8 +843,8 @@ class Tiers:
                             writer.let_go(slot)
                             slot.version = -1
                     writer.wait_idle()
-                    if not discard and self._sole_writer() and writer.resident.count:
-                        # Put by another thread between the flush and here.
+                    if not discard and self._sole_writer() and writer.unsaved():
+                        # Put or deleted by another thread between the flush and here.
                         writer.lock.release()
                         try:
                             writer.flush()
@@ -750,6 +853,7 @@ class Tiers:
                     self.closed = True
                 finally:
                     self._closing = False
+                    self._no_puts = self.closed or not self._sole_writer()
                 store, self._store = self._store, None
                 self.index.clear()
                 self._kept.clear()
@@ -760,9 +864,13 @@ class Tiers:
             if self.forked:
                 return
             if discard:
-                store.catalog.close()
-                value_files.remove_folder(store.root)
-                store.release_lock()
+                try:
+                    store.catalog.close()
+                finally:
+                    try:
+                        value_files.remove_folder(store.root)
+                    finally:
+                        store.release_lock()
             else:
                 store.close()
 
@@ -783,7 +891,8 @@ class Tiers:
 
     def before_fork(self) -> None:
         """Bring every lock into the parent's hands, so that none is held by a thread that a
-        child does not have."""
+        child does not have.
+        """
         self.writer.commit_lock.acquire()
         self.writer.lock.acquire()
         self._store_lock.acquire()
@@ -799,12 +908,11 @@ class Tiers:
 
     def after_fork_in_child(self) -> None:
         """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
-        self.forked = True
+        self.forked = self._no_puts = True
         self.writer.become_reader()
         self._store_lock = threading.Lock()
         self._close_lock = threading.Lock()
-        for slot in self.index.values():
-            slot.loading = False
+        self._loading.clear()
         if self._store is not None:
             self._store.become_reader()
 

@@ -46,10 +46,8 @@ def format_bytes(size: float) -> str:
     ('0 B', '2 GiB', '1.5 KiB', '118 MiB')
     """
     value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 999.5:
-            break
+    units = ["PiB", "TiB", "GiB", "MiB", "KiB", "B"]
+    while abs(value) >= 999.5 and len(units) > 1:
         value /= 1024
-    else:
-        unit = "PiB"
-    return f"{value:.3g} {unit}"
+        units.pop()
+    return f"{value:.3g} {units[-1]}"

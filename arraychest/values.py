@@ -24,14 +24,14 @@ class Accepted(NamedTuple):
         The value as an ndarray; of a str or bytes scalar, its characters.
     kind
         What it comes back as.
-    scalar
-        The NumPy scalar that it was; None for an array, and for one of a structured dtype, which
-        could be written to.
+    shown
+        What a get of the resident value returns: the array, or the NumPy scalar; None for one of
+        a structured dtype, which could be written to.
     """
 
     array: np.ndarray
     kind: Kind
-    scalar: np.generic | None
+    shown: np.ndarray | np.generic | None
 
 
 def accept(value: Any, *, allow_pickle: bool) -> Accepted:
@@ -43,7 +43,7 @@ def accept(value: Any, *, allow_pickle: bool) -> Accepted:
         It is no array or NumPy scalar, or would come back as something else.
     """
     kind: Kind = "array"
-    scalar: np.generic | None = None
+    shown: np.ndarray | np.generic | None = None
     if type(value) is np.ndarray:
         array = value
     elif isinstance(value, np.generic):
@@ -53,7 +53,7 @@ def accept(value: Any, *, allow_pickle: bool) -> Accepted:
                 f"{value.dtype.type.__name__}"
             )
         kind, array = "scalar", array_of_scalar(value)
-        scalar = None if isinstance(value, np.void) else value
+        shown = None if isinstance(value, np.void) else value
     elif isinstance(value, np.memmap):
         array = np.asarray(value)
     elif isinstance(value, np.ndarray):
@@ -80,7 +80,7 @@ def accept(value: Any, *, allow_pickle: bool) -> Accepted:
             )
         kind = "pickle"
     describe(dtype)
-    return Accepted(array, kind, scalar)
+    return Accepted(array, kind, array if kind != "scalar" else shown)
 
 
 def array_to_keep(array: np.ndarray, on_put: OnPut) -> np.ndarray:
@@ -111,7 +111,7 @@ def freeze(array: np.ndarray) -> None:
     """Make later writes to an array that was put fail, for whoever holds it."""
     array.setflags(write=False)
     if array.base is not None and _is_sole_view(array):
-        cast(np.ndarray, array.base).setflags(write=False)
+        array.base.setflags(write=False)
 
 
 def _is_sole_view(array: np.ndarray) -> bool:

@@ -1,7 +1,7 @@
 """The pack codec: many small arrays end to end, 64-byte aligned, served by one map.
 
-Layout: a header of 64 bytes (the sixteen bytes ``arraychest pack\\n``, format 1 as 8 bytes and the
-pack's stamp as 8 bytes, both little-endian, then zeros), then each value's bytes, C or Fortran
+Layout: a header of 64 bytes (``arraychest pack`` and a line feed, then 1, the format, and the
+pack's stamp, each as 8 bytes, little-endian, then zeros); then each value's bytes, in C or Fortran
 order as its form says, from a multiple of 64 on.  What lies where is in the catalog alone; a pack
 only ever grows, and a value once in it is never rewritten.
 """

@@ -1,0 +1,69 @@
+"""The command line: ``arraychest COMMAND``, or ``python -m arraychest COMMAND``.
+
+Each command is a module of this package with a function ``add_command(commands)`` that adds its
+parser and sets ``run``, a function of the parsed arguments that returns the exit code.
+
+Exit codes: 0; 1, the command failed; 2, a wrong argument; 130, interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import arraychest
+
+
+class CommandError(Exception):
+    """What a command could not do, in one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, where argparse would print all options first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        Arguments behind the program's name; by default those of this process.
+
+    Returns
+    -------
+    int
+        The exit code.
+
+    Raises
+    ------
+    SystemExit
+        After ``--help`` and ``--version`` (0) and a wrong argument (2).
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    except (CommandError, arraychest.ArrayChestError, OSError) as error:
+        message, code = str(error), 1
+    print(f"arraychest {arguments.command}: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> _Parser:
+    # Here and not above: commands raise this module's `CommandError`.
+    from arraychest.cli import demo
+
+    parser = _Parser(prog="arraychest", description=arraychest.__doc__)
+    parser.add_argument(
+        "--version", action="version", version=f"arraychest {arraychest.__version__}"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo.add_command(commands)
+    return parser
