@@ -59,14 +59,10 @@ def read_memory(root: str = "/") -> MemoryReading:
 
 
 def _read_rlimits() -> Iterator[tuple[int, int]]:
-    process = psutil.Process()
-    for name, used in (
-        (resource.RLIMIT_AS, lambda: process.memory_info().vms),
-        (resource.RLIMIT_DATA, lambda: getattr(process.memory_info(), "data", 0)),
-    ):
+    for name, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         soft, _ = resource.getrlimit(name)
         if soft != resource.RLIM_INFINITY:
-            yield soft, soft - used()
+            yield soft, soft - getattr(psutil.Process().memory_info(), used, 0)
 
 
 def _read_cgroups(root: str) -> Iterator[tuple[int, int]]:
@@ -204,8 +200,10 @@ class Budget:
         charged
             Bytes that the chest keeps in RAM now.
         """
-        if self.adaptive:
-            now = time.monotonic()
-            if now >= self._next_reading:
-                self._next_reading = now + REFRESH_SECONDS
-                self._adapt(charged)
+        if self.is_due():
+            self._next_reading = time.monotonic() + REFRESH_SECONDS
+            self._adapt(charged)
+
+    def is_due(self) -> bool:
+        """Whether `refresh` would read memory."""
+        return self.adaptive and time.monotonic() >= self._next_reading

@@ -219,7 +219,7 @@ class Catalog:
             found = self._find.execute(_FIND, (key,)).fetchone()
         except sqlite3.DatabaseError as error:
             raise CorruptEntryError(f"catalog {self.path}: {error}") from error
-        return None if found is None else Row._make(found)
+        return None if found is None else _checked(Row._make(found), self.path)
 
     def end_snapshot(self) -> None:
         """Let the next read see what has been committed."""
@@ -238,7 +238,10 @@ class Catalog:
 
     def last_seq(self) -> int:
         """The highest place in the order of insertion; 0 if there is none."""
-        return int(self._read("SELECT coalesce(max(seq), 0) FROM entry")[0][0])
+        last = self._read("SELECT coalesce(max(seq), 0) FROM entry")[0][0]
+        if type(last) is not int:
+            raise ChestFormatError(f"expected numbers in {self.path}, found {last!r:.80} as a seq")
+        return last
 
     def page(
         self, after: int, count: int, *, descending: bool = False
@@ -253,12 +256,16 @@ class Catalog:
 
     def packs(self) -> list[Pack]:
         """Every pack."""
-        return [Pack._make(row) for row in self._read("SELECT * FROM pack ORDER BY id")]
+        packs = [Pack._make(row) for row in self._read("SELECT * FROM pack ORDER BY id")]
+        for each in packs:
+            if any(type(value) is not int for value in each):
+                raise ChestFormatError(f"expected numbers in {self.path}, found {each!r:.200}")
+        return packs
 
     def rows_in(self, pack: int) -> list[Row]:
         """The entries of one pack by offset.  O(n) in all entries: only compaction asks."""
         rows = self._read("SELECT * FROM entry WHERE pack = ? ORDER BY offset", pack)
-        return [Row._make(row) for row in rows]
+        return [_checked(Row._make(row), self.path) for row in rows]
 
     def file_generations(self) -> set[int]:
         """The generations of all values in files of their own.  O(n): only a sweep asks."""
@@ -386,6 +393,25 @@ def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return int(application), int(version)
+
+
+def _checked(row: Row, path: str) -> Row:
+    """A row with what its columns should hold; SQLite itself lets anything be anywhere.
+
+    Of a row that holds something else its key and its place are left, so that it can be deleted.
+    """
+    if (
+        type(row.generation) is int
+        and (row.pack is None or type(row.pack) is int)
+        and type(row.offset) is int
+        and type(row.stored) is int
+        and type(row.form) is str
+        and (row.exact is None or type(row.exact) is bytes)
+    ):
+        return row
+    if type(row.seq) is not int:
+        raise CorruptEntryError(f"expected a number as seq of {row.key!r} in {path}")
+    return Row(row.key, row.seq, None, "", -1, None, 0, 0, None)
 
 
 def _tables(connection: sqlite3.Connection) -> int:

@@ -319,7 +319,9 @@ class Chest(MutableMapping[Any, Any]):
             if other is not self:
                 self._update_from_chest(other, overwrite)
         else:
-            pairs = other.items() if isinstance(other, Mapping) else other
+            # As dict does it: whatever has keys is a mapping, anything else is pairs.
+            keys = getattr(other, "keys", None)
+            pairs = other if keys is None else ((key, cast(Any, other)[key]) for key in keys())
             for key, value in pairs:
                 self._tiers.put_any(key, value, only_absent=not overwrite)
         for name, value in named.items():

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from arraychest.errors import ChestInUseError
+from arraychest.errors import ChestFormatError, ChestInUseError
 
 T = TypeVar("T")
 Buffers = Sequence[bytes | memoryview]
@@ -173,9 +173,25 @@ class Files:
             self._sync_folder(path)
         return at + nbytes
 
-    def is_shared(self, name: str) -> bool:
-        """Whether a file has a name in another chest too (it must not be appended to)."""
-        return os.stat(self.path(name)).st_nlink > 1
+    def may_append(self, name: str, at: int, head: bytes) -> bool:
+        """Whether a file is there that begins with `head`, is `at` bytes long at least, and has
+        no second name: another chest counts on what lies behind our end.
+        """
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(self.path(name), flags)
+        except OSError:
+            return False
+        try:
+            status = os.fstat(fd)
+            return (
+                stat.S_ISREG(status.st_mode)
+                and status.st_nlink == 1
+                and status.st_size >= at
+                and os.pread(fd, len(head), 0) == head
+            )
+        finally:
+            os.close(fd)
 
     def link(self, source: str, name: str) -> None:
         """Give the file at the path `source` a name in this chest, too.
@@ -375,10 +391,22 @@ def lock_for_writing(root: str) -> int:
     Raises
     ------
     ChestInUseError
-        Another chest, in this process or another, writes to it.
+        Another chest, in this process or another, writes to it, or has just removed it.
+    ChestFormatError
+        The lock is no plain file.
     """
-    fd = os.open(os.path.join(root, _LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    path = os.path.join(root, _LOCK_NAME)
     try:
+        # NOFOLLOW: a stranger's chest may hold a link to a file of ours in its place.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise ChestFormatError(f"expected a file at {path}, found something else") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise ChestFormatError(f"expected a file with one name at {path}, found another")
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
@@ -390,8 +418,17 @@ def lock_for_writing(root: str) -> int:
     except BaseException:
         os.close(fd)
         raise
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    try:
+        if not os.fstat(fd).st_nlink:
+            # Whoever had the lock removed the folder: a lock without a name keeps nobody out.
+            raise ChestInUseError(
+                f"expected {root} to stay, found it being removed by another process; try again"
+            )
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -411,8 +448,16 @@ def make_private_folder() -> tuple[str, int]:
     for name in os.listdir(parent):
         if name.startswith(_PRIVATE_PREFIX):
             _remove_if_abandoned(os.path.join(parent, name))
-    root = tempfile.mkdtemp(prefix=_PRIVATE_PREFIX, dir=parent)
-    return root, lock_for_writing(root)
+    while True:
+        root = tempfile.mkdtemp(prefix=_PRIVATE_PREFIX, dir=parent)
+        try:
+            return root, lock_for_writing(root)
+        except (ChestInUseError, FileNotFoundError):
+            # Another process took it for abandoned, between the lock's making and its taking.
+            continue
+        except BaseException:
+            remove_folder(root)
+            raise
 
 
 def _remove_if_abandoned(root: str) -> None:

@@ -113,7 +113,8 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
     """
     try:
         return _decode(canonical if exact is None else exact, MAX_DEPTH)
-    except (ValueError, TypeError, IndexError, LookupError, struct.error, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, struct.error, OverflowError, OSError) as error:
+        # OSError: zoneinfo opens a file named like the zone.
         raise ValueError(f"expected an encoded key, found {canonical[:80]!r}") from error
 
 
@@ -217,8 +218,8 @@ def _encode_scalar(key: np.generic) -> tuple[bytes, bytes]:
         raise KeyTypeError(f"expected a NumPy scalar of a plain dtype as key, found {type(key)}")
     exact = b"n" + dtype.str.encode() + b"\0"
     if isinstance(key, np.str_):
-        # Not the buffer: NumPy drops trailing NULs from it.
-        text = str(key).encode("utf-8", "surrogatepass")
+        # Neither its buffer nor str(key): NumPy drops NULs at the end of both.
+        text = key.encode("utf-8", "surrogatepass")
         return b"s" + text, b"n<U\0" + text
     if isinstance(key, np.bytes_):
         return b"b" + bytes(key), b"n|S\0" + bytes(key)
@@ -253,6 +254,8 @@ def _encode_time(key: np.datetime64 | np.timedelta64) -> bytes:
         return b"M" + _decimal(number * _ATTOSECONDS.get(unit, 1))
     if unit in _MONTHS:
         return b"m" + _decimal(number * _MONTHS[unit]) + b"M"
+    if unit not in _ATTOSECONDS:
+        raise KeyTypeError(f"expected a timedelta64 key with a unit, found {key!r}")
     return b"m" + _decimal(number * _ATTOSECONDS[unit])
 
 

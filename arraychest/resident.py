@@ -126,15 +126,6 @@ class _Clock:
         """Whether a queued slot still belongs here: it may have left, or changed its size."""
         return slot.array is not None and is_small(slot) is self.small
 
-    def append(self, slot: Slot) -> None:
-        self.count += 1
-        queue = self.queue
-        queue.append(slot)
-        if len(queue) > 2 * self.count + 64:
-            # Slots that left otherwise than through the hand are still queued: sweep them out,
-            # which costs each put O(1) over time.
-            self.sweep()
-
     def sweep(self) -> None:
         # A slot that left and came back is queued twice.
         self.queue = deque(dict.fromkeys(filter(self.holds, self.queue)))
@@ -175,12 +166,17 @@ class ResidentSet:
     ----------
     charged
         Bytes of the buffers that the set keeps alive, each once.
+    fresh
+        Values by key that have no slot yet: each is an array that owns its buffer, put under a
+        key that the chest did not have, and that nothing but puts has asked for since.  They get
+        their slots all at once, in the order of the puts (`settle`).
     """
 
-    __slots__ = ("_large", "_owners", "_sharers", "_small", "charged")
+    __slots__ = ("_large", "_owners", "_sharers", "_small", "charged", "fresh")
 
     def __init__(self) -> None:
         self.charged = 0
+        self.fresh: dict[Any, np.ndarray] = {}
         self._small = _Clock(small=True)
         self._large = _Clock(small=False)
         # Bytes of each buffer by its owner's id, and how many slots share it beyond the first.
@@ -189,8 +185,54 @@ class ResidentSet:
 
     @property
     def count(self) -> int:
-        """Number of slots."""
-        return self._small.count + self._large.count
+        """Number of values."""
+        return self._small.count + self._large.count + len(self.fresh)
+
+    def add_fresh(self, key: Any, array: np.ndarray) -> bool:
+        """Keep an array that owns its buffer under a key that has no slot.  O(1).
+
+        Returns False, with nothing changed, where a buffer is shared with another value.
+
+        A slot is the larger part of what a small put costs, most of all through the garbage
+        collector, which looks at every object of Python's own again and again; an array is none.
+        """
+        owners = self._owners
+        identity = id(array)
+        fresh = self.fresh
+        if identity in owners:
+            return key in fresh and fresh[key] is array
+        if key in fresh:
+            old = id(fresh[key])
+            if old in self._sharers:
+                return False
+            self.charged -= owners.pop(old)
+        owners[identity] = nbytes = array.nbytes
+        self.charged += nbytes
+        fresh[key] = array
+        return True
+
+    def settle(self, puts: int, *, returnable: bool) -> list[Slot]:
+        """Give every fresh value its slot, numbered from `puts` on; returns the slots.
+
+        Parameters
+        ----------
+        returnable
+            Whether a get may return the array itself.
+        """
+        slots = []
+        for key, array in self.fresh.items():
+            puts += 1
+            slot = Slot(key, puts, None)
+            slot.version = puts
+            slot.array = array
+            if returnable:
+                slot.value = array
+            clock = self._small if array.nbytes < PACK_THRESHOLD else self._large
+            clock.count += 1
+            clock.queue.append(slot)
+            slots.append(slot)
+        self.fresh.clear()
+        return slots
 
     def weight(self, array: np.ndarray) -> int:
         """Bytes that keeping `array` would add to `charged`."""
@@ -199,19 +241,46 @@ class ResidentSet:
 
     def add(self, slot: Slot, array: np.ndarray) -> None:
         """Keep `array` as the value of a slot that has none in RAM.  O(1)."""
-        self._charge(array)
+        # Spelled out: each put comes by here, and calls would double what it takes.
+        nbytes = array.nbytes
+        clock = self._small if nbytes < PACK_THRESHOLD and slot.kind != "pickle" else self._large
+        owner = array if array.base is None else owner_of(array)
+        key = id(owner)
+        if key in self._owners:
+            self._sharers[key] = self._sharers.get(key, 0) + 1
+        else:
+            if owner is not array:
+                nbytes = owned_bytes(owner)
+            self._owners[key] = nbytes
+            self.charged += nbytes
         slot.array = array
-        (self._small if is_small(slot) else self._large).append(slot)
+        clock.count = count = clock.count + 1
+        queue = clock.queue
+        queue.append(slot)
+        if len(queue) > 2 * count + 64:
+            # Slots that left otherwise than through the hand are still queued: sweep them out,
+            # which costs each put O(1) over time.
+            clock.sweep()
 
     def replace(self, slot: Slot, array: np.ndarray) -> None:
         """Keep another array as the value of a slot that has one.  O(1)."""
         old = cast(np.ndarray, slot.array)
+        if old is array:
+            slot.seen = -1
+            return
         if (old.nbytes < PACK_THRESHOLD) is not (array.nbytes < PACK_THRESHOLD):
             self.remove(slot)
             self.add(slot, array)
             return
-        self._discharge(old)
-        self._charge(array)
+        old_key, key = id(old), id(array)
+        owners = self._owners
+        if old.base is array.base is None and not self._sharers and key not in owners:
+            # As `add` and `remove` would, for buffers that nobody shares.
+            self.charged += array.nbytes - owners.pop(old_key)
+            owners[key] = array.nbytes
+        else:
+            self._discharge(old)
+            self._charge(array)
         slot.array = array
         # It stays where it is queued; to be put again is to be used.
         slot.seen = -1
@@ -251,13 +320,12 @@ class ResidentSet:
         return found
 
     def _charge(self, array: np.ndarray) -> None:
-        owner = array if array.base is None else owner_of(array)
+        owner = owner_of(array)
         key = id(owner)
-        owners = self._owners
-        if key in owners:
+        if key in self._owners:
             self._sharers[key] = self._sharers.get(key, 0) + 1
         else:
-            owners[key] = nbytes = array.nbytes if owner is array else owned_bytes(owner)
+            self._owners[key] = nbytes = owned_bytes(owner)
             self.charged += nbytes
 
     def _discharge(self, array: np.ndarray) -> None:
@@ -271,7 +339,8 @@ class ResidentSet:
             self.charged -= self._owners.pop(key)
 
     def check(self) -> None:
-        """Assert every invariant; O(n), for tests."""
+        """Assert every invariant; O(n), for tests, after `settle`."""
+        assert not self.fresh
         for clock in (self._small, self._large):
             queued = dict.fromkeys(filter(clock.holds, clock.queue))
             assert len(queued) == clock.count, (len(queued), clock.count)

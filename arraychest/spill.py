@@ -96,6 +96,8 @@ class WriteBehind:
         How much may stay in RAM.
     open_store
         Gives the store, creating it at the first call.
+    settle
+        Gives the values that were just put their slots; called under the lock.
     on_overflow
         Called with each key whose value was spilled, in the thread that stored it.
 
@@ -113,6 +115,7 @@ class WriteBehind:
         index: dict[Any, Slot],
         budget: Budget,
         open_store: Callable[[], Store],
+        settle: Callable[[], None],
         on_overflow: Callable[[Any], object] | None,
     ) -> None:
         self.commit_lock = threading.Lock()
@@ -123,6 +126,7 @@ class WriteBehind:
         self.counters = Counters()
         self.tombstones: dict[Any, int] = {}
         self._open_store = open_store
+        self._settle_fresh = settle
         self._on_overflow = on_overflow
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
@@ -294,7 +298,12 @@ class WriteBehind:
             if urgent.array is not None and urgent.writing < 0:
                 return self._job([urgent])
         wanted = self._wanted()
-        if wanted <= 0 or self._nothing_fits:
+        if wanted <= 0:
+            return None
+        if self.resident.fresh:
+            self._settle_fresh()
+            self._nothing_fits = False
+        if self._nothing_fits:
             return None
         if self._retry_at and not self._awaited and not self._flushing:
             if time.monotonic() < self._retry_at:
@@ -412,6 +421,7 @@ class WriteBehind:
                 )
             except BaseException:
                 with self.lock:
+                    store.catalog.end_snapshot()
                     self._doomed.update(dict.fromkeys(deletions))
                     self._doomed_bytes += sum(row.stored for row in gone)
                 store.files.remove(unused)
@@ -487,6 +497,7 @@ class WriteBehind:
             Some could not be; they stay in RAM, or stay deleted, and are tried again later.
         """
         with self.lock:
+            self._settle_fresh()
             pending = self.resident.slots()
             versions = [slot.version for slot in pending]
             pending += self._doomed

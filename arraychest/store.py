@@ -161,8 +161,8 @@ class Store:
         for value in values:
             data = value[4]
             parts.append(data)
-            if len(data) % pack.ALIGN:
-                parts.append(_ZEROS[-len(data) % pack.ALIGN])
+            if len(data) % pack.ALIGN or not data:
+                parts.append(_ZEROS[-len(data) % pack.ALIGN or pack.ALIGN])
         body = b"".join(parts)
         del parts
         generation = self._generations_for(len(values))
@@ -184,7 +184,7 @@ class Store:
                 _new_row(Row, (code, seq, exact, text, generation, identity, offset, stored, None))
             )
             generation += 1
-            offset += (stored + pack.ALIGN - 1) & -pack.ALIGN
+            offset += (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
         return rows
 
     def _pack_to_append(self) -> tuple[Pack, int]:
@@ -196,10 +196,10 @@ class Store:
                 self._open_pack, self._tail = newest.id, newest.bytes
         target = self._packs.get(self._open_pack or 0)
         if target is not None and not target.sealed and self._tail < pack.PACK_BYTES:
-            with contextlib.suppress(FileNotFoundError):
-                # A second name: another chest counts on what lies behind our end.
-                if not self.files.is_shared(self.pack_name(target.id)):
-                    return target, self._tail
+            # Behind the end of a file that was truncated, what it has lost would read as zeros.
+            name, head = self.pack_name(target.id), pack.header(target.stamp)
+            if self._tail >= len(head) and self.files.may_append(name, self._tail, head):
+                return target, self._tail
         return Pack(self._generation(), secrets.randbits(62), 0, 0, 0), 0
 
     def seal(self, identity: int) -> None:
@@ -284,7 +284,11 @@ class Store:
                 live[row.pack] = live.get(row.pack, 0) - pack.aligned(row.stored)
         after: dict[int, Pack] = {}
         for identity in live:
-            before = known.get(identity) or self._packs[identity]
+            before = known.get(identity) or self._packs.get(identity)
+            if before is None:
+                if identity in ends:
+                    raise OSError(errno.ENOENT, f"pack {identity:x} is gone")
+                continue  # a corrupt row named it
             after[identity] = before._replace(
                 bytes=max(before.bytes, ends.get(identity, 0)),
                 live=before.live + live[identity],
@@ -301,10 +305,13 @@ class Store:
         known = self._pack_maps.get(cast(int, row.pack))
         if known is None or row.offset + row.stored > known[1]:
             return None
-        form = parse_form(row.form)
-        if form.nbytes != row.stored:
+        try:
+            form = parse_form(row.form)
+            if form.nbytes != row.stored or row.offset < pack.HEADER_BYTES:
+                return None
+            return self._value(pack.view(known[0], form, row.offset), form, packed=True)
+        except (TypeError, ValueError, OverflowError, MemoryError):
             return None  # `load` says what is wrong
-        return self._value(pack.view(known[0], form, row.offset), form, packed=True)
 
     def load(self, row: Row, key: Any) -> Any:
         """The value of a row: a view of a map, or a NumPy scalar.
@@ -340,11 +347,19 @@ class Store:
                 f"expected the value of key {key!r} in {path}, found no such file"
             ) from error
         except OSError as error:
-            if error.errno == errno.ELOOP:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise CorruptEntryError(
-                    f"expected the value of key {key!r} in {path}, found a symbolic link"
+                    f"expected the value of key {key!r} in {path}, found a symbolic link or a "
+                    "socket"
                 ) from error
             raise
+        except (CorruptEntryError, PickleRefusedError):
+            raise
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise CorruptEntryError(
+                f"expected an array of the form {row.form[:200]} for key {key!r} in {path}, found "
+                f"what NumPy makes none of: {error}"
+            ) from error
 
     def _load_file(self, path: str, row: Row, form: Form, key: Any) -> Any:
         fd = os.open(path, _READ_FLAGS)
@@ -407,13 +422,15 @@ class Store:
         fd = os.open(path, _READ_FLAGS)
         try:
             status = os.fstat(fd)
-            stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
+            stamp = None
+            if stat.S_ISREG(status.st_mode):
+                stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
             known = self._packs.get(identity)
             if known is None:
                 # Begun after this reader opened the chest.
                 self._packs.update((each.id, each) for each in self.catalog.packs())
                 known = self._packs.get(identity)
-            if not stat.S_ISREG(status.st_mode) or known is None or stamp != known.stamp:
+            if known is None or stamp is None or stamp != known.stamp:
                 raise CorruptEntryError(
                     f"expected the pack of key {key!r} in {path}, found something else"
                 )
@@ -544,7 +561,22 @@ class Store:
     def adopt(self, source: str, row: Row) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
         mine = row._replace(generation=self._generation())
-        self.files.link(source, self.value_name(mine))
+        name = self.value_name(mine)
+        self.files.link(source, name)
+        # The other chest may have made a spare of it meanwhile, and have begun to overwrite it.
+        # From here on it sees the second name, and leaves the file alone.
+        try:
+            fd = os.open(self.files.path(name), _READ_FLAGS)
+            try:
+                size = os.fstat(fd).st_size
+                tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
+            finally:
+                os.close(fd)
+            if size != row.stored or npy.stamp_of(tail) != (row.stamp, size - npy.TRAILER_BYTES):
+                raise OSError(errno.ESTALE, "expected another value", source)
+        except OSError:
+            self.files.remove([name], keep_spares=False)
+            raise
         return mine
 
     def adopt_pack(self, source: str, theirs: Pack) -> Pack:
@@ -584,7 +616,7 @@ class Store:
 
 
 _new_row = tuple.__new__
-_ZEROS = [bytes(count) for count in range(pack.ALIGN)]
+_ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
 
 
 def open_folder(path: str, mode: Mode) -> int | None:

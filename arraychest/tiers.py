@@ -44,6 +44,9 @@ MAX_KNOWN_SLOTS = 1 << 19
 # Entries that one step of an iteration reads from the catalog.
 _PAGE = 1024
 
+# Values put at most before they get their slots, all at once: some 50 ms of it.
+_MAX_FRESH = 1 << 16
+
 _SIMPLE_KEYS = frozenset({str, int, bytes})
 
 
@@ -87,7 +90,9 @@ class Tiers:
         # Whether a put has to find out why it is refused; and whether it may keep the very array.
         self._no_puts = options.mode == "r"
         self._adopts = options.on_put == "freeze"
-        self.writer = WriteBehind(self.index, budget, self._open_store, options.on_overflow)
+        self.writer = WriteBehind(
+            self.index, budget, self._open_store, self.settle, options.on_overflow
+        )
         # Names of their own for what every put asks.
         self._resident = self.writer.resident
         self._private = options.private
@@ -291,6 +296,9 @@ class Tiers:
         slot = self.index.get(key)
         if slot is not None:
             return slot
+        if self._resident.fresh:
+            self.settle()
+            return self._find(key)
         if self.closed:
             raise ClosedChestError("the chest is closed")
         if self._complete:
@@ -302,6 +310,13 @@ class Tiers:
             return None
         row = self._store.catalog.find(code.canonical)
         return None if row is None else self._remember(row, key)
+
+    def settle(self) -> None:
+        """Give the values that were just put their slots.  Called under the lock."""
+        slots = self._resident.settle(self._puts, returnable=not self._private)
+        self._puts += len(slots)
+        self._count += len(slots)
+        self.index.update({slot.key: slot for slot in slots})
 
     def _remember(self, row: Row, key: Any) -> Slot:
         if type(key) is not str:
@@ -342,6 +357,7 @@ class Tiers:
         """Number of keys.  O(1), but O(n) the first time in a chest that was reopened."""
         with self.writer.lock:
             self._check_open()
+            self.settle()
             if self._complete:
                 return len(self.index)
             if self._counted:
@@ -375,33 +391,28 @@ class Tiers:
             and self._adopts
             and value.flags.owndata
         ):
-            nbytes = value.nbytes
             writer, resident = self.writer, self._resident
-            puts = self._puts + 1
             writer.acquire()
             try:
                 if (
-                    resident.charged + nbytes <= self.budget.high
-                    and puts & 255  # now and then the adaptive budget has a look at memory
+                    resident.charged + value.nbytes <= self.budget.high
                     and not self._no_puts
                     and writer.failure is None
+                    and not self.budget.is_due()
                 ):
                     slot = self.index.get(key)
-                    if slot is not None or self._complete:
+                    if slot is None:
+                        if (
+                            self._complete
+                            and len(resident.fresh) < _MAX_FRESH
+                            and resident.add_fresh(key, value)
+                        ):
+                            value.setflags(write=False)
+                            return
+                    elif slot.array is not None and slot.kind == "array":
                         value.setflags(write=False)
-                        self._puts = puts
-                        if slot is None:
-                            slot = Slot(key, puts, None)
-                            resident.add(slot, value)
-                            self.index[key] = slot
-                            self._count += 1
-                        else:
-                            if slot.array is not None and slot.kind == "array":
-                                resident.replace(slot, value)
-                            else:
-                                self._set_resident(slot, value, "array")
-                            slot.view = None
-                        slot.version = puts
+                        resident.replace(slot, value)
+                        self._puts = slot.version = self._puts + 1
                         slot.value = None if self._private else value
                         return
             finally:
@@ -575,6 +586,7 @@ class Tiers:
         """
         with self.writer.lock:
             self._check_open()
+            self.settle()
             if self._complete:
                 known = list(self.index)
                 if descending:
@@ -648,7 +660,8 @@ class Tiers:
     def resident_values(self) -> dict[Any, Any]:
         """What is in RAM and not yet stored, by key."""
         with self.writer.lock:
-            slots = self.writer.resident.slots()
+            self.settle()
+            slots = self._resident.slots()
             return {slot.key: self._at_hand(slot) for slot in slots}
 
     def hits(self) -> int:
@@ -830,6 +843,8 @@ class Tiers:
         with self._close_lock:
             if self.closed:
                 return
+            with writer.lock:
+                self.settle()
             discard = discard or self.temporary
             if not discard and self._sole_writer():
                 writer.flush()
@@ -839,6 +854,7 @@ class Tiers:
                     if self.forked:
                         discard = False
                     elif discard:
+                        self.settle()
                         for slot in writer.resident.slots():
                             writer.let_go(slot)
                             slot.version = -1
@@ -896,6 +912,7 @@ class Tiers:
         self.writer.commit_lock.acquire()
         self.writer.lock.acquire()
         self._store_lock.acquire()
+        self.settle()
         if self._store is not None:
             # SQLite's locks are not inherited: hold none across the fork.
             self._store.catalog.end_snapshot()

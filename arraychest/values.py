@@ -147,7 +147,7 @@ def array_of_scalar(value: np.generic) -> np.ndarray:
     NumPy drops the NULs at the end of an element, and has no element of no characters.
     """
     if isinstance(value, np.str_):
-        return np.frombuffer(str(value).encode("utf-32-le", "surrogatepass"), np.dtype("<U1"))
+        return np.frombuffer(value.encode("utf-32-le", "surrogatepass"), np.dtype("<U1"))
     if isinstance(value, np.bytes_):
         return np.frombuffer(bytes(value), np.dtype("S1"))
     return np.array(value)

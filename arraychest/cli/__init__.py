@@ -9,6 +9,8 @@ Exit codes: 0; 1, the command failed; 2, a wrong argument; 130, interrupted.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -46,10 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         After ``--help`` and ``--version`` (0) and a wrong argument (2).
     """
     arguments = _parser().parse_args(argv)
+    # A spill that fails is logged and raised: here the exception says it, once.
+    logging.getLogger("arraychest").addHandler(logging.NullHandler())
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         message, code = "interrupted", 130
+    except BrokenPipeError:
+        # Who reads has seen enough (`| head`).  Nor may the interpreter's last flush complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (CommandError, arraychest.ArrayChestError, OSError) as error:
         message, code = str(error), 1
     print(f"arraychest {arguments.command}: {message}", file=sys.stderr)

@@ -7,12 +7,14 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import zlib
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -155,6 +157,7 @@ def _run(arguments: argparse.Namespace) -> int:
     grid = Grid.over(dem, arguments.size)
     plan = stages(dem, grid)
     with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(_ended_politely())
         path = arguments.path
         if path is None:
             folder = tempfile.mkdtemp(prefix="arraychest-demo-")
@@ -173,6 +176,25 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.path or arguments.keep:
             print(f"\nThe chest stays in {path}")
     return 0
+
+
+@contextlib.contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Have a closed terminal and a plain `kill` clean up, as Ctrl-C does."""
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    # Python lets no other thread set handlers; there the signals do what they did.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _measured() -> Dem:
@@ -395,15 +417,14 @@ class Progress:
     """Lines of text and, on a terminal, two live bars below them: the work, and the budget."""
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
         self._live: Any = None
         # Blosc2 brings rich along; should it stop doing so, the lines alone will do.
         with contextlib.suppress(ImportError):
             from rich import progress
 
             self._live = progress.Progress(
-                progress.TextColumn("  {task.description:<24}"),
-                progress.BarColumn(bar_width=30),
+                progress.TextColumn("  {task.description:<22}"),
+                progress.BarColumn(bar_width=24),
                 progress.TextColumn("{task.fields[note]}"),
                 transient=True,
             )
@@ -411,7 +432,9 @@ class Progress:
                 self._live = None
         if self._live is not None:
             self._work = self._live.add_task("", total=1, note="")
-            self._ram = self._live.add_task("memory budget", total=budget, note="")
+            self._ram = self._live.add_task(
+                f"budget of {format_bytes(budget)}", total=budget, note=""
+            )
 
     def show(self, title: str, share: float, sample: Sample) -> None:
         """Move the bars."""
@@ -426,8 +449,7 @@ class Progress:
         self._live.update(
             self._ram,
             completed=sample.resident,
-            note=f"{format_bytes(sample.resident)} of {format_bytes(self._budget)} in RAM, "
-            f"{format_bytes(sample.spilled)} spilled",
+            note=f"{format_bytes(sample.resident)} in RAM, {format_bytes(sample.spilled)} spilled",
         )
 
     def line(self, text: str) -> None:
@@ -589,6 +611,7 @@ def _draw_map(figure: Figure, chest: arraychest.Chest, dem: Dem, grid: Grid) -> 
 
     bar = ax.inset_axes((1.018, 0.0, 0.018, 0.42))
     figure.colorbar(ScalarMappable(heights, tints), cax=bar)
+    bar.yaxis.set_major_formatter(lambda metres, _: f"{metres:.0f}")
     bar.tick_params(colors=_INK, labelsize=8, length=2)
     bar.set_title("m", fontsize=9, color=_INK)
     bar.spines["outline"].set_visible(False)

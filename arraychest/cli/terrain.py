@@ -166,7 +166,7 @@ def stages(dem: Dem, grid: Grid) -> list[Stage]:
         def shade(tiles: Tiles, row: int, col: int) -> tuple[np.ndarray, ...]:
             return (hillshade(tiles["slope", row, col], tiles["aspect", row, col], azimuth),)
 
-        return Stage(f"hillshade, sun at {azimuth}°", (f"sun {azimuth}",), grid, shade)
+        return Stage(f"hillshade, {azimuth} degrees", (f"sun {azimuth}",), grid, shade)
 
     def blend(tiles: Tiles, row: int, col: int) -> tuple[np.ndarray, ...]:
         shades = [tiles[f"sun {azimuth}", row, col] for azimuth in SUN_AZIMUTHS]
@@ -440,7 +440,9 @@ def local_relief(elevation: np.ndarray, radius: int) -> np.ndarray:
         Metres, of the same dtype, without the halo.
     """
     width = 2 * radius + 1
-    return _running(np.maximum, elevation, width) - _running(np.minimum, elevation, width)
+    highest = _running(np.maximum, elevation, width)
+    highest -= _running(np.minimum, elevation, width)
+    return highest
 
 
 def _running(extreme: np.ufunc, a: np.ndarray, width: int) -> np.ndarray:

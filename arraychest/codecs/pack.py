@@ -31,8 +31,11 @@ PACK_BYTES = 64 << 20
 
 
 def aligned(nbytes: int) -> int:
-    """`nbytes` rounded up to where the next value starts."""
-    return (nbytes + ALIGN - 1) & -ALIGN
+    """Bytes that a value takes in a pack: rounded up to where the next one starts.
+
+    One of no bytes takes a place, too, or a pack that holds nothing else would count as empty.
+    """
+    return (nbytes + ALIGN - 1) & -ALIGN or ALIGN
 
 
 def header(stamp: int) -> bytes:
