@@ -71,6 +71,12 @@ PRAGMA user_version = {FORMAT_VERSION};
 COMMIT;
 """
 
+_COLUMNS = {
+    "entry": ("key", "seq", "exact", "form", "gen", "pack", "offset", "stored", "stamp"),
+    "meta": ("name", "value"),
+    "pack": ("id", "stamp", "bytes", "live", "sealed"),
+}
+
 # Rows that one statement takes.  `executemany` lets go of the interpreter lock at every row and,
 # beside a thread that computes, waits up to 5 ms to have it back (measured: 2,500 us a row); one
 # statement of many rows lets go once.  Few sizes, so that SQLite's compiled statements are reused.
@@ -167,6 +173,17 @@ class Catalog:
 
     def _check_format(self) -> None:
         _check_identity(self.path, *_identity(self._reader))
+        # No views or triggers: a stranger's may do anything, or never end.
+        schema = "SELECT type, name FROM sqlite_master WHERE type <> 'index' ORDER BY name"
+        found = [f"{kind} {name}" for kind, name in self._reader.execute(schema)]
+        for table in _COLUMNS:
+            rows = self._reader.execute(f"PRAGMA table_info({table})").fetchall()
+            found += [f"{table}.{row[1]}" for row in rows]
+        expected = [f"table {table}" for table in _COLUMNS]
+        expected += [f"{table}.{column}" for table in _COLUMNS for column in _COLUMNS[table]]
+        if found != expected:
+            odd = sorted(set(found) ^ set(expected))
+            raise ChestFormatError(f"expected a catalog of ours at {self.path}, found {odd[:5]}")
 
     def close(self) -> None:
         """Close both connections; the log is merged into the database by the last one."""
@@ -273,8 +290,13 @@ class Catalog:
 
     def stored_bytes(self) -> int:
         """Bytes of the files that hold the values.  O(n)."""
-        own = self._read("SELECT coalesce(sum(stored), 0) FROM entry WHERE pack IS NULL")
-        packed = self._read("SELECT coalesce(sum(bytes), 0) FROM pack")
+        own = self._read(
+            "SELECT coalesce(sum(stored), 0) FROM entry "
+            f"WHERE pack IS NULL AND stored BETWEEN 0 AND {_FAR}"
+        )
+        packed = self._read(
+            f"SELECT coalesce(sum(bytes), 0) FROM pack WHERE bytes BETWEEN 0 AND {_FAR}"
+        )
         return int(own[0][0] + packed[0][0])
 
     def meta(self, name: str) -> Any:
@@ -395,6 +417,10 @@ def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
     return int(application), int(version)
 
 
+# No offset and no size is larger: sums of them stay within 64 bits.
+_FAR = 1 << 50
+
+
 def _checked(row: Row, path: str) -> Row:
     """A row with what its columns should hold; SQLite itself lets anything be anywhere.
 
@@ -405,6 +431,8 @@ def _checked(row: Row, path: str) -> Row:
         and (row.pack is None or type(row.pack) is int)
         and type(row.offset) is int
         and type(row.stored) is int
+        and 0 <= row.offset < _FAR
+        and 0 <= row.stored < _FAR
         and type(row.form) is str
         and (row.exact is None or type(row.exact) is bytes)
     ):

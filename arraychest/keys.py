@@ -25,9 +25,10 @@ tag    canonical                               tag    exact only
 ``d``  date                                    ``l``  timedelta: microseconds
 ``t``  naive datetime
 ``u``  aware datetime: microseconds in UTC
+``w``  aware datetime at which clocks change:
+       zone, its text
 ``M``  datetime64: attoseconds
-``m``  timedelta, timedelta64: attoseconds;
-       months when its unit is one
+``m``  timedelta, timedelta64: attoseconds
 ``p``  path: flavour, then its parts
 =====  ======================================  =====  ==========================================
 """
@@ -71,7 +72,7 @@ _ATTOSECONDS = {
     "W": 604_800 * 10**18, "D": 86_400 * 10**18, "h": 3_600 * 10**18, "m": 60 * 10**18,
     "s": 10**18, "ms": 10**15, "us": 10**12, "ns": 10**9, "ps": 10**6, "fs": 10**3, "as": 1,
 }  # fmt: skip
-_MONTHS = {"Y": 12, "M": 1}
+_MONTHS = frozenset("YM")
 
 
 class KeyCode(NamedTuple):
@@ -112,7 +113,9 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
         The bytes are no key's code.
     """
     try:
-        return _decode(canonical if exact is None else exact, MAX_DEPTH)
+        key = _decode(canonical if exact is None else exact, MAX_DEPTH)
+        hash(key)  # a structured scalar has none
+        return key
     except (ValueError, TypeError, LookupError, struct.error, OverflowError, OSError) as error:
         # OSError: zoneinfo opens a file named like the zone.
         raise ValueError(f"expected an encoded key, found {canonical[:80]!r}") from error
@@ -216,7 +219,9 @@ def _encode_scalar(key: np.generic) -> tuple[bytes, bytes]:
     dtype = key.dtype
     if dtype.kind in "OV" or dtype.hasobject or type(key) is not dtype.type:
         raise KeyTypeError(f"expected a NumPy scalar of a plain dtype as key, found {type(key)}")
-    exact = b"n" + dtype.str.encode() + b"\0"
+    # Of two C types of one size, such as long and long long, only one has its own `str`.
+    name = dtype.str if np.dtype(dtype.str).type is dtype.type else dtype.char
+    exact = b"n" + name.encode() + b"\0"
     if isinstance(key, np.str_):
         # Neither its buffer nor str(key): NumPy drops NULs at the end of both.
         text = key.encode("utf-8", "surrogatepass")
@@ -252,10 +257,10 @@ def _encode_time(key: np.datetime64 | np.timedelta64) -> bytes:
         if unit in _MONTHS:
             unit, number = "D", int(key.astype("datetime64[D]").astype(np.int64))
         return b"M" + _decimal(number * _ATTOSECONDS.get(unit, 1))
-    if unit in _MONTHS:
-        return b"m" + _decimal(number * _MONTHS[unit]) + b"M"
     if unit not in _ATTOSECONDS:
-        raise KeyTypeError(f"expected a timedelta64 key with a unit, found {key!r}")
+        # Five months equal, in a dict, both the number 5 and five twelfths of a year, which are
+        # not equal; and a timedelta64 without a unit has no hash.
+        raise KeyTypeError(f"expected a timedelta64 key with a unit of weeks or less, found {key!r}")
     return b"m" + _decimal(number * _ATTOSECONDS[unit])
 
 
@@ -278,12 +283,15 @@ def _encode_datetime(key: dt.datetime) -> tuple[bytes, bytes]:
             "expected a datetime key with a datetime.timezone or zoneinfo zone, found "
             f"{type(key.tzinfo).__qualname__}"
         )
+    exact = b"Z" + _join([zone, b"%d" % key.fold, text])
+    before, after = (cast(dt.timedelta, key.replace(fold=fold).utcoffset()) for fold in (0, 1))
+    if before != after:
+        # A time that comes twice, or never, when clocks change: it equals none of another zone,
+        # and of its own what shows the same on the clock (PEP 495).
+        return b"w" + _join([zone, text]), exact
     # As datetime's own equality and hash: the instant, whatever the zone; fold does not count.
-    instant = (key.replace(tzinfo=None, fold=0) - dt.datetime(1, 1, 1)) - cast(
-        dt.timedelta, key.replace(fold=0).utcoffset()
-    )
-    canonical = b"u" + _decimal(round(instant / dt.timedelta(microseconds=1)))
-    return canonical, b"Z" + _join([zone, b"%d" % key.fold, text])
+    instant = key.replace(tzinfo=None, fold=0) - dt.datetime(1, 1, 1) - before
+    return b"u" + _decimal(instant // dt.timedelta(microseconds=1)), exact
 
 
 def _encode_path(key: pathlib.PurePath) -> tuple[bytes, bytes]:
@@ -355,7 +363,7 @@ def _decode_scalar(payload: bytes) -> np.generic:
     if name == b"|S":
         return np.bytes_(data)
     dtype = np.dtype(name.decode())
-    if dtype.hasobject or dtype.itemsize != len(data):
+    if dtype.kind in "OV" or dtype.itemsize != len(data):
         raise ValueError(f"expected {dtype.itemsize} bytes of {dtype}, found {len(data)}")
     return cast(np.generic, np.frombuffer(data, dtype)[0])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pickle
 import secrets
 import stat
 import threading
@@ -307,7 +308,7 @@ class Store:
             return None
         try:
             form = parse_form(row.form)
-            if form.nbytes != row.stored or row.offset < pack.HEADER_BYTES:
+            if form.nbytes != row.stored or not _is_place(row.offset):
                 return None
             return self._value(pack.view(known[0], form, row.offset), form, packed=True)
         except (TypeError, ValueError, OverflowError, MemoryError):
@@ -378,7 +379,13 @@ class Store:
                     "or another entry's"
                 )
             if form.kind == "pickle":
-                return npy.unpickle(os.pread(fd, body - row.offset, row.offset), form)
+                data = os.pread(fd, body - row.offset, row.offset)
+                try:
+                    return npy.unpickle(data, form)
+                except (pickle.UnpicklingError, EOFError) as error:
+                    raise CorruptEntryError(
+                        f"expected pickled objects for key {key!r} in {path}: {error}"
+                    ) from error
             if not 0 <= row.offset <= body or form.nbytes != body - row.offset:
                 raise CorruptEntryError(
                     f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
@@ -434,7 +441,7 @@ class Store:
                 raise CorruptEntryError(
                     f"expected the pack of key {key!r} in {path}, found something else"
                 )
-            if row.offset < pack.HEADER_BYTES or row.offset + row.stored > status.st_size:
+            if not _is_place(row.offset) or row.offset + row.stored > status.st_size:
                 raise CorruptEntryError(
                     f"expected key {key!r} at bytes {row.offset} to {row.offset + row.stored} of "
                     f"{path}, found {status.st_size} bytes in all"
@@ -616,6 +623,11 @@ class Store:
 
 
 _new_row = tuple.__new__
+def _is_place(offset: int) -> bool:
+    """Whether a value may start there in a pack."""
+    return offset >= pack.HEADER_BYTES and offset % pack.ALIGN == 0
+
+
 _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
 
 
@@ -649,12 +661,14 @@ def open_folder(path: str, mode: Mode) -> int | None:
             raise NotADirectoryError(
                 errno.ENOTDIR, "expected a folder for a chest, found a file", path
             ) from None
-    is_chest = os.path.isfile(catalog)
+    # One that is shorter than SQLite's header was being made, or is lost.
+    is_chest = os.path.isfile(catalog) and os.path.getsize(catalog) >= 100
     if mode == "x" and not created and (is_chest or os.listdir(path)):
         raise FileExistsError(errno.EEXIST, 'mode="x" expects no chest yet, found a folder', path)
     if not is_chest and not created:
         present = sorted(set(os.listdir(path)))
-        if set(present) - {DATA, PACKS, SPARE, "writer.lock"}:
+        names = {CATALOG_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")}
+        if set(present) - {DATA, PACKS, SPARE, "writer.lock"} - names:
             raise ChestFormatError(
                 f"expected a chest or an empty folder at {path}, found {present[:5]}"
             )
