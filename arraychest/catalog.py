@@ -48,7 +48,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from arraychest.entry import Row
+from arraychest.entry import RawRow, Row
 from arraychest.errors import ChestFormatError, CorruptEntryError
 
 FORMAT_VERSION = 1
@@ -224,7 +224,7 @@ class Catalog:
 
     # --- reading ---------------------------------------------------------------------------
 
-    def find(self, key: bytes) -> Row | None:
+    def find(self, key: bytes) -> RawRow | None:
         """The row of a key, by its canonical code.  O(log n), some 3 us."""
         if self._writable and not self._snapshot:
             # One read transaction for many look-ups: opening and ending one takes as long as
@@ -236,7 +236,7 @@ class Catalog:
             found = self._find.execute(_FIND, (key,)).fetchone()
         except sqlite3.DatabaseError as error:
             raise CorruptEntryError(f"catalog {self.path}: {error}") from error
-        return None if found is None else _checked(Row._make(found), self.path)
+        return None if found is None else _checked(found, self.path)
 
     def end_snapshot(self) -> None:
         """Let the next read see what has been committed."""
@@ -282,7 +282,7 @@ class Catalog:
     def rows_in(self, pack: int) -> list[Row]:
         """The entries of one pack by offset.  O(n) in all entries: only compaction asks."""
         rows = self._read("SELECT * FROM entry WHERE pack = ? ORDER BY offset", pack)
-        return [_checked(Row._make(row), self.path) for row in rows]
+        return [Row._make(_checked(row, self.path)) for row in rows]
 
     def file_generations(self) -> set[int]:
         """The generations of all values in files of their own.  O(n): only a sweep asks."""
@@ -329,7 +329,7 @@ class Catalog:
         self,
         *,
         deleted: Sequence[int] = (),
-        rows: Sequence[Row] = (),
+        rows: Sequence[RawRow] = (),
         moved: Sequence[Row] = (),
         packs: Sequence[Pack] = (),
         dropped_packs: Sequence[int] = (),
@@ -421,25 +421,25 @@ def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
 _FAR = 1 << 50
 
 
-def _checked(row: Row, path: str) -> Row:
+def _checked(raw: RawRow, path: str) -> RawRow:
     """A row with what its columns should hold; SQLite itself lets anything be anywhere.
 
     Of a row that holds something else its key and its place are left, so that it can be deleted.
     """
+    key, seq, exact, form, generation, pack, offset, stored, _ = raw
+    if type(seq) is not int:
+        raise CorruptEntryError(f"expected a number as seq of {key!r} in {path}")
     if (
-        type(row.generation) is int
-        and (row.pack is None or type(row.pack) is int)
-        and type(row.offset) is int
-        and type(row.stored) is int
-        and 0 <= row.offset < _FAR
-        and 0 <= row.stored < _FAR
-        and type(row.form) is str
-        and (row.exact is None or type(row.exact) is bytes)
+        type(generation) is int
+        and (pack is None or type(pack) is int)
+        and type(offset) is type(stored) is int
+        and 0 <= offset < _FAR
+        and 0 <= stored < _FAR
+        and type(form) is str
+        and (exact is None or type(exact) is bytes)
     ):
-        return row
-    if type(row.seq) is not int:
-        raise CorruptEntryError(f"expected a number as seq of {row.key!r} in {path}")
-    return Row(row.key, row.seq, None, "", -1, None, 0, 0, None)
+        return raw
+    return key, seq, None, "", -1, None, 0, 0, None
 
 
 def _tables(connection: sqlite3.Connection) -> int:

@@ -6,7 +6,7 @@ import ast
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -46,6 +46,18 @@ class Row(NamedTuple):
     offset: int
     stored: int
     stamp: int | None
+
+
+# A row as SQLite gives it and as slots keep it.  A plain tuple of such things is no concern of the
+# garbage collector's for long, while it looks at a million named ones again and again, which costs
+# more than storing them.  `Row._make(raw)` where names are wanted, these indices where speed is.
+RawRow = tuple[bytes, int, bytes | None, str, int, int | None, int, int, int | None]
+KEY: Final = 0
+SEQ: Final = 1
+EXACT: Final = 2
+GENERATION: Final = 4
+PACK: Final = 5
+STORED: Final = 7
 
 
 @dataclass(frozen=True, slots=True)

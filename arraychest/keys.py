@@ -260,7 +260,9 @@ def _encode_time(key: np.datetime64 | np.timedelta64) -> bytes:
     if unit not in _ATTOSECONDS:
         # Five months equal, in a dict, both the number 5 and five twelfths of a year, which are
         # not equal; and a timedelta64 without a unit has no hash.
-        raise KeyTypeError(f"expected a timedelta64 key with a unit of weeks or less, found {key!r}")
+        raise KeyTypeError(
+            f"expected a timedelta64 key with a unit of weeks or less, found {key!r}"
+        )
     return b"m" + _decimal(number * _ATTOSECONDS[unit])
 
 

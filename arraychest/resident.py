@@ -20,7 +20,7 @@ from weakref import ref
 import numpy as np
 
 from arraychest.codecs.pack import PACK_THRESHOLD
-from arraychest.entry import Kind, Row
+from arraychest.entry import Kind, RawRow, Row
 from arraychest.mapping import is_map
 
 
@@ -40,7 +40,7 @@ class Slot:
         The value in RAM that is not yet stored, as an array; else None.
     kind
         ``"array"``, ``"scalar"`` or ``"pickle"``, of `array`.
-    row
+    raw
         The catalog's row for the key; None if it has none.  Outdated while `array` is set.
     view
         A weak reference to an array that a user may still hold and that equals what is stored.
@@ -57,7 +57,7 @@ class Slot:
         "hits",
         "key",
         "kind",
-        "row",
+        "raw",
         "seen",
         "seq",
         "value",
@@ -66,10 +66,10 @@ class Slot:
         "writing",
     )
 
-    def __init__(self, key: Any, seq: int, row: Row | None) -> None:
+    def __init__(self, key: Any, seq: int, raw: RawRow | None) -> None:
         self.key = key
         self.seq = seq
-        self.row = row
+        self.raw = raw
         self.value: Any = None
         self.array: np.ndarray | None = None
         self.kind: Kind = "array"
@@ -78,6 +78,11 @@ class Slot:
         self.seen = 0
         self.version = 0
         self.writing = -1
+
+    @property
+    def row(self) -> Row | None:
+        """`raw` with names."""
+        return None if self.raw is None else Row._make(self.raw)
 
 
 def owner_of(array: np.ndarray) -> Any:
@@ -141,18 +146,20 @@ class _Clock:
         queue = self.queue
         found: dict[Slot, None] = {}
         nbytes = 0
+        small = self.small
         for _ in range(2 * len(queue)):
             if not queue or nbytes >= most_bytes or len(found) >= most:
                 break
             slot = queue.popleft()
-            if not self.holds(slot):
+            array = slot.array
+            if array is None or is_small(slot) is not small:
                 continue
             queue.append(slot)
             if slot.hits != slot.seen:
                 slot.seen = slot.hits
-            elif slot not in found and fits(slot):
+            elif fits(slot) and slot not in found:
                 found[slot] = None
-                nbytes += cast(np.ndarray, slot.array).nbytes
+                nbytes += array.nbytes
         return list(found)
 
 
@@ -287,8 +294,14 @@ class ResidentSet:
 
     def remove(self, slot: Slot) -> None:
         """Let go of a slot's array.  O(1)."""
-        (self._small if is_small(slot) else self._large).count -= 1
-        self._discharge(cast(np.ndarray, slot.array))
+        array = slot.array
+        assert array is not None
+        clock = self._small if is_small(slot) else self._large
+        clock.count -= 1
+        if array.base is None and not self._sharers:
+            self.charged -= self._owners.pop(id(array))
+        else:
+            self._discharge(array)
         slot.array = None
 
     def victims(

@@ -20,17 +20,19 @@ values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import operator
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from arraychest.budget import Budget
-from arraychest.entry import Form, Kind, Row, form_text
+from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
 from arraychest.errors import ArrayChestError, SpillError
 from arraychest.keys import KeyCode, decode_key, encode_key
 from arraychest.resident import ResidentSet, Slot, is_small
@@ -51,6 +53,8 @@ _BATCH_VALUES = 8192
 _DOOMED_ENTRIES = 4096
 _DOOMED_BYTES = 4 << 20
 
+_VERSION = operator.attrgetter("version")
+
 _FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
 
@@ -64,9 +68,11 @@ class Job(NamedTuple):
     A job without either commits the deletions that wait.
     """
 
-    slots: list[tuple[Slot, int, np.ndarray]]
-    nbytes: int
-    small: bool
+    slots: list[Slot]
+    versions: list[int]
+    arrays: list[np.ndarray]
+    nbytes: int = 0
+    small: bool = False
     compact: int | None = None
 
 
@@ -219,9 +225,9 @@ class WriteBehind:
         """Forget a slot that has left the index: its entry and its file go with a later commit."""
         self.let_go(slot)
         slot.version = -1
-        if slot.row is not None:
+        if slot.raw is not None:
             self._doomed[slot] = None
-            self._doomed_bytes += slot.row.stored
+            self._doomed_bytes += slot.raw[STORED]
         elif slot.writing < 0:
             return
         self.tombstones[slot.key] = self.tombstones.get(slot.key, 0) + 1
@@ -270,9 +276,9 @@ class WriteBehind:
             if self._retry_at and time.monotonic() < self._retry_at:
                 return None
             self._committing = True
-            job = Job([], 0, False)
+            job = Job([], [], [])
         if job is None and self._compacting:
-            job = Job([], 0, False, compact=self._compacting.pop())
+            job = Job([], [], [], compact=self._compacting.pop())
         if job is not None:
             self._jobs += 1
             self._in_flight += job.nbytes
@@ -321,18 +327,20 @@ class WriteBehind:
         return slot.writing < 0 and slot not in self._failed
 
     def _job(self, slots: list[Slot]) -> Job:
-        picked = []
+        versions = []
+        arrays = []
         nbytes = 0
         for slot in slots:
             array = slot.array
             assert array is not None
             slot.writing = slot.version
-            picked.append((slot, slot.version, array))
+            versions.append(slot.version)
+            arrays.append(array)
             nbytes += array.nbytes
         small = is_small(slots[0]) and not self._packing
         if small:
             self._packing = True
-        return Job(picked, nbytes, small)
+        return Job(slots, versions, arrays, nbytes, small)
 
     # --- the writer threads ----------------------------------------------------------------
 
@@ -363,13 +371,13 @@ class WriteBehind:
                 self._packing = False
             if not job.slots and job.compact is None:
                 self._committing = False
-            for slot, version, _ in job.slots:
+            for slot, version in zip(job.slots, job.versions, strict=True):
                 if slot.writing == version:
                     self._settle(slot)
                     if error is not None:
                         self._failed.add(slot)
             # The arrays leave RAM now, not when the thread finds its next job.
-            job.slots.clear()
+            job.arrays.clear()
             if error is None:
                 self._pause = 0.0
             elif job.compact is None:
@@ -381,15 +389,13 @@ class WriteBehind:
 
     def _store_and_commit(self, job: Job) -> None:
         store = self._open_store()
-        rows: list[Row] = []
+        rows: list[RawRow]
         if job.small:
-            rows = store.append(_small_values(job.slots))
+            rows = store.append(_small_values(job.slots, job.arrays))
         else:
-            for slot, _, array in job.slots:
-                rows.append(store.write(*_encoded(slot, array)))
-        spilled = self._commit(
-            store, [(s, v, row) for (s, v, _), row in zip(job.slots, rows, strict=True)]
-        )
+            pairs = zip(job.slots, job.arrays, strict=True)
+            rows = [store.write(*_encoded(slot, array)) for slot, array in pairs]
+        spilled = self._commit(store, job.slots, job.versions, rows)
         if self._on_overflow is not None:
             for key in spilled:
                 try:
@@ -397,60 +403,73 @@ class WriteBehind:
                 except Exception:
                     logger.exception("on_overflow failed for key %r", key)
 
-    def _commit(self, store: Store, stored: Sequence[tuple[Slot, int, Row]]) -> list[Any]:
+    def _commit(
+        self, store: Store, slots: list[Slot], versions: list[int], rows: list[RawRow]
+    ) -> list[Any]:
         """Commit rows whose bytes are written, with all deletions that wait; returns the keys."""
         with self.commit_lock:
             store.begin()
+            unused: list[str] = []
             with self.lock:
-                # Overwritten or deleted since it was picked: what was written is thrown away.
-                kept = [item for item in stored if item[0].version == item[1]]
+                if any(map(operator.ne, versions, map(_VERSION, slots))):
+                    # Overwritten or deleted since it was picked: what was written is thrown away.
+                    stale = [s.version != v for s, v in zip(slots, versions, strict=True)]
+                    unused = [
+                        store.value_name(Row._make(row))
+                        for row in itertools.compress(rows, stale)
+                        if row[PACK] is None
+                    ]
+                    fresh = [not each for each in stale]
+                    slots = list(itertools.compress(slots, fresh))
+                    versions = list(itertools.compress(versions, fresh))
+                    rows = list(itertools.compress(rows, fresh))
                 deletions = list(self._doomed)
                 self._doomed.clear()
                 self._doomed_bytes = 0
-                freed = [slot.row for slot, _, _ in kept if slot.row is not None]
-                gone = [slot.row for slot in deletions if slot.row is not None]
-            kept_generations = {row.generation for _, _, row in kept}
-            unused = [
-                store.value_name(row)
-                for _, _, row in stored
-                if row.pack is None and row.generation not in kept_generations
-            ]
+                freed = [slot.raw for slot in slots if slot.raw is not None]
+                gone = [slot.raw for slot in deletions if slot.raw is not None]
             try:
-                unused += store.commit(
-                    [row for _, _, row in kept], freed + gone, [row.seq for row in gone]
-                )
+                # By place: neighbours in the index are deleted together.
+                places = sorted([row[SEQ] for row in gone])
+                unused += store.commit(rows, freed + gone, places)
             except BaseException:
                 with self.lock:
                     store.catalog.end_snapshot()
                     self._doomed.update(dict.fromkeys(deletions))
-                    self._doomed_bytes += sum(row.stored for row in gone)
+                    self._doomed_bytes += sum(row[STORED] for row in gone)
                 store.files.remove(unused)
                 raise
             with self.lock:
                 store.catalog.end_snapshot()
                 for slot in deletions:
-                    slot.row = None
+                    slot.raw = None
                     if slot.writing < 0:  # otherwise whoever writes it does
                         self._bury(slot)
-                for slot, version, row in kept:
-                    slot.row = row
-                    if slot.version == version:
-                        self._publish(slot)
-                    self._settle(slot)
+                self._publish(slots, versions, rows)
                 self._note_sparse_packs(store, freed, gone)
                 self.changed.notify_all()
             # Last: who had looked up an old row before finds it changed when its file is gone.
             store.files.remove(unused)
-        return [slot.key for slot, _, _ in kept]
+        return [slot.key for slot in slots]
 
-    def _publish(self, slot: Slot) -> None:
-        """A value was committed: drop it from RAM, but know it while a user still holds it."""
-        array = slot.array
-        assert array is not None
-        self.resident.remove(slot)
-        self.count_spill(array.nbytes)
-        slot.view = weakref.ref(array) if slot.kind != "scalar" else None
-        slot.value = None
+    def _publish(self, slots: list[Slot], versions: list[int], rows: list[RawRow]) -> None:
+        """Values were committed: drop them from RAM, but know them while users still hold them."""
+        nbytes = 0
+        remove = self.resident.remove
+        for slot, version, row in zip(slots, versions, rows, strict=True):
+            slot.raw = row
+            if slot.version == version:
+                array = slot.array
+                assert array is not None
+                nbytes += array.nbytes
+                remove(slot)
+                slot.view = weakref.ref(array) if slot.kind != "scalar" else None
+                slot.value = None
+                slot.writing = -1
+            else:
+                self._settle(slot)
+        self.counters.spills += len(slots)
+        self.counters.bytes_spilled += nbytes
 
     def _settle(self, slot: Slot) -> None:
         """The write of a slot is over, whatever came of it."""
@@ -458,10 +477,10 @@ class WriteBehind:
             return
         slot.writing = -1
         if slot.version < 0:  # deleted meanwhile
-            if slot.row is not None:
+            if slot.raw is not None:
                 if slot not in self._doomed:
                     self._doomed[slot] = None
-                    self._doomed_bytes += slot.row.stored
+                    self._doomed_bytes += slot.raw[STORED]
             else:
                 self._bury(slot)
 
@@ -477,7 +496,7 @@ class WriteBehind:
         by a later value of the same key.
         """
         present = (self.index.get(slot.key) for slot in self._doomed)
-        return sum(slot is None or slot.row is None for slot in present)
+        return sum(slot is None or slot.raw is None for slot in present)
 
     def become_reader(self) -> None:
         """In a forked child: nobody writes here, and no other thread is left."""
@@ -522,7 +541,7 @@ class WriteBehind:
 
     def _waits(self, slot: Slot, version: int) -> bool:
         if version < 0:
-            return slot.row is not None
+            return slot.raw is not None
         return slot.version == version and slot.array is not None
 
     def spill(self, slot: Slot) -> None:
@@ -602,8 +621,8 @@ class WriteBehind:
 
     # --- compaction ------------------------------------------------------------------------
 
-    def _note_sparse_packs(self, store: Store, *freed: Iterable[Row]) -> None:
-        touched = {row.pack for rows in freed for row in rows if row.pack is not None}
+    def _note_sparse_packs(self, store: Store, *freed: list[RawRow]) -> None:
+        touched = {row[PACK] for rows in freed for row in rows if row[PACK] is not None}
         if touched:
             self._compacting |= touched.intersection(store.sparse_packs(COMPACTION_SHARE))
 
@@ -629,8 +648,8 @@ class WriteBehind:
                 with self.lock:
                     store.catalog.end_snapshot()
                     for slot in self._slots_of(rows):
-                        if slot.row is not None:
-                            slot.row = moved.get(slot.row.generation, slot.row)
+                        if slot.raw is not None:
+                            slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
             store.files.remove([store.pack_name(identity)] if known else [])
 
     def _slots_of(self, rows: Iterable[Row]) -> Iterator[Slot]:
@@ -654,7 +673,7 @@ def _encoded(slot: Slot, array: np.ndarray) -> tuple[KeyCode, int, np.ndarray, F
     return encode_key(slot.key), slot.seq, array, form, text
 
 
-def _small_values(picked: Sequence[tuple[Slot, int, np.ndarray]]) -> list[SmallValue]:
+def _small_values(slots: list[Slot], arrays: list[np.ndarray]) -> list[SmallValue]:
     """What `Store.append` takes.  Runs of arrays of one form work it out once."""
     values: list[SmallValue] = []
     last_dtype: np.dtype | None = None
@@ -662,7 +681,7 @@ def _small_values(picked: Sequence[tuple[Slot, int, np.ndarray]]) -> list[SmallV
     last_kind: Kind = "array"
     order: Literal["C", "F"] = "C"
     text = ""
-    for slot, _, array in picked:
+    for slot, array in zip(slots, arrays, strict=True):
         flags = array.flags
         contiguous = flags.c_contiguous
         if not (

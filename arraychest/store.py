@@ -23,7 +23,7 @@ from arraychest import files as value_files
 from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.catalog import Catalog, Pack
 from arraychest.codecs import npy, pack
-from arraychest.entry import Form, Row, parse_form
+from arraychest.entry import PACK, Form, RawRow, Row, parse_form
 from arraychest.errors import ChestFormatError, CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, SPARE, Files
 from arraychest.keys import KeyCode, decode_key, file_stem
@@ -150,7 +150,7 @@ class Store:
         self.bytes_written += stored
         return row
 
-    def append(self, values: Sequence[SmallValue]) -> list[Row]:
+    def append(self, values: Sequence[SmallValue]) -> list[RawRow]:
         """Append small values to the open pack and return the rows that would name them.
 
         Raises
@@ -177,13 +177,10 @@ class Store:
         self.bytes_written += len(body)
         identity = target.id
         offset = start or pack.HEADER_BYTES
-        rows = []
+        rows: list[RawRow] = []
         for code, seq, exact, text, data in values:
             stored = len(data)
-            # The plain constructor of a named tuple takes three times as long.
-            rows.append(
-                _new_row(Row, (code, seq, exact, text, generation, identity, offset, stored, None))
-            )
+            rows.append((code, seq, exact, text, generation, identity, offset, stored, None))
             generation += 1
             offset += (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
         return rows
@@ -212,8 +209,8 @@ class Store:
 
     def commit(
         self,
-        rows: Sequence[Row] = (),
-        freed: Sequence[Row] = (),
+        rows: Sequence[RawRow] = (),
+        freed: Sequence[RawRow] = (),
         deleted: Sequence[int] = (),
         adopted: Sequence[Pack] = (),
     ) -> list[str]:
@@ -246,43 +243,40 @@ class Store:
             self.catalog.commit(deleted=deleted, rows=rows, packs=changed, dropped_packs=dropped)
         except BaseException as error:
             if isinstance(error, OSError):
-                self.files.remove(self.value_name(row) for row in rows if row.pack is None)
+                self.files.remove(_own_files(rows))
             else:
                 # Interrupted: whether it was committed is for the next writer to see, who sweeps.
                 self._unsure = True
             raise
         self.files.loose.difference_update(
-            {self.value_name(row) for row in rows if row.pack is None},
+            _own_files(rows),
             (self.pack_name(known.id) for known in changed),
         )
         self._packs.update((known.id, known) for known in changed)
         for identity in dropped:
             self._forget_pack(identity)
-        return [self.value_name(row) for row in freed if row.pack is None] + [
-            self.pack_name(identity) for identity in dropped
-        ]
+        return _own_files(freed) + [self.pack_name(identity) for identity in dropped]
 
     def _forget_pack(self, identity: int) -> None:
         self._packs.pop(identity, None)
         self._pack_maps.pop(identity, None)
 
     def _packs_after(
-        self, rows: Iterable[Row], freed: Iterable[Row], adopted: Iterable[Pack]
+        self, rows: Iterable[RawRow], freed: Iterable[RawRow], adopted: Iterable[Pack]
     ) -> dict[int, Pack]:
         """The packs that a commit changes, as they are after it."""
         known = {each.id: each for each in adopted}
         ends: dict[int, int] = {}
         live: dict[int, int] = {}
-        for row in rows:
-            if row.pack is not None:
-                size = pack.aligned(row.stored)
-                live[row.pack] = live.get(row.pack, 0) + size
-                end = row.offset + size
-                if end > ends.get(row.pack, 0):
-                    ends[row.pack] = end
-        for row in freed:
-            if row.pack is not None:
-                live[row.pack] = live.get(row.pack, 0) - pack.aligned(row.stored)
+        for _, _, _, _, _, identity, offset, stored, _ in rows:
+            if identity is not None:
+                size = (stored + pack.ALIGN - 1) & -pack.ALIGN
+                live[identity] = live.get(identity, 0) + size
+                if offset + size > ends.get(identity, 0):
+                    ends[identity] = offset + size
+        for _, _, _, _, _, identity, _, stored, _ in freed:
+            if identity is not None:
+                live[identity] = live.get(identity, 0) - ((stored + pack.ALIGN - 1) & -pack.ALIGN)
         after: dict[int, Pack] = {}
         for identity in live:
             before = known.get(identity) or self._packs.get(identity)
@@ -298,21 +292,22 @@ class Store:
 
     # --- reading ---------------------------------------------------------------------------
 
-    def mapped_value(self, row: Row) -> Any:
+    def mapped_value(self, raw: RawRow) -> Any:
         """A packed value whose pack is already mapped far enough; None if it is not.
 
         Does no I/O, so that it may be called under the chest's lock.
         """
-        known = self._pack_maps.get(cast(int, row.pack))
-        if known is None or row.offset + row.stored > known[1]:
+        _, _, _, text, _, identity, offset, stored, _ = raw
+        known = self._pack_maps.get(cast(int, identity))
+        if known is None or offset + stored > known[1]:
             return None
         try:
-            form = parse_form(row.form)
-            if form.nbytes != row.stored or not _is_place(row.offset):
-                return None
-            return self._value(pack.view(known[0], form, row.offset), form, packed=True)
-        except (TypeError, ValueError, OverflowError, MemoryError):
-            return None  # `load` says what is wrong
+            form = parse_form(text)
+            if form.nbytes != stored or offset < pack.HEADER_BYTES:
+                return None  # `load` says what is wrong
+            return self._value(pack.view(known[0], form, offset), form, packed=True)
+        except (ValueError, TypeError):
+            return None
 
     def load(self, row: Row, key: Any) -> Any:
         """The value of a row: a view of a map, or a NumPy scalar.
@@ -528,7 +523,7 @@ class Store:
             array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
             values.append((row.key, row.seq, row.exact, row.form, array.tobytes(form.order)))
         moved = [
-            new._replace(generation=row.generation)
+            Row._make(new)._replace(generation=row.generation)
             for row, new in zip(rows, self.append(values), strict=True)
         ]
         packs = self._packs_after(moved, rows, ())
@@ -622,13 +617,16 @@ class Store:
         return len(orphans)
 
 
-_new_row = tuple.__new__
 def _is_place(offset: int) -> bool:
     """Whether a value may start there in a pack."""
     return offset >= pack.HEADER_BYTES and offset % pack.ALIGN == 0
 
 
 _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
+
+
+def _own_files(rows: Iterable[RawRow]) -> list[str]:
+    return [Store.value_name(Row._make(row)) for row in rows if row[PACK] is None]
 
 
 def open_folder(path: str, mode: Mode) -> int | None:

@@ -20,7 +20,21 @@ import numpy as np
 
 from arraychest import files as value_files
 from arraychest.budget import Budget
-from arraychest.entry import DESCRIBED, Entry, Form, Kind, Row, parse_form
+from arraychest.entry import (
+    DESCRIBED,
+    EXACT,
+    GENERATION,
+    KEY,
+    PACK,
+    SEQ,
+    STORED,
+    Entry,
+    Form,
+    Kind,
+    RawRow,
+    Row,
+    parse_form,
+)
 from arraychest.errors import (
     AbsentKeyError,
     ClosedChestError,
@@ -187,8 +201,8 @@ class Tiers:
                 if value is not None:
                     writer.counters.hits += 1
                     return value
-                row = slot.row
-                if row is None or slot in self._loading:
+                raw = slot.raw
+                if raw is None or slot in self._loading:
                     # Another thread is faulting it in: once is enough.
                     writer.changed.wait()
                     continue
@@ -196,20 +210,20 @@ class Tiers:
                 if store is None:
                     raise ClosedChestError("the chest is closed")
                 writer.counters.misses += 1
-                if row.pack is not None and self.options.on_miss is None:
-                    value = store.mapped_value(row)
+                if raw[PACK] is not None and self.options.on_miss is None:
+                    value = store.mapped_value(raw)
                     if value is not None:
-                        return self._keep(slot, row, value)
+                        return self._keep(slot, raw, value)
                 self._loading.add(slot)
             try:
                 if self.options.on_miss is not None:
                     self.options.on_miss(slot.key)
                 # Not `self._store`: the chest may be closed meanwhile.
-                value = store.load(row, slot.key)
+                value = store.load(Row._make(raw), slot.key)
             except CorruptEntryError:
                 with writer.lock:
                     self._done_loading(slot)
-                    if self._is_current(slot, row):
+                    if self._is_current(slot, raw):
                         raise
                 continue
             except BaseException:
@@ -218,30 +232,30 @@ class Tiers:
                 raise
             with writer.lock:
                 self._done_loading(slot)
-                if self._is_current(slot, row):
-                    self._keep(slot, row, value)
+                if self._is_current(slot, raw):
+                    self._keep(slot, raw, value)
                 return value
 
     def _done_loading(self, slot: Slot) -> None:
         self._loading.discard(slot)
         self.writer.changed.notify_all()
 
-    def _is_current(self, slot: Slot, row: Row) -> bool:
-        """Whether what was loaded from `row` is still the slot's value."""
+    def _is_current(self, slot: Slot, raw: RawRow) -> bool:
+        """Whether what was loaded from `raw` is still the slot's value."""
         if self._store is None or self.index.get(slot.key) is not slot:
             return False
-        if slot.row is not row or slot.array is not None:
+        if slot.raw is not raw or slot.array is not None:
             return False
         if self._sole_writer():
             return True
         # Another process may have replaced it; its file is gone then.
-        found = self._store.catalog.find(row.key)
-        if found is not None and found.generation == row.generation and found.pack == row.pack:
-            return True
+        found = self._store.catalog.find(raw[KEY])
         if found is None:
             self._forget(slot)
-        else:
-            slot.row = found
+            return False
+        if found[GENERATION] == raw[GENERATION] and found[PACK] == raw[PACK]:
+            return True
+        slot.raw = found
         return False
 
     def _sole_writer(self) -> bool:
@@ -259,11 +273,11 @@ class Tiers:
             return array.copy(order="A") if self.options.private else array
         return slot.view() if slot.view is not None and not self.options.private else None
 
-    def _keep(self, slot: Slot, row: Row, value: Any) -> Any:
+    def _keep(self, slot: Slot, raw: RawRow, value: Any) -> Any:
         """Note a value that was faulted in; further gets of it are hits."""
         counters = self.writer.counters
         counters.faults += 1
-        counters.bytes_faulted += row.stored
+        counters.bytes_faulted += raw[STORED]
         if type(value) is not np.ndarray or self.options.private:
             return value
         if value.dtype.hasobject:
@@ -305,11 +319,14 @@ class Tiers:
             if type(key) not in _SIMPLE_KEYS:
                 encode_key(key)
             return None
-        code = encode_key(key)
         if key in self.writer.tombstones or self._store is None:
+            encode_key(key)
             return None
-        row = self._store.catalog.find(code.canonical)
-        return None if row is None else self._remember(row, key)
+        if type(key) is str:
+            raw = self._store.catalog.find(b"s" + key.encode("utf-8", "surrogatepass"))
+        else:
+            raw = self._store.catalog.find(encode_key(key).canonical)
+        return None if raw is None else self._remember(raw, key)
 
     def settle(self) -> None:
         """Give the values that were just put their slots.  Called under the lock."""
@@ -318,13 +335,13 @@ class Tiers:
         self._count += len(slots)
         self.index.update({slot.key: slot for slot in slots})
 
-    def _remember(self, row: Row, key: Any) -> Slot:
+    def _remember(self, raw: RawRow, key: Any) -> Slot:
         if type(key) is not str:
             try:
-                key = decode_key(row.key, row.exact)
+                key = decode_key(raw[KEY], raw[EXACT])
             except ValueError as error:
                 raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        slot = self.index[key] = Slot(key, row.seq, row)
+        slot = self.index[key] = Slot(key, raw[SEQ], raw)
         if len(self.index) > MAX_KNOWN_SLOTS:
             self._forget_idle()
         return slot
@@ -335,7 +352,7 @@ class Tiers:
             if (
                 slot.array is None
                 and slot.value is None
-                and slot.row is not None
+                and slot.raw is not None
                 and slot not in self._loading
                 and (slot.view is None or slot.view() is None)
             ):
@@ -369,7 +386,7 @@ class Tiers:
             rows = self._store.catalog.count()
             if not self._sole_writer():
                 return rows
-            unsaved = sum(slot.row is None for slot in self.index.values())
+            unsaved = sum(slot.raw is None for slot in self.index.values())
             self._count = rows + unsaved - self.writer.doomed_rows()
             self._counted = True
             return self._count
@@ -497,13 +514,13 @@ class Tiers:
                 return
             row = row._replace(seq=slot.seq, exact=encode_key(slot.key).exact)
             try:
-                unused = store.commit([row], [slot.row] if slot.row is not None else [])
+                unused = store.commit([row], [slot.raw] if slot.raw is not None else [])
             finally:
                 store.catalog.end_snapshot()
             writer.let_go(slot)
             self._puts += 1
             slot.version = self._puts
-            slot.row = row
+            slot.raw = row
             if new:
                 self._attach(slot)
             writer.count_spill(array.nbytes)
@@ -593,7 +610,7 @@ class Tiers:
                     known.reverse()
                 return iter(known)
             unsaved = sorted(
-                ((slot.seq, slot.key) for slot in self.index.values() if slot.row is None),
+                ((slot.seq, slot.key) for slot in self.index.values() if slot.raw is None),
                 key=lambda item: item[0],
                 reverse=descending,
             )
@@ -714,8 +731,8 @@ class Tiers:
                 slot = self._find(key)
                 if slot is None:
                     raise AbsentKeyError(key)
-                if slot.array is None and slot.row is not None:
-                    rows.append(slot.row)
+                if slot.array is None and slot.raw is not None:
+                    rows.append(Row._make(slot.raw))
         for row in rows:
             self._open_store().prefetch(row)
         for key in keys:
@@ -812,7 +829,7 @@ class Tiers:
             try:
                 unused = mine.commit(
                     [row for _, _, row in placed],
-                    [slot.row for slot, _, _ in placed if slot.row is not None],
+                    [slot.raw for slot, _, _ in placed if slot.raw is not None],
                     adopted=adopted,
                 )
             finally:
@@ -821,7 +838,7 @@ class Tiers:
                 self.writer.let_go(slot)
                 self._puts += 1
                 slot.version = self._puts
-                slot.row = row
+                slot.raw = row
                 if new:
                     self._attach(slot)
         mine.files.remove(unused)
