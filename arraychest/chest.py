@@ -7,10 +7,12 @@ import os
 import weakref
 from collections.abc import (
     Callable,
+    ItemsView,
     Iterable,
     Iterator,
     Mapping,
     MutableMapping,
+    ValuesView,
 )
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -230,11 +232,23 @@ class Chest(MutableMapping[Any, Any]):
 
         Others may change the chest meanwhile: a key that is there throughout comes exactly once.
         """
-        return self._tiers.keys()
+        return self._alive(self._tiers.keys())
 
     def __reversed__(self) -> Iterator[Any]:
         """The keys, the last inserted first."""
-        return self._tiers.keys(descending=True)
+        return self._alive(self._tiers.keys(descending=True))
+
+    def _alive(self, keys: Iterator[Any]) -> Iterator[Any]:
+        """The same keys; holds on to the chest, which is closed once nobody does."""
+        yield from keys
+
+    def items(self) -> ItemsView[Any, Any]:
+        """A view of the keys and values; a key deleted while it is iterated over is left out."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """A view of the values; one deleted while it is iterated over is left out."""
+        return _Values(self)
 
     def __eq__(self, other: object) -> bool:
         """Whether `other` is a mapping with the same keys and equal arrays; reads every value."""
@@ -548,6 +562,20 @@ def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
     (2, 3)
     """
     return Chest(None, path, available_memory, mode=mode, **options)
+
+
+class _Items(ItemsView[Any, Any]):
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        chest = cast(Chest, self._mapping)
+        for key in chest:
+            value = chest.get(key, _MISSING)
+            if value is not _MISSING:
+                yield key, value
+
+
+class _Values(ValuesView[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in _Items(cast(Chest, self._mapping)))
 
 
 def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:

@@ -94,7 +94,11 @@ class Entry:
 
 
 def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"], kind: Kind) -> str:
-    """A form as the catalog stores it: a Python literal ``(descr, shape, order, kind, aligned)``.
+    """A form as the catalog stores it: ``"3,4 C <f8"``.  It is short, as each row has one.
+
+    The sizes of the dimensions, ``-`` if there are none; the order, followed by ``s`` for a NumPy
+    scalar, ``p`` for pickled objects, ``a`` for an aligned structured dtype; and what NumPy
+    writes as ``descr`` into a ``.npy`` header, without the quotes of a plain string.
 
     Raises
     ------
@@ -102,7 +106,12 @@ def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"],
         NumPy's format would bring this dtype back as another.
     """
     _, descr = DESCRIBED.get(id(dtype)) or describe(dtype)
-    return f"({descr}, {shape!r}, {order!r}, {kind!r}, {dtype.isalignedstruct})"
+    sizes = ",".join(map(str, shape)) or "-"
+    return f"{sizes} {order}{_KIND_LETTERS[kind]}{'a' * dtype.isalignedstruct} {descr}"
+
+
+_KIND_LETTERS: dict[Kind, str] = {"array": "", "scalar": "s", "pickle": "p"}
+_KINDS: dict[str, Kind] = {letter: kind for kind, letter in _KIND_LETTERS.items()}
 
 
 # Dtypes without Python objects that were found good, by identity: NumPy calls dtypes equal that
@@ -133,11 +142,11 @@ def describe(dtype: np.dtype) -> tuple[np.dtype, str]:
             descr = repr(dtype.descr)
         elif np.dtype(dtype.str).char != dtype.char and dtype.kind in "iufc":
             # Two C types of one size, such as long and long long: the same bytes, another name.
-            descr = repr(dtype.newbyteorder("=").char if dtype.isnative else dtype.str)
+            descr = dtype.char if dtype.isnative else dtype.str
         else:
-            descr = repr(dtype.str)
-        kind: Kind = "pickle" if dtype.hasobject else "array"
-        same = _form(f"({descr}, (), 'C', {kind!r}, {dtype.isalignedstruct})").dtype
+            descr = dtype.str
+        letters = "p" * dtype.hasobject + "a" * dtype.isalignedstruct
+        same = _form(f"- C{letters} {descr}").dtype
     except (ValueError, TypeError, SyntaxError) as error:
         raise ValueTypeError(f"{refusal}: {error}") from error
     if same != dtype or same.type is not dtype.type or repr(same) != repr(dtype):
@@ -172,17 +181,20 @@ def parse_form(text: str) -> Form:
     """
     try:
         return _form(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(
-            f"expected (descr, shape, order, kind, aligned), found {text[:200]!r}"
-        ) from error
+    except (ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f'expected a form such as "3,4 C <f8", found {text[:200]!r}') from error
 
 
 def _form(text: str) -> Form:
     if len(text) > _MAX_FORM_TEXT:
         raise ValueError(f"{len(text)} characters")
-    descr, shape, order, kind, aligned = ast.literal_eval(text)
-    dtype: Any = npy_format.descr_to_dtype(descr)
+    sizes, letters, descr = text.split(" ", 2)
+    shape = () if sizes == "-" else tuple(map(int, sizes.split(",")))
+    order: Any = letters[:1]
+    aligned = letters.endswith("a")
+    kind = _KINDS[letters[1:].removesuffix("a")]
+    literal: Any = ast.literal_eval(descr) if descr.startswith("[") else descr
+    dtype: Any = npy_format.descr_to_dtype(literal)
     if aligned:
         fields = [(*dtype.fields[name], None) for name in dtype.names or ()]
         parts: Any = {
@@ -194,11 +206,10 @@ def _form(text: str) -> Form:
         }
         dtype = np.dtype(parts, align=True)
     if not (
-        type(shape) is tuple
-        and all(type(n) is int and n >= 0 for n in shape)
+        all(n >= 0 for n in shape)
         and len(shape) <= 64
-        and order in ("C", "F")
-        and kind in ("array", "scalar", "pickle")
+        and (order == "C" or order == "F")
+        and dtype.subdtype is None
         and dtype.hasobject == (kind == "pickle")
     ):
         raise ValueError(text[:200])

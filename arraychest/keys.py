@@ -5,6 +5,10 @@ one exactly when they are equal in a dict (``1 == 1.0 == True == np.int64(1)``).
 also says of which type it was, so that a reopened chest hands back ``True`` and not ``1``; it is
 left out where the canonical code alone gives the key back.
 
+In one place a dict is no guide.  NumPy's times equal each other in every unit, and those of the
+standard library in some units only, so that which keys a dict finds depends on what it holds.
+Here ``datetime64`` and ``timedelta64`` never share a code with ``datetime`` and ``timedelta``.
+
 A code is one tag byte and a payload.  Inside a tuple or frozenset each element's code is preceded
 by its length (4 bytes, little-endian), which makes the whole injective.  Nothing here evaluates
 or imports anything: any bytes can be decoded safely.
@@ -22,13 +26,14 @@ tag    canonical                               tag    exact only
 ``(``  tuple
 ``{``  frozenset (sorted)
 ``U``  UUID
-``d``  date                                    ``l``  timedelta: microseconds
+``d``  date
+``l``  timedelta: microseconds
 ``t``  naive datetime
 ``u``  aware datetime: microseconds in UTC
 ``w``  aware datetime at which clocks change:
        zone, its text
 ``M``  datetime64: attoseconds
-``m``  timedelta, timedelta64: attoseconds
+``m``  timedelta64: attoseconds
 ``p``  path: flavour, then its parts
 =====  ======================================  =====  ==========================================
 """
@@ -115,10 +120,17 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
     try:
         key = _decode(canonical if exact is None else exact, MAX_DEPTH)
         hash(key)  # a structured scalar has none
-        return key
-    except (ValueError, TypeError, LookupError, struct.error, OverflowError, OSError) as error:
-        # OSError: zoneinfo opens a file named like the zone.
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        struct.error,
+        OverflowError,
+        OSError,  # zoneinfo opens a file named like the zone
+        NotImplementedError,  # a path of another system
+    ) as error:
         raise ValueError(f"expected an encoded key, found {canonical[:80]!r}") from error
+    return key
 
 
 def file_stem(canonical: bytes) -> str:
@@ -176,8 +188,8 @@ def _encode(key: Any, depth: int) -> tuple[bytes, bytes]:
         return code, code
     if kind is dt.timedelta:
         microseconds = (key.days * 86_400 + key.seconds) * 1_000_000 + key.microseconds
-        # NumPy's timedelta64 hashes and compares as the standard library's.
-        return b"m" + _decimal(microseconds * 10**12), b"l" + _decimal(microseconds)
+        code = b"l" + _decimal(microseconds)
+        return code, code
     if isinstance(key, pathlib.PurePath) and _PATHS.get(kind.__name__) is kind:
         return _encode_path(key)
     raise KeyTypeError(

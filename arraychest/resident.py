@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Set
 from typing import Any, cast
 from weakref import ref
 
@@ -112,6 +113,16 @@ def owned_bytes(owner: Any) -> int:
         return int(np.asarray(owner).nbytes)
 
 
+def references(arrays: list[np.ndarray], at: int) -> int:
+    """How many references there are to an array in a list, and to the call that asks."""
+    return sys.getrefcount(arrays[at])
+
+
+# What `references` says of an array that nothing but the list refers to; it differs between
+# versions of Python.
+ALONE = references([np.empty(0)], 0)
+
+
 def is_small(slot: Slot) -> bool:
     """Whether the value in RAM of a slot is packed with others when it is stored."""
     return cast(np.ndarray, slot.array).nbytes < PACK_THRESHOLD and slot.kind != "pickle"
@@ -142,7 +153,7 @@ class _Clock:
             queue.popleft()
         return queue[0].version if queue else math.inf
 
-    def victims(self, fits: Callable[[Slot], bool], most_bytes: int, most: int) -> list[Slot]:
+    def victims(self, unfit: Set[Slot], most_bytes: int, most: int) -> list[Slot]:
         queue = self.queue
         found: dict[Slot, None] = {}
         nbytes = 0
@@ -157,7 +168,7 @@ class _Clock:
             queue.append(slot)
             if slot.hits != slot.seen:
                 slot.seen = slot.hits
-            elif fits(slot) and slot not in found:
+            elif slot.writing < 0 and slot not in unfit and slot not in found:
                 found[slot] = None
                 nbytes += array.nbytes
         return list(found)
@@ -296,22 +307,20 @@ class ResidentSet:
         """Let go of a slot's array.  O(1)."""
         array = slot.array
         assert array is not None
-        clock = self._small if is_small(slot) else self._large
-        clock.count -= 1
+        small = array.nbytes < PACK_THRESHOLD and slot.kind != "pickle"
+        (self._small if small else self._large).count -= 1
         if array.base is None and not self._sharers:
             self.charged -= self._owners.pop(id(array))
         else:
             self._discharge(array)
         slot.array = None
 
-    def victims(
-        self, fits: Callable[[Slot], bool], most_bytes: int, most: int, *, small: bool
-    ) -> list[Slot]:
+    def victims(self, unfit: Set[Slot], most_bytes: int, most: int, *, small: bool) -> list[Slot]:
         """The next slots to evict; they stay in the set.
 
         One large slot, or several small ones: up to `most` of them, and until they have
         `most_bytes`.  Whichever has waited longer; only a large one unless `small` is true.
-        Nothing for which `fits` is false.
+        None of those that are being written, or `unfit`.
 
         O(1) a slot where most fit.  Each slot is looked at twice at most.
         """
@@ -319,7 +328,7 @@ class ResidentSet:
         if small:
             clocks.insert(self._large.oldest() < self._small.oldest(), self._small)
         for clock in clocks:
-            found = clock.victims(fits, most_bytes, most if clock.small else 1)
+            found = clock.victims(unfit, most_bytes, most if clock.small else 1)
             if found:
                 return found
         return []

@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,8 @@ from arraychest.budget import Budget
 from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
 from arraychest.errors import ArrayChestError, SpillError
 from arraychest.keys import KeyCode, decode_key, encode_key
-from arraychest.resident import ResidentSet, Slot, is_small
-from arraychest.store import SmallValue, Store
+from arraychest.resident import ALONE, ResidentSet, Slot, is_small, references
+from arraychest.store import Store
 from arraychest.units import format_bytes
 
 logger = logging.getLogger("arraychest")
@@ -46,12 +46,15 @@ MAX_WRITERS = 2
 
 # Small values stored with one write and one commit.  Large enough that the commit (some 100 us)
 # does not show, small enough that a crash or a full disk loses little work.
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 2 << 20
 _BATCH_VALUES = 8192
 
 # Deleted entries that wait for a commit at most, by number and by bytes of disk they hold.
 _DOOMED_ENTRIES = 4096
 _DOOMED_BYTES = 4 << 20
+
+# The list in the job is the only one that refers to an array whose slot let go of it.
+_ALONE_IN_JOB = ALONE
 
 _VERSION = operator.attrgetter("version")
 
@@ -223,15 +226,19 @@ class WriteBehind:
 
     def doom(self, slot: Slot) -> None:
         """Forget a slot that has left the index: its entry and its file go with a later commit."""
-        self.let_go(slot)
+        if slot.array is not None:
+            self.resident.remove(slot)
+        slot.value = slot.view = None
         slot.version = -1
-        if slot.raw is not None:
+        raw = slot.raw
+        if raw is not None:
             self._doomed[slot] = None
-            self._doomed_bytes += slot.raw[STORED]
+            self._doomed_bytes += raw[STORED]
         elif slot.writing < 0:
             return
-        self.tombstones[slot.key] = self.tombstones.get(slot.key, 0) + 1
-        if self._deletions_due():
+        tombstones, key = self.tombstones, slot.key
+        tombstones[key] = tombstones[key] + 1 if key in tombstones else 1
+        if self._doomed_bytes >= _DOOMED_BYTES or len(self._doomed) >= _DOOMED_ENTRIES:
             self.wake()
 
     def _deletions_due(self) -> bool:
@@ -243,7 +250,9 @@ class WriteBehind:
             job = self._next_job()
             if job is None:
                 return
-            thread = threading.Thread(target=self._work, args=(job,), name="arraychest-writer")
+            thread = threading.Thread(
+                target=self._work, args=(job,), name="arraychest-writer", daemon=False
+            )
             self._threads.add(thread)
             try:
                 thread.start()
@@ -316,15 +325,12 @@ class WriteBehind:
                 return None
             self._begin_round()
         slots = self.resident.victims(
-            self._fits, min(_BATCH_BYTES, wanted), _BATCH_VALUES, small=not self._packing
+            self._failed, min(_BATCH_BYTES, wanted), _BATCH_VALUES, small=not self._packing
         )
         if not slots:
             self._nothing_fits = True
             return None
         return self._job(slots)
-
-    def _fits(self, slot: Slot) -> bool:
-        return slot.writing < 0 and slot not in self._failed
 
     def _job(self, slots: list[Slot]) -> Job:
         versions = []
@@ -391,11 +397,15 @@ class WriteBehind:
         store = self._open_store()
         rows: list[RawRow]
         if job.small:
-            rows = store.append(_small_values(job.slots, job.arrays))
+            rows = store.append(*_small_values(job.slots, job.arrays))
         else:
             pairs = zip(job.slots, job.arrays, strict=True)
             rows = [store.write(*_encoded(slot, array)) for slot, array in pairs]
-        spilled = self._commit(store, job.slots, job.versions, rows)
+        try:
+            spilled = self._commit(store, job, rows)
+        finally:
+            if job.small:
+                store.append_settled(rows)
         if self._on_overflow is not None:
             for key in spilled:
                 try:
@@ -403,10 +413,9 @@ class WriteBehind:
                 except Exception:
                     logger.exception("on_overflow failed for key %r", key)
 
-    def _commit(
-        self, store: Store, slots: list[Slot], versions: list[int], rows: list[RawRow]
-    ) -> list[Any]:
+    def _commit(self, store: Store, job: Job, rows: list[RawRow]) -> list[Any]:
         """Commit rows whose bytes are written, with all deletions that wait; returns the keys."""
+        slots, versions, arrays = job.slots, job.versions, job.arrays
         with self.commit_lock:
             store.begin()
             unused: list[str] = []
@@ -422,6 +431,7 @@ class WriteBehind:
                     fresh = [not each for each in stale]
                     slots = list(itertools.compress(slots, fresh))
                     versions = list(itertools.compress(versions, fresh))
+                    arrays = list(itertools.compress(arrays, fresh))
                     rows = list(itertools.compress(rows, fresh))
                 deletions = list(self._doomed)
                 self._doomed.clear()
@@ -445,31 +455,35 @@ class WriteBehind:
                     slot.raw = None
                     if slot.writing < 0:  # otherwise whoever writes it does
                         self._bury(slot)
-                self._publish(slots, versions, rows)
+                self._publish(slots, versions, arrays, rows)
                 self._note_sparse_packs(store, freed, gone)
                 self.changed.notify_all()
             # Last: who had looked up an old row before finds it changed when its file is gone.
             store.files.remove(unused)
         return [slot.key for slot in slots]
 
-    def _publish(self, slots: list[Slot], versions: list[int], rows: list[RawRow]) -> None:
+    def _publish(
+        self,
+        slots: list[Slot],
+        versions: list[int],
+        arrays: list[np.ndarray],
+        rows: list[RawRow],
+    ) -> None:
         """Values were committed: drop them from RAM, but know them while users still hold them."""
-        nbytes = 0
         remove = self.resident.remove
-        for slot, version, row in zip(slots, versions, rows, strict=True):
-            slot.raw = row
-            if slot.version == version:
-                array = slot.array
-                assert array is not None
-                nbytes += array.nbytes
+        for at, slot in enumerate(slots):
+            slot.raw = rows[at]
+            if slot.version == versions[at]:
                 remove(slot)
-                slot.view = weakref.ref(array) if slot.kind != "scalar" else None
                 slot.value = None
                 slot.writing = -1
+                # A weak reference for each would be as dear as all the rest of this loop.
+                if references(arrays, at) > _ALONE_IN_JOB and slot.kind != "scalar":
+                    slot.view = weakref.ref(arrays[at])
             else:
                 self._settle(slot)
         self.counters.spills += len(slots)
-        self.counters.bytes_spilled += nbytes
+        self.counters.bytes_spilled += sum([array.nbytes for array in arrays])
 
     def _settle(self, slot: Slot) -> None:
         """The write of a slot is over, whatever came of it."""
@@ -650,7 +664,8 @@ class WriteBehind:
                     for slot in self._slots_of(rows):
                         if slot.raw is not None:
                             slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
-            store.files.remove([store.pack_name(identity)] if known else [])
+            if known and not store.has_pack(identity):
+                store.files.remove([store.pack_name(identity)])
 
     def _slots_of(self, rows: Iterable[Row]) -> Iterator[Slot]:
         """Every slot that may name one of these rows, also the deleted ones."""
@@ -673,32 +688,31 @@ def _encoded(slot: Slot, array: np.ndarray) -> tuple[KeyCode, int, np.ndarray, F
     return encode_key(slot.key), slot.seq, array, form, text
 
 
-def _small_values(slots: list[Slot], arrays: list[np.ndarray]) -> list[SmallValue]:
-    """What `Store.append` takes.  Runs of arrays of one form work it out once."""
-    values: list[SmallValue] = []
-    last_dtype: np.dtype | None = None
-    last_shape: tuple[int, ...] = ()
-    last_kind: Kind = "array"
-    order: Literal["C", "F"] = "C"
-    text = ""
-    for slot, array in zip(slots, arrays, strict=True):
-        flags = array.flags
-        contiguous = flags.c_contiguous
-        if not (
-            contiguous
-            and array.dtype is last_dtype
-            and array.shape == last_shape
-            and slot.kind == last_kind
-        ):
-            form, text = _form_of(array, slot.kind)
-            order = form.order
-            # Only a C-contiguous array tells the form of the next one that is.
-            last_dtype = form.dtype if contiguous else None
-            last_shape, last_kind = form.shape, form.kind
-        key = slot.key
-        if type(key) is str:
-            code, exact = b"s" + key.encode("utf-8", "surrogatepass"), None
-        else:
-            code, exact = encode_key(key)
-        values.append((code, slot.seq, exact, text, array.tobytes(order)))
-    return values
+def _small_values(
+    slots: list[Slot], arrays: list[np.ndarray]
+) -> tuple[list[bytes], list[int], list[bytes | None], list[str], list[bytes]]:
+    """What `Store.append` takes, column by column."""
+    exact: list[bytes | None] = [None] * len(slots)
+    keys = [slot.key for slot in slots]
+    if set(map(type, keys)) == {str}:
+        codes = [b"s" + key.encode("utf-8", "surrogatepass") for key in keys]
+    else:
+        pairs = [encode_key(key) for key in keys]
+        codes = [pair.canonical for pair in pairs]
+        exact = [pair.exact for pair in pairs]
+    # Mostly all are of one form, which is then worked out once.
+    dtype, shape = arrays[0].dtype, arrays[0].shape
+    alike = slots[0].kind == "array" and all(
+        [
+            array.dtype is dtype and array.shape == shape and array.flags.c_contiguous
+            for array in arrays
+        ]
+    )
+    if alike and {slot.kind for slot in slots} == {"array"}:
+        texts = [form_text(dtype, shape, "C", "array")] * len(slots)
+        data = [array.tobytes() for array in arrays]
+    else:
+        forms = [_form_of(array, slot.kind) for array, slot in zip(arrays, slots, strict=True)]
+        texts = [text for _, text in forms]
+        data = [array.tobytes(form.order) for array, (form, _) in zip(arrays, forms, strict=True)]
+    return codes, [slot.seq for slot in slots], exact, texts, data

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import pickle
 import secrets
@@ -31,9 +32,6 @@ from arraychest.mapping import map_file
 from arraychest.values import scalar_of
 
 Mode = Literal["r", "a", "w", "x"]
-
-# A small value: its key's canonical code, place, exact code, the text of its form, its bytes.
-SmallValue = tuple[bytes, int, bytes | None, str, bytes]
 
 # A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
 # map then serves all its values.  Pages beyond the end are never touched.
@@ -86,6 +84,8 @@ class Store:
         # The pack being appended to, and how far it is written (its row says how far committed).
         self._append_lock = threading.Lock()
         self._open_pack: int | None = None
+        # Packs with values that are written and not committed yet, and how many batches of them.
+        self._pending: dict[int, int] = {}
         self._tail = 0
         self._pack_maps: dict[int, tuple[np.ndarray, int]] = {}
         self._unsure = False
@@ -150,23 +150,43 @@ class Store:
         self.bytes_written += stored
         return row
 
-    def append(self, values: Sequence[SmallValue]) -> list[RawRow]:
+    def append(
+        self,
+        codes: list[bytes],
+        seqs: list[int],
+        exacts: list[bytes | None],
+        forms: list[str],
+        data: list[bytes],
+    ) -> list[RawRow]:
         """Append small values to the open pack and return the rows that would name them.
+
+        Parameters
+        ----------
+        codes, seqs, exacts, forms
+            Columns of the rows: the keys' canonical codes, their places, exact codes, and forms.
+        data
+            The values' bytes.
 
         Raises
         ------
         OSError
             Nothing of these values is left, and what the pack held is untouched.
         """
-        parts: list[bytes] = []
-        for value in values:
-            data = value[4]
-            parts.append(data)
-            if len(data) % pack.ALIGN or not data:
-                parts.append(_ZEROS[-len(data) % pack.ALIGN or pack.ALIGN])
-        body = b"".join(parts)
-        del parts
-        generation = self._generations_for(len(values))
+        sizes = list(map(len, data))
+        if all([not size & (pack.ALIGN - 1) and size for size in sizes]):
+            body = b"".join(data)
+            spans = sizes
+        else:
+            # A value without bytes takes a place, too: no two values lie at one offset.
+            spans = [pack.aligned(size) or pack.ALIGN for size in sizes]
+            body = b"".join(
+                [
+                    part
+                    for value, size, span in zip(data, sizes, spans, strict=True)
+                    for part in (value, _ZEROS[span - size])
+                ]
+            )
+        first = self._generations_for(len(data))
         with self._append_lock:
             target, start = self._pack_to_append()
             buffers = [body] if start else [pack.header(target.stamp), body]
@@ -174,16 +194,36 @@ class Store:
             # Not in the catalog before the first commit of a row in it.
             self._packs.setdefault(target.id, target)
             self._open_pack = target.id
+            self._pending[target.id] = self._pending.get(target.id, 0) + 1
         self.bytes_written += len(body)
-        identity = target.id
-        offset = start or pack.HEADER_BYTES
-        rows: list[RawRow] = []
-        for code, seq, exact, text, data in values:
-            stored = len(data)
-            rows.append((code, seq, exact, text, generation, identity, offset, stored, None))
-            generation += 1
-            offset += (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
-        return rows
+        return list(
+            zip(
+                codes,
+                seqs,
+                exacts,
+                forms,
+                range(first, first + len(data)),
+                itertools.repeat(target.id),
+                itertools.accumulate(spans[:-1], initial=start or pack.HEADER_BYTES),
+                sizes,
+                itertools.repeat(None),
+            )
+        )
+
+    def append_settled(self, rows: Sequence[RawRow]) -> None:
+        """Note that what `append` returned was committed, or never will be.
+
+        Until then its pack is not dropped, however little lives in it.
+        """
+        identity = rows[0][PACK]
+        assert identity is not None
+        with self._append_lock:
+            left = self._pending.pop(identity) - 1
+            if left:
+                self._pending[identity] = left
+
+    def _may_drop(self, known: Pack) -> bool:
+        return not known.live and known.id not in self._pending
 
     def _pack_to_append(self) -> tuple[Pack, int]:
         """The pack to append to and where it ends; a new one ends at 0."""
@@ -236,7 +276,9 @@ class Store:
         """
         packs = self._packs_after(rows, freed, adopted)
         dropped = [
-            known.id for known in packs.values() if not known.live and known.id != self._open_pack
+            known.id
+            for known in packs.values()
+            if self._may_drop(known) and known.id != self._open_pack
         ]
         changed = [known for known in packs.values() if known.id not in dropped]
         try:
@@ -270,13 +312,14 @@ class Store:
         live: dict[int, int] = {}
         for _, _, _, _, _, identity, offset, stored, _ in rows:
             if identity is not None:
-                size = (stored + pack.ALIGN - 1) & -pack.ALIGN
+                size = (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
                 live[identity] = live.get(identity, 0) + size
                 if offset + size > ends.get(identity, 0):
                     ends[identity] = offset + size
         for _, _, _, _, _, identity, _, stored, _ in freed:
             if identity is not None:
-                live[identity] = live.get(identity, 0) - ((stored + pack.ALIGN - 1) & -pack.ALIGN)
+                size = (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
+                live[identity] = live.get(identity, 0) - size
         after: dict[int, Pack] = {}
         for identity in live:
             before = known.get(identity) or self._packs.get(identity)
@@ -515,21 +558,32 @@ class Store:
         OSError, CorruptEntryError
             The values stay where they were.
         """
-        values: list[SmallValue] = []
+        data = []
         for row in rows:
             form = parse_form(row.form)
             key = decode_key(row.key, row.exact)
             path = self.files.path(self.pack_name(cast(int, row.pack)))
             array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
-            values.append((row.key, row.seq, row.exact, row.form, array.tobytes(form.order)))
+            data.append(array.tobytes(form.order))
+        appended = self.append(
+            [row.key for row in rows],
+            [row.seq for row in rows],
+            [row.exact for row in rows],
+            [row.form for row in rows],
+            data,
+        )
         moved = [
             Row._make(new)._replace(generation=row.generation)
-            for row, new in zip(rows, self.append(values), strict=True)
+            for row, new in zip(rows, appended, strict=True)
         ]
-        packs = self._packs_after(moved, rows, ())
-        dropped = [known.id for known in packs.values() if not known.live]
-        changed = [known for known in packs.values() if known.live]
-        self.catalog.commit(moved=moved, packs=changed, dropped_packs=dropped)
+        try:
+            packs = self._packs_after(moved, rows, ())
+            dropped = [known.id for known in packs.values() if self._may_drop(known)]
+            changed = [known for known in packs.values() if known.id not in dropped]
+            self.catalog.commit(moved=moved, packs=changed, dropped_packs=dropped)
+        finally:
+            self.append_settled(appended)
+        self.files.loose.difference_update(self.pack_name(known.id) for known in changed)
         self._packs.update((known.id, known) for known in changed)
         for identity in dropped:
             self._forget_pack(identity)
@@ -557,6 +611,8 @@ class Store:
 
     def drop_pack(self, identity: int) -> None:
         """Forget a pack that no entry uses; its file is the caller's to remove."""
+        if identity in self._pending:
+            return
         self.catalog.commit(dropped_packs=[identity])
         self._forget_pack(identity)
 

@@ -543,9 +543,11 @@ class Tiers:
             Nothing was changed.
         """
         writer = self.writer
-        with writer.lock:
-            self.check_writable()
-            slot = self._find(key)
+        writer.acquire()
+        try:
+            if self._no_puts:
+                self.check_writable()
+            slot = self.index.get(key) or self._find(key)
             if slot is None:
                 raise AbsentKeyError(key)
             if version is not None and slot.version != version:
@@ -554,6 +556,8 @@ class Tiers:
             self._count -= 1
             writer.counters.hits += slot.hits
             writer.doom(slot)
+        finally:
+            writer.release()
         return True
 
     def pop(self, key: Any) -> Any:
@@ -876,13 +880,15 @@ class Tiers:
                             writer.let_go(slot)
                             slot.version = -1
                     writer.wait_idle()
-                    if not discard and self._sole_writer() and writer.unsaved():
+                    while not discard and self._sole_writer() and writer.unsaved():
                         # Put or deleted by another thread between the flush and here.
                         writer.lock.release()
                         try:
                             writer.flush()
                         finally:
                             writer.lock.acquire()
+                        # A flush does not wait for the files of what it replaced to be removed.
+                        writer.wait_idle()
                     self.closed = True
                 finally:
                     self._closing = False
@@ -913,7 +919,9 @@ class Tiers:
             return
         if self.writer.is_writer_thread():
             # The garbage collector ran in our own writer, which cannot wait for itself.
-            threading.Thread(target=self.finalize, name="arraychest-closer").start()
+            threading.Thread(
+                target=self.finalize, name="arraychest-closer", daemon=False
+            ).start()
             return
         try:
             self.close()
