@@ -565,17 +565,28 @@ def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
 
 
 class _Items(ItemsView[Any, Any]):
+    """Items of a chest; a key that is deleted while they are read does not come."""
+
+    def __init__(self, chest: Chest) -> None:
+        super().__init__(chest)
+        self._chest = chest
+
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        chest = cast(Chest, self._mapping)
-        for key in chest:
-            value = chest.get(key, _MISSING)
+        for key in self._chest:
+            value = self._chest.get(key, _MISSING)
             if value is not _MISSING:
                 yield key, value
 
 
 class _Values(ValuesView[Any]):
+    """Values of a chest; that of a key that is deleted meanwhile does not come."""
+
+    def __init__(self, chest: Chest) -> None:
+        super().__init__(chest)
+        self._chest = chest
+
     def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in _Items(cast(Chest, self._mapping)))
+        return (value for _, value in _Items(self._chest))
 
 
 def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:

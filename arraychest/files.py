@@ -24,12 +24,13 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from arraychest.errors import ChestFormatError, ChestInUseError
 
 T = TypeVar("T")
-Buffers = Sequence[bytes | memoryview]
+# Whatever exports its bytes in one piece: bytes, memoryviews, contiguous arrays.
+Buffers = Sequence[Any]
 
 DATA, PACKS, SPARE = "data", "packs", "spare"
 _LOCK_NAME = "writer.lock"
@@ -37,6 +38,9 @@ _PRIVATE_PREFIX = "arraychest-"
 
 # Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
 SPARE_BYTES = 512 << 20
+
+# Buffers that one call takes.
+_MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
 
 _NO_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -104,7 +108,7 @@ class Files:
                     os.ftruncate(fd, nbytes)
                 elif size < nbytes:
                     reserve(fd, size, nbytes - size)
-                write_all(fd, buffers, 0)
+                write_all(fd, buffers, list(map(len, buffers)), 0)
                 if self._durable:
                     os.fsync(fd)
                 if spare:
@@ -140,10 +144,15 @@ class Files:
             return None
         return fd
 
-    def append(self, name: str, at: int, buffers: Buffers) -> int:
+    def append(self, name: str, at: int, buffers: Buffers, sizes: Sequence[int]) -> int:
         """Write behind the first `at` bytes of a file and return its new size.
 
         The file is created when `at` is 0.
+
+        Parameters
+        ----------
+        sizes
+            Bytes of each buffer.
 
         Raises
         ------
@@ -151,13 +160,13 @@ class Files:
             The first `at` bytes are as they were.
         """
         path = self.path(name)
-        nbytes = sum(map(len, buffers))
+        nbytes = sum(sizes)
         if not at:
             self.loose.add(name)
         fd = _open_for_write(path, os.O_WRONLY if at else os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             reserve(fd, at, nbytes)
-            write_all(fd, buffers, at)
+            write_all(fd, buffers, sizes, at)
             if self._durable:
                 os.fsync(fd)
         except BaseException:
@@ -312,18 +321,36 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
             raise
 
 
-def write_all(fd: int, buffers: Buffers, offset: int) -> None:
-    """Write the buffers one after another at `offset`, however few bytes one call takes."""
-    rest = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
-    while rest:
-        written = os.pwritev(fd, rest, offset)
-        if written == 0:
-            raise OSError(errno.EIO, "the file system took no bytes")
-        offset += written
-        while rest and written >= len(rest[0]):
-            written -= len(rest.pop(0))
-        if written:
-            rest[0] = rest[0][written:]
+def write_all(fd: int, buffers: Buffers, sizes: Sequence[int], offset: int) -> None:
+    """Write the buffers one after another at `offset`, however few bytes one call takes.
+
+    Parameters
+    ----------
+    sizes
+        Bytes of each buffer.
+    """
+    for at in range(0, len(buffers), _MOST_BUFFERS):
+        group: Buffers = buffers[at : at + _MOST_BUFFERS]
+        left = sum(sizes[at : at + _MOST_BUFFERS])
+        while left:
+            written = os.pwritev(fd, group, offset)
+            if written == 0:
+                raise OSError(errno.EIO, "the file system took no bytes")
+            offset += written
+            left -= written
+            if left:
+                group = _behind(group, written)
+
+
+def _behind(buffers: Buffers, nbytes: int) -> Buffers:
+    """What lies behind the first `nbytes` bytes of the buffers."""
+    rest: list[memoryview] = []
+    for buffer in buffers:
+        view: memoryview = memoryview(buffer)
+        if nbytes < view.nbytes:
+            rest.append(view.cast("B")[nbytes:])
+        nbytes = max(0, nbytes - view.nbytes)
+    return rest
 
 
 def _open_for_write(path: str, flags: int) -> int:

@@ -690,7 +690,9 @@ def _encoded(slot: Slot, array: np.ndarray) -> tuple[KeyCode, int, np.ndarray, F
 
 def _small_values(
     slots: list[Slot], arrays: list[np.ndarray]
-) -> tuple[list[bytes], list[int], list[bytes | None], list[str], list[bytes]]:
+) -> tuple[
+    list[bytes], list[int], list[bytes | None], list[str], list[bytes] | list[np.ndarray], list[int]
+]:
     """What `Store.append` takes, column by column."""
     exact: list[bytes | None] = [None] * len(slots)
     keys = [slot.key for slot in slots]
@@ -700,19 +702,23 @@ def _small_values(
         pairs = [encode_key(key) for key in keys]
         codes = [pair.canonical for pair in pairs]
         exact = [pair.exact for pair in pairs]
-    # Mostly all are of one form, which is then worked out once.
-    dtype, shape = arrays[0].dtype, arrays[0].shape
-    alike = slots[0].kind == "array" and all(
-        [
-            array.dtype is dtype and array.shape == shape and array.flags.c_contiguous
-            for array in arrays
-        ]
-    )
-    if alike and {slot.kind for slot in slots} == {"array"}:
+    seqs = [slot.seq for slot in slots]
+    dtype, shape, nbytes = arrays[0].dtype, arrays[0].shape, arrays[0].nbytes
+    data: list[bytes] | list[np.ndarray]
+    if (
+        # Mostly all are of one form, which is then worked out once, and export their bytes.
+        dtype.kind in "biufc"
+        and {slot.kind for slot in slots} == {"array"}
+        and all(
+            [
+                array.dtype is dtype and array.shape == shape and array.flags.c_contiguous
+                for array in arrays
+            ]
+        )
+    ):
         texts = [form_text(dtype, shape, "C", "array")] * len(slots)
-        data = [array.tobytes() for array in arrays]
-    else:
-        forms = [_form_of(array, slot.kind) for array, slot in zip(arrays, slots, strict=True)]
-        texts = [text for _, text in forms]
-        data = [array.tobytes(form.order) for array, (form, _) in zip(arrays, forms, strict=True)]
-    return codes, [slot.seq for slot in slots], exact, texts, data
+        return codes, seqs, exact, texts, arrays, [nbytes] * len(slots)
+    forms = [_form_of(array, slot.kind) for array, slot in zip(arrays, slots, strict=True)]
+    texts = [text for _, text in forms]
+    data = [array.tobytes(form.order) for array, (form, _) in zip(arrays, forms, strict=True)]
+    return codes, seqs, exact, texts, data, list(map(len, data))

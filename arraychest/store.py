@@ -156,7 +156,8 @@ class Store:
         seqs: list[int],
         exacts: list[bytes | None],
         forms: list[str],
-        data: list[bytes],
+        data: Sequence[bytes | np.ndarray],
+        sizes: list[int],
     ) -> list[RawRow]:
         """Append small values to the open pack and return the rows that would name them.
 
@@ -164,38 +165,39 @@ class Store:
         ----------
         codes, seqs, exacts, forms
             Columns of the rows: the keys' canonical codes, their places, exact codes, and forms.
-        data
-            The values' bytes.
+        data, sizes
+            The values' bytes, as whatever exports them in one piece, and how many they are.
 
         Raises
         ------
         OSError
             Nothing of these values is left, and what the pack held is untouched.
         """
-        sizes = list(map(len, data))
+        # One call writes them as they are: joined first, they would be copied to fresh memory.
+        buffers: list[bytes | memoryview | np.ndarray] = []
         if all([not size & (pack.ALIGN - 1) and size for size in sizes]):
-            body = b"".join(data)
             spans = sizes
+            buffers += data
+            lengths = list(sizes)
         else:
             # A value without bytes takes a place, too: no two values lie at one offset.
             spans = [pack.aligned(size) or pack.ALIGN for size in sizes]
-            body = b"".join(
-                [
-                    part
-                    for value, size, span in zip(data, sizes, spans, strict=True)
-                    for part in (value, _ZEROS[span - size])
-                ]
-            )
+            lengths = []
+            for value, size, span in zip(data, sizes, spans, strict=True):
+                buffers += (value, _ZEROS[span - size])
+                lengths += (size, span - size)
         first = self._generations_for(len(data))
         with self._append_lock:
             target, start = self._pack_to_append()
-            buffers = [body] if start else [pack.header(target.stamp), body]
-            self._tail = self.files.append(self.pack_name(target.id), start, buffers)
+            if not start:
+                buffers.insert(0, pack.header(target.stamp))
+                lengths.insert(0, pack.HEADER_BYTES)
+            self._tail = self.files.append(self.pack_name(target.id), start, buffers, lengths)
             # Not in the catalog before the first commit of a row in it.
             self._packs.setdefault(target.id, target)
             self._open_pack = target.id
             self._pending[target.id] = self._pending.get(target.id, 0) + 1
-        self.bytes_written += len(body)
+        self.bytes_written += sum(spans)
         return list(
             zip(
                 codes,
@@ -471,7 +473,7 @@ class Store:
             if stat.S_ISREG(status.st_mode):
                 stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
             known = self._packs.get(identity)
-            if known is None:
+            if known is None and self.lock_fd is None:
                 # Begun after this reader opened the chest.
                 self._packs.update((each.id, each) for each in self.catalog.packs())
                 known = self._packs.get(identity)
@@ -491,7 +493,8 @@ class Store:
             os.close(fd)
         if len(self._pack_maps) >= _MAX_PACK_MAPS:
             self._pack_maps.clear()
-        self._pack_maps[identity] = base, status.st_size
+        if identity in self._packs:  # not moved elsewhere meanwhile
+            self._pack_maps[identity] = base, status.st_size
         return base
 
     def prefetch(self, row: Row) -> None:
@@ -571,6 +574,7 @@ class Store:
             [row.exact for row in rows],
             [row.form for row in rows],
             data,
+            list(map(len, data)),
         )
         moved = [
             Row._make(new)._replace(generation=row.generation)

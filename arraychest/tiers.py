@@ -221,7 +221,9 @@ class Tiers:
                 # Not `self._store`: the chest may be closed meanwhile.
                 value = store.load(Row._make(raw), slot.key)
             except CorruptEntryError:
-                with writer.lock:
+                # A commit that is under way may have moved or replaced it already, which its slot
+                # is told at the end.
+                with writer.commit_lock, writer.lock:
                     self._done_loading(slot)
                     if self._is_current(slot, raw):
                         raise
@@ -919,9 +921,7 @@ class Tiers:
             return
         if self.writer.is_writer_thread():
             # The garbage collector ran in our own writer, which cannot wait for itself.
-            threading.Thread(
-                target=self.finalize, name="arraychest-closer", daemon=False
-            ).start()
+            threading.Thread(target=self.finalize, name="arraychest-closer", daemon=False).start()
             return
         try:
             self.close()
