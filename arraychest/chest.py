@@ -165,7 +165,12 @@ class Chest(MutableMapping[Any, Any]):
         self._index = self._tiers.index
         self._finalizer = weakref.finalize(self, self._tiers.finalize)
         if data is not None:
-            self.update(data)
+            try:
+                self.update(data)
+            except BaseException:
+                # Nobody else can: there is no chest yet in the caller's hands.
+                self.close()
+                raise
 
     # --- the mapping -----------------------------------------------------------------------
 

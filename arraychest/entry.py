@@ -148,7 +148,8 @@ def describe(dtype: np.dtype) -> tuple[np.dtype, str]:
         letters = "p" * dtype.hasobject + "a" * dtype.isalignedstruct
         same = _form(f"- C{letters} {descr}").dtype
     except (ValueError, TypeError, SyntaxError) as error:
-        raise ValueTypeError(f"{refusal}: {error}") from error
+        hint = "; use array.astype(np.str_)" if dtype.kind == "T" else ""
+        raise ValueTypeError(f"{refusal}: {error}{hint}") from error
     if same != dtype or same.type is not dtype.type or repr(same) != repr(dtype):
         hint = "view it as a plain dtype of the same size, such as array.view(np.uint16)"
         if dtype.names is not None:

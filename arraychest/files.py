@@ -74,7 +74,7 @@ class Files:
 
     def path(self, name: str) -> str:
         """Where a file of this chest lies."""
-        return os.path.join(self.root, name)
+        return f"{self.root}/{name}"
 
     def write(self, name: str, buffers: Buffers) -> int:
         """Write a new file of these buffers and return its size in bytes.

@@ -43,7 +43,6 @@ from __future__ import annotations
 import datetime as dt
 import math
 import pathlib
-import re
 import struct
 import uuid
 import zoneinfo
@@ -138,8 +137,13 @@ def file_stem(canonical: bytes) -> str:
 
     It helps people; nothing is ever looked up by it, and no key can reach another folder with it.
     """
-    text = re.sub(rb"[^A-Za-z0-9_]+", b"-", canonical[1:41]).strip(b"-").decode("ascii")
-    return text or "key"
+    return canonical[1:41].translate(_READABLE).strip(b"-").decode("ascii") or "key"
+
+
+_READABLE = bytes(
+    byte if chr(byte).isascii() and (chr(byte).isalnum() or byte == ord("_")) else ord("-")
+    for byte in range(256)
+)
 
 
 def _encode(key: Any, depth: int) -> tuple[bytes, bytes]:

@@ -406,6 +406,10 @@ class WriteBehind:
         finally:
             if job.small:
                 store.append_settled(rows)
+        self.tell_overflow(spilled)
+
+    def tell_overflow(self, spilled: Iterable[Any]) -> None:
+        """Call `on_overflow` with each of these keys, whose values were spilled."""
         if self._on_overflow is not None:
             for key in spilled:
                 try:

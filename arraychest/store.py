@@ -29,7 +29,7 @@ from arraychest.errors import ChestFormatError, CorruptEntryError, PickleRefused
 from arraychest.files import DATA, PACKS, SPARE, Files
 from arraychest.keys import KeyCode, decode_key, file_stem
 from arraychest.mapping import map_file
-from arraychest.values import scalar_of
+from arraychest.values import copied, scalar_of
 
 Mode = Literal["r", "a", "w", "x"]
 
@@ -421,11 +421,13 @@ class Store:
             if form.kind == "pickle":
                 data = os.pread(fd, body - row.offset, row.offset)
                 try:
-                    return npy.unpickle(data, form)
+                    array = npy.unpickle(data, form)
                 except (pickle.UnpicklingError, EOFError) as error:
                     raise CorruptEntryError(
                         f"expected pickled objects for key {key!r} in {path}: {error}"
                     ) from error
+                array.setflags(write=self._private)
+                return array
             if not 0 <= row.offset <= body or form.nbytes != body - row.offset:
                 raise CorruptEntryError(
                     f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
@@ -440,7 +442,7 @@ class Store:
         if form.kind == "scalar":
             return scalar_of(array)
         # All values of a pack share one map, which is read-only.
-        return array.copy(order="A") if packed and self._private else array
+        return copied(array) if packed and self._private else array
 
     def _map(self, fd: int, size: int) -> np.ndarray:
         try:

@@ -54,7 +54,7 @@ def accept(value: Any, *, allow_pickle: bool) -> Accepted:
             )
         kind, array = "scalar", array_of_scalar(value)
         shown = None if isinstance(value, np.void) else value
-    elif isinstance(value, np.memmap):
+    elif type(value) is np.memmap:
         array = np.asarray(value)
     elif isinstance(value, np.ndarray):
         hint = "np.asarray(value) drops the subclass"
@@ -95,15 +95,25 @@ def array_to_keep(array: np.ndarray, on_put: OnPut) -> np.ndarray:
     """
     if on_put == "share":
         return array.view()
-    if on_put == "freeze":
-        if array.base is None:
-            if array.flags.owndata:
-                return array
-        elif _is_sole_view(array) or (
-            # A read-only map of a value file, which nobody writes to: it came out of a chest.
-            not array.flags.writeable and is_map(owner_of(array))
-        ):
-            return array
+    return array if on_put == "freeze" and is_handed_over(array) else copied(array)
+
+
+def is_handed_over(array: np.ndarray) -> bool:
+    """Whether an array that is put with ``"freeze"`` is kept itself, and not a copy of it."""
+    if array.base is None:
+        return array.flags.owndata
+    return _is_sole_view(array) or (
+        # A read-only map of a value file, which nobody writes to: it came out of a chest.
+        not array.flags.writeable and is_map(owner_of(array))
+    )
+
+
+def copied(array: np.ndarray) -> np.ndarray:
+    """A copy in the same order, Fortran's only where the array is contiguous in no other."""
+    if not array.dtype.itemsize:
+        # NumPy's own copy of strings of no characters has strings of one.
+        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        return np.ndarray(array.shape, array.dtype, order=order)
     return array.copy(order="A")
 
 
@@ -150,7 +160,8 @@ def array_of_scalar(value: np.generic) -> np.ndarray:
         return np.frombuffer(value.encode("utf-32-le", "surrogatepass"), np.dtype("<U1"))
     if isinstance(value, np.bytes_):
         return np.frombuffer(bytes(value), np.dtype("S1"))
-    return np.array(value)
+    # A structured scalar may be a view of an array, and so is what `np.array` makes of it.
+    return np.array(value).copy()
 
 
 def _name(value: object) -> str:

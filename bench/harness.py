@@ -1,0 +1,275 @@
+"""What every workload shares: rounds that interleave the contestants, medians, and result rows.
+
+The contestants of a workload take turns within one run of one process, because two runs of the
+same program on a shared machine differ by more than what is measured here.  Each starts a round
+in turn, so that none always runs behind the same neighbour.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+MIB = 1 << 20
+
+# The array of the workloads with large values: 16 MiB.
+SHAPE = (1024, 2048)
+DTYPE = np.dtype(np.uint64)
+ARRAY_BYTES = 16 * MIB
+
+# How much more page cache is warmed than a contestant fills.  With exactly as much, one write in
+# twenty on two threads met pages of the host's and took 45 ms instead of 3.
+_WARM_BEYOND = 512 * MIB
+
+OURS = "arraychest"
+
+# What a run gives: one figure, or several, for each of the things it measures.
+Figures = Mapping[str, float | Sequence[float]]
+# All figures of one run of a workload, by contestant and measure.
+Samples = dict[tuple[str, str], list[float]]
+
+
+class WrongAnswerError(Exception):
+    """What was read back is not what was stored."""
+
+
+class PeerMissingError(Exception):
+    """A peer is not installed, or cannot do this workload here."""
+
+
+def expect(right: object, what: str) -> None:
+    """Raise `WrongAnswerError` unless `right` is true."""
+    if not right:
+        raise WrongAnswerError(what)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What issue 2 asks for: at least or at most so much.
+
+    `of_ratio`: the ratio is judged; else our own figure is.
+    """
+
+    value: float
+    at_least: bool = False
+    of_ratio: bool = True
+
+    def met_by(self, figure: float) -> bool:
+        return figure >= self.value if self.at_least else figure <= self.value
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: our figures beside those of one other thing."""
+
+    workload: str
+    measure: str
+    unit: str
+    ours: list[float]
+    against: str = ""
+    theirs: list[float] = field(default_factory=list)
+    floor: Floor | None = None
+    more_is_better: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of ours by the median of theirs."""
+        if not self.theirs:
+            return None
+        divisor = statistics.median(self.theirs)
+        return statistics.median(self.ours) / divisor if divisor else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the floor is met; None where there is none."""
+        if self.floor is None:
+            return None
+        figure = self.ratio if self.floor.of_ratio else statistics.median(self.ours)
+        return figure is not None and self.floor.met_by(figure)
+
+    def best(self, figures: Sequence[float]) -> float:
+        return max(figures) if self.more_is_better else min(figures)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One of those that take turns.
+
+    Attributes
+    ----------
+    run
+        Called with an empty folder of its own, which is removed afterwards; times what it does
+        and checks what it read.
+    once
+        Measured a single time and not warmed up: a peer that takes many times as long as all the
+        others together.
+    """
+
+    name: str
+    run: Callable[[Path], Figures]
+    once: bool = False
+
+
+class Bench:
+    """What a workload is given.
+
+    Parameters
+    ----------
+    folder
+        Where files go; removed by the caller.
+    rounds
+        How often each contestant is measured.
+    small
+        Whether only to show that everything runs.
+    say
+        Takes a line on what is going on.
+    """
+
+    def __init__(
+        self, folder: Path, rounds: int, *, small: bool, say: Callable[[str], object]
+    ) -> None:
+        self.folder = folder
+        self.rounds = rounds
+        self.small = small
+        self.say = say
+        self.skipped: dict[str, str] = {}
+        self._arrays: list[np.ndarray] = []
+        self._random = np.random.default_rng(20)
+
+    def pick(self, full: int, small: int) -> int:
+        """A number that depends on the scale."""
+        return small if self.small else full
+
+    def arrays(self, count: int) -> list[np.ndarray]:
+        """So many different incompressible arrays of 16 MiB; the same ones at every call.
+
+        They are made once and kept: memory that has been idle for two seconds may have to be
+        fetched back from the host of a virtual machine, which would be measured instead.
+        """
+        while len(self._arrays) < count:
+            array = self._random.integers(0, 1 << 64, SHAPE, DTYPE)
+            assert array.base is None, "a chest would copy it"
+            self._arrays.append(array)
+        return self._arrays[:count]
+
+    def forget_arrays(self) -> None:
+        """Let go of what `arrays` made."""
+        self._arrays.clear()
+
+    def warm_disk(self, nbytes: int) -> None:
+        """Make the page cache's next pages warm ones: write that many bytes and more, and remove
+        them.
+        """
+        if not nbytes:
+            return
+        path = self.folder / "warm"
+        block = self.arrays(1)[0].data.cast("B")
+        with open(path, "wb", buffering=0) as file:
+            file.writelines(block for _ in range(0, nbytes + _WARM_BEYOND, ARRAY_BYTES))
+        path.unlink()
+
+    @contextmanager
+    def fresh_folder(self) -> Iterator[Path]:
+        """An empty folder, removed at the end."""
+        path = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def interleave(
+        self, contestants: Sequence[Contestant], *, rounds: int | None = None, disk: int = 0
+    ) -> Samples:
+        """Let the contestants take turns, after one round that does not count.
+
+        Parameters
+        ----------
+        rounds
+            How many rounds, where not as many as the user asked for.
+        disk
+            Bytes that each writes: so much page cache is warmed before each turn.
+        """
+        samples: Samples = {}
+        playing = list(contestants)
+        for number in range((rounds or self.rounds) + 1):
+            start = number % len(playing)
+            for contestant in playing[start:] + playing[:start]:
+                if contestant.once and number != 1:
+                    continue
+                self.say(f"round {number}: {contestant.name}")
+                try:
+                    with self.fresh_folder() as folder:
+                        self.warm_disk(disk)
+                        gc.collect()
+                        figures = contestant.run(folder)
+                except PeerMissingError as missing:
+                    self.skipped[contestant.name] = str(missing)
+                    playing.remove(contestant)
+                    continue
+                if number:
+                    for measure, figure in figures.items():
+                        kept = samples.setdefault((contestant.name, measure), [])
+                        kept.extend(figure if isinstance(figure, Sequence) else [figure])
+        return samples
+
+
+def rows_against(
+    workload: str,
+    measure: str,
+    unit: str,
+    samples: Samples,
+    others: Mapping[str, Floor | None],
+    *,
+    ours: str = OURS,
+    label: str = "",
+    more_is_better: bool = False,
+) -> list[Row]:
+    """One row for each of the others that was measured, ours beside it.
+
+    Parameters
+    ----------
+    measure, label
+        What is compared, and what the table calls it where that says more.
+    others
+        Names of contestants, with the floor asked for.
+    """
+    return [
+        Row(
+            workload,
+            label or measure,
+            unit,
+            samples[ours, measure],
+            other,
+            samples[other, measure],
+            floor,
+            more_is_better,
+        )
+        for other, floor in others.items()
+        if (other, measure) in samples
+    ]
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long a call took."""
+    start = perf_counter()
+    action()
+    return perf_counter() - start
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of disk that the files in a folder take."""
+    return sum(
+        os.stat(os.path.join(top, name)).st_blocks * 512
+        for top, _, names in os.walk(folder)
+        for name in names
+    )

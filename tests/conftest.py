@@ -1,0 +1,117 @@
+"""Fixtures for every test: makers of chests, and the check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import arraychest
+
+# No deadline: two cores are shared with whatever else runs, and a first example imports modules.
+_COMMON = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("plain", max_examples=60, **_COMMON)
+settings.register_profile("stress", max_examples=1500, **_COMMON)
+settings.load_profile("plain")
+
+# Writer threads end by themselves once there is nothing left to store.
+_GRACE_SECONDS = 10.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # `-m stress`: the same properties, looked at for longer.
+    if config.getoption("-m") == "stress":
+        settings.load_profile("stress")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("-m"):
+        return
+    for item in items:
+        if item.get_closest_marker("stress"):
+            item.add_marker(pytest.mark.skip(reason="runs with -m stress"))
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the one of this very listing
+            continue
+    return found
+
+
+def _leaks(
+    descriptors: dict[str, str], threads: set[threading.Thread], folder: str
+) -> dict[str, Any]:
+    now = _descriptors()
+    found = {
+        "descriptors": {fd: target for fd, target in now.items() if descriptors.get(fd) != target},
+        "threads": [thread for thread in threading.enumerate() if thread not in threads],
+        "folders": [name for name in os.listdir(folder) if name.startswith("arraychest-")],
+    }
+    return {kind: what for kind, what in found.items() if what}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Fail a test that leaks a descriptor, a thread or a temporary chest's folder.
+
+    Temporary chests of the test and of its subprocesses lie in a folder of its own, which is what
+    this gives.
+    """
+    folder = str(tmp_path_factory.mktemp("tmpdir"))
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    threads = set(threading.enumerate())
+    descriptors = _descriptors()
+    yield folder
+    if not _leaks(descriptors, threads, folder):
+        return
+    gc.collect()  # a chest nobody closed is closed by the garbage collector
+    until = time.monotonic() + _GRACE_SECONDS
+    while _leaks(descriptors, threads, folder) and time.monotonic() < until:
+        time.sleep(0.01)
+    leaks = _leaks(descriptors, threads, folder)
+    assert not leaks, f"left behind by this test: {leaks}"
+
+
+@pytest.fixture
+def make_chest() -> Iterator[Callable[..., arraychest.Chest]]:
+    """Make chests that are closed when the test ends."""
+    made: list[arraychest.Chest] = []
+
+    def make(*arguments: Any, **options: Any) -> arraychest.Chest:
+        chest = arraychest.Chest(*arguments, **options)
+        made.append(chest)
+        return chest
+
+    yield make
+    for chest in reversed(made):
+        chest.close()
+
+
+@pytest.fixture
+def chest(make_chest: Callable[..., arraychest.Chest]) -> arraychest.Chest:
+    """A temporary chest in which nothing needs to spill."""
+    return make_chest(available_memory="256 MiB")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Where a named chest may go; nothing is there yet."""
+    return str(tmp_path / "test.chest")

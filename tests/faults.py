@@ -1,0 +1,292 @@
+"""Faults on demand: what arraychest asks of the system can be counted, refused or interrupted.
+
+`injected` puts a stand-in for the `os` module in the place of the one that the modules of
+arraychest see, and a connection of its own in the place of SQLite's; each file operation and each
+statement then goes through one function, the *action*, which may let it happen, raise, or end the
+process.  Nothing else in the process is touched: the tests' own file operations are not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import os
+import pickle
+import signal
+import sqlite3
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import arraychest.catalog
+import arraychest.files
+import arraychest.mapping
+import arraychest.store
+
+# An action gets the operation's name, its arguments and what does it, and returns its result.
+Action = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]
+
+OPERATIONS = frozenset({
+    "open", "close", "fstat", "stat", "lstat", "ftruncate", "truncate", "posix_fallocate",
+    "write", "writev", "pwrite", "pwritev", "read", "readv", "pread", "preadv", "fsync",
+    "fdatasync", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink", "mkdir",
+    "makedirs", "listdir", "scandir", "walk", "posix_fadvise",
+})  # fmt: skip
+
+_HOSTS = (arraychest.files, arraychest.mapping, arraychest.store)
+_action: Action | None = None
+
+
+def _perform(name: str, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+    return call() if _action is None else _action(name, args, call)
+
+
+class _OsProxy:
+    """The `os` module, each file operation of which goes through the action."""
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        if name not in OPERATIONS:
+            return real
+
+        def operation(*args: Any, **kwargs: Any) -> Any:
+            return _perform(name, args, lambda: real(*args, **kwargs))
+
+        return operation
+
+
+class _Cursor(sqlite3.Cursor):
+    def execute(self, sql: str, *args: Any) -> Any:
+        return _perform("sql " + _verb(sql), (sql, *args), lambda: super(_Cursor, self).execute(sql, *args))
+
+
+class _Connection(sqlite3.Connection):
+    def cursor(self, *args: Any) -> Any:
+        return super().cursor(_Cursor)
+
+    def execute(self, sql: str, *args: Any) -> Any:
+        return self.cursor().execute(sql, *args)
+
+    def executescript(self, sql: str) -> Any:
+        return _perform("sql SCRIPT", (sql,), lambda: super(_Connection, self).executescript(sql))
+
+    def close(self) -> None:
+        _perform("sql CLOSE", (), super().close)
+
+
+class _SqliteProxy:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sqlite3, name)
+
+    @staticmethod
+    def connect(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        def call() -> sqlite3.Connection:
+            return sqlite3.connect(*args, **kwargs, factory=_Connection)
+
+        return _perform("sql CONNECT", args, call)
+
+
+def _verb(sql: str) -> str:
+    return sql.split(None, 1)[0].rstrip(";")
+
+
+@contextlib.contextmanager
+def injected(action: Action) -> Iterator[None]:
+    """Send every file operation and every SQL statement of arraychest through `action`.
+
+    Connections opened inside stay usable after it, without the action.
+    """
+    global _action
+    before = [(host, host.os) for host in _HOSTS if hasattr(host, "os")]
+    for host, _ in before:
+        host.os = _OsProxy()
+    arraychest.catalog.sqlite3 = _SqliteProxy()
+    _action = action
+    try:
+        yield
+    finally:
+        _action = None
+        arraychest.catalog.sqlite3 = sqlite3
+        for host, real in before:
+            host.os = real
+
+
+class Countdown:
+    """An action that does something at the `at`-th operation, counted from 1; 0: only counts.
+
+    Parameters
+    ----------
+    at
+        Which one.
+    act
+        Called at that operation; may raise or end the process.
+    after
+        Whether it is called after the operation instead of before it.
+    only
+        Counts an operation only where this is true of its name and arguments.
+
+    Attributes
+    ----------
+    count
+        Operations so far.
+    names
+        Their names.
+    """
+
+    def __init__(
+        self,
+        at: int,
+        act: Callable[[], object] = lambda: None,
+        *,
+        after: bool = False,
+        only: Callable[[str, tuple[Any, ...]], bool] = lambda name, args: True,
+    ) -> None:
+        self._at = at
+        self._act = act
+        self._after = after
+        self._only = only
+        self._lock = threading.Lock()
+        self.count = 0
+        self.names: list[str] = []
+
+    @property
+    def struck(self) -> bool:
+        """Whether the operation has come."""
+        return 0 < self._at <= self.count
+
+    def __call__(self, name: str, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if not self._only(name, args):
+            return call()
+        with self._lock:
+            self.count += 1
+            self.names.append(name)
+            strike = self.count == self._at
+        if not strike:
+            return call()
+        # A descriptor must not be lost: what opens is refused, what closes is done first.
+        after = (self._after or name in ("close", "sql CLOSE")) and name not in ("open", "sql CONNECT")
+        if after:
+            result = call()
+            self._act()
+            return result
+        self._act()
+        return call()
+
+
+class Failing:
+    """An action that raises an `OSError` at every chosen operation, as long as it is `on`."""
+
+    def __init__(
+        self, number: int, chosen: Callable[[str, tuple[Any, ...]], bool] | str
+    ) -> None:
+        self.number = number
+        self.on = True
+        self.hits = 0
+        self._chosen = (lambda name, args: name == chosen) if isinstance(chosen, str) else chosen
+
+    def __call__(self, name: str, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        if self.on and self._chosen(name, args):
+            self.hits += 1
+            if name.startswith("sql"):
+                raise sqlite3.OperationalError(SQLITE_WORDS[self.number])
+            raise OSError(self.number, os.strerror(self.number))
+        return call()
+
+
+# What SQLite says where the system says ...
+SQLITE_WORDS = {
+    errno.ENOSPC: "database or disk is full",
+    errno.EIO: "disk I/O error",
+    errno.EMFILE: "unable to open database file",
+}
+
+
+def raising(error: type[BaseException] | BaseException) -> Callable[[], object]:
+    """What raises `error` when called."""
+
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def die() -> None:
+    """End the process as a crash does: no handler, no finalizer, no flush."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()  # until the signal arrives
+
+
+class Outcome(NamedTuple):
+    """How a forked child ended.
+
+    Attributes
+    ----------
+    result
+        What its function returned; None if it did not.
+    error
+        The traceback of what its function raised; None if it did not.
+    signal
+        The signal that ended it; 0 if none did.
+    said
+        What it sent with `Say`, however it ended.
+    """
+
+    result: Any
+    error: str | None
+    signal: int
+    said: list[Any]
+
+
+class Say:
+    """Sends objects from a child to its parent; what was sent outlives the child."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __call__(self, thing: Any) -> None:
+        data = pickle.dumps(thing)
+        os.write(self._fd, len(data).to_bytes(4, "little") + data)
+
+
+def in_child(function: Callable[[Say], Any], *, seconds: float = 60) -> Outcome:
+    """Run ``function(say)`` in a fork of this process and tell how it ended.
+
+    A child that hangs says where on stderr and is ended.
+    """
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, from 3.12 on
+        pid = os.fork()
+    if not pid:
+        os.close(reader)
+        say = Say(writer)
+        try:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+            try:
+                say(("result", function(say)))
+            except BaseException:
+                say(("error", traceback.format_exc()))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        data = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    told = []
+    while data:
+        size = int.from_bytes(data[:4], "little")
+        told.append(pickle.loads(data[4 : 4 + size]))
+        data = data[4 + size :]
+    result = error = None
+    ended = False
+    if told and isinstance(told[-1], tuple) and told[-1][0] in ("result", "error"):
+        what, value = told.pop()
+        ended = True
+        result, error = (value, None) if what == "result" else (None, value)
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if not ended and not number:
+        error = f"the child ended without a word, as after {seconds} s: status {status}"
+    return Outcome(result, error, number, told)

@@ -1,0 +1,109 @@
+"""What several test modules need: exact comparison, an audit of a folder, a subprocess."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import arraychest
+
+# The folder that `arraychest` was imported from, for subprocesses.
+IMPORT_ROOT = str(Path(arraychest.__file__).parent.parent)
+
+
+def assert_identical(found: Any, expected: Any, *, order: bool = True) -> None:
+    """Same type, dtype in every detail, shape, order in memory, and value bit by bit."""
+    assert type(found) is type(expected)
+    assert found.dtype == expected.dtype
+    assert found.dtype.type is expected.dtype.type
+    assert repr(found.dtype) == repr(expected.dtype)
+    assert found.dtype.isalignedstruct == expected.dtype.isalignedstruct
+    assert found.shape == expected.shape
+    if isinstance(expected, np.str_ | np.bytes_):
+        # NumPy's comparison overlooks NULs at the end.
+        assert len(found) == len(expected)
+        assert found[:] == expected[:]
+    if order and isinstance(expected, np.ndarray):
+        for flag in ("C_CONTIGUOUS", "F_CONTIGUOUS"):
+            if expected.flags.c_contiguous or expected.flags.f_contiguous:
+                assert found.flags[flag] == expected.flags[flag], flag
+    assert_same_elements(np.asarray(found), np.asarray(expected))
+
+
+def assert_same_elements(found: np.ndarray, expected: np.ndarray) -> None:
+    """Element by element: NaN equals NaN, and -0.0 is not 0.0; padding does not count."""
+    assert found.shape == expected.shape
+    if expected.dtype.names is not None:
+        for name in expected.dtype.names:
+            assert_same_elements(found[name], expected[name])
+    elif expected.dtype.hasobject:
+        assert found.tolist() == expected.tolist()
+    elif expected.dtype.char in "gG":  # long doubles have bytes that mean nothing
+        assert np.array_equal(found, expected, equal_nan=True)
+        assert np.array_equal(np.signbit(found.real), np.signbit(expected.real))
+    else:
+        assert found.tobytes() == expected.tobytes()
+
+
+def audit(path: str) -> None:
+    """Assert that a closed chest's folder is sound: rows, packs and files tell the same story."""
+    catalog = os.path.join(path, "catalog.sqlite")
+    connection = sqlite3.connect(f"file:{catalog}?mode=ro", uri=True)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = connection.execute("SELECT gen, pack, offset, stored FROM entry").fetchall()
+        packs = connection.execute("SELECT id, bytes, live FROM pack").fetchall()
+        (unclean,) = connection.execute(
+            "SELECT coalesce(max(value), 0) FROM meta WHERE name = 'unclean'"
+        ).fetchone()
+    finally:
+        connection.close()
+    files = {
+        os.path.relpath(os.path.join(folder, name), path)
+        for top in ("data", "packs", "spare")
+        for folder, _, names in os.walk(os.path.join(path, top))
+        for name in names
+    }
+    own = {name.rpartition("-")[2].removesuffix(".npy"): name for name in files if "data" in name}
+    ends = {identity: nbytes for identity, nbytes, _ in packs}
+    live = dict.fromkeys(ends, 0)
+    for generation, pack, offset, stored in rows:
+        if pack is None:
+            name = own.pop(f"{generation:x}")
+            assert os.path.getsize(os.path.join(path, name)) == stored
+            files.remove(name)
+        else:
+            assert pack in ends, f"a row names pack {pack:x}, which does not exist"
+            assert offset % 64 == 0
+            assert offset + stored <= ends[pack]
+            live[pack] += max(64, -(-stored // 64) * 64)
+    assert live == {identity: nbytes for identity, _, nbytes in packs}
+    for identity in ends:
+        name = f"packs/{identity:x}.pack"
+        assert os.path.getsize(os.path.join(path, name)) >= ends[identity]
+        files.remove(name)
+    assert not files, f"orphans: {files}"
+    assert not unclean
+
+
+def run_python(
+    code: str, *arguments: str, timeout: float = 120, prefix: str = "", check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fresh interpreter; `prefix` goes before it in the shell, as ``ulimit``."""
+    environment = {**os.environ, "PYTHONPATH": IMPORT_ROOT, "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    if prefix:
+        command = ["bash", "-c", f'{prefix}; exec "$@"', "bash", *command]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
