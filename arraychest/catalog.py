@@ -410,9 +410,13 @@ def _connect(target: str, *, uri: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(
         target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri
     )
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    # A stranger's database must not run functions or views of its own making.
-    connection.execute("PRAGMA trusted_schema = OFF")
+    try:
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        # A stranger's database must not run functions or views of its own making.
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

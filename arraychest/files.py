@@ -100,7 +100,7 @@ class Files:
         fd = None if spare is None else self._open_spare(spare)
         if fd is None:
             spare = None
-            fd = _open_for_write(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            fd = self._create(name)
         try:
             try:
                 size = os.fstat(fd).st_size if spare else 0
@@ -126,6 +126,18 @@ class Files:
                     self._unlink(spare)
                 self._unlink(path)
                 self.loose.discard(name)
+            raise
+
+    def _create(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+        def create(path: str) -> int:
+            return os.open(path, flags, 0o666)
+
+        try:
+            return _make_parent_and(create, self.path(name))
+        except OSError:
+            self.loose.discard(name)
             raise
 
     def _open_spare(self, spare: str) -> int | None:
@@ -163,7 +175,10 @@ class Files:
         nbytes = sum(sizes)
         if not at:
             self.loose.add(name)
-        fd = _open_for_write(path, os.O_WRONLY if at else os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        if at:
+            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        else:
+            fd = self._create(name)
         try:
             reserve(fd, at, nbytes)
             write_all(fd, buffers, sizes, at)
@@ -174,7 +189,8 @@ class Files:
                 # No row names what lies behind `at`, so no view can reach it.
                 os.ftruncate(fd, at)
                 if not at:
-                    os.unlink(path)
+                    self._unlink(path)
+                    self.loose.discard(name)
             raise
         finally:
             os.close(fd)
@@ -212,7 +228,11 @@ class Files:
         """
         path = self.path(name)
         self.loose.add(name)
-        _make_parent_and(os.link, source, path)
+        try:
+            _make_parent_and(os.link, source, path)
+        except OSError:
+            self.loose.discard(name)
+            raise
         if self._durable:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -351,13 +371,6 @@ def _behind(buffers: Buffers, nbytes: int) -> Buffers:
             rest.append(view.cast("B")[nbytes:])
         nbytes = max(0, nbytes - view.nbytes)
     return rest
-
-
-def _open_for_write(path: str, flags: int) -> int:
-    def create(path: str) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-
-    return _make_parent_and(create, path) if flags & os.O_CREAT else create(path)
 
 
 def _make_parent_and(action: Callable[..., T], *paths: str) -> T:

@@ -147,6 +147,8 @@ class WriteBehind:
         # one: a look goes through the whole resident set.
         self._nothing_fits = False
         self._committing = False
+        # Whether committing the deletions has failed in this round.
+        self._deletions_failed = False
         self._compacting: set[int] = set()
         self._urgent: list[Slot] = []
         # Why writers are at work: charged bytes passed the high watermark, so many puts wait for
@@ -268,6 +270,7 @@ class WriteBehind:
     def _begin_round(self) -> None:
         """Let every value be tried again, whatever failed before."""
         self._failed.clear()
+        self._deletions_failed = False
         self._retry_at = 0.0
         self._nothing_fits = False
 
@@ -280,9 +283,15 @@ class WriteBehind:
             job is None
             and self._doomed
             and not self._committing
-            and (self._flushing or self._deletions_due())
+            and not self._deletions_failed
+            # On a full disk they make the room that a put waits for.
+            and (self._flushing or self._deletions_due() or (self._awaited and self._pause))
         ):
-            if self._retry_at and time.monotonic() < self._retry_at:
+            if (
+                self._retry_at
+                and not (self._flushing or self._awaited)
+                and time.monotonic() < self._retry_at
+            ):
                 return None
             self._committing = True
             job = Job([], [], [])
@@ -377,6 +386,10 @@ class WriteBehind:
                 self._packing = False
             if not job.slots and job.compact is None:
                 self._committing = False
+                self._deletions_failed = error is not None
+                if self._failed and not self._deletions_failed:
+                    # There may be room now for what had none.
+                    self._begin_round()
             for slot, version in zip(job.slots, job.versions, strict=True):
                 if slot.writing == version:
                     self._settle(slot)
