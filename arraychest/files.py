@@ -497,6 +497,8 @@ def make_private_folder() -> tuple[str, int]:
             continue
         except BaseException:
             remove_folder(root)
+            with contextlib.suppress(OSError):
+                os.rmdir(root)  # without descriptors nothing else can be done
             raise
 
 

@@ -44,8 +44,8 @@ import datetime as dt
 import math
 import pathlib
 import struct
+import sys
 import uuid
-import zoneinfo
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple, cast
 
@@ -287,7 +287,9 @@ def _encode_datetime(key: dt.datetime) -> tuple[bytes, bytes]:
     if key.tzinfo is None:
         naive = b"t" + text
         return naive, b"D" + text if key.fold else naive
-    if isinstance(key.tzinfo, zoneinfo.ZoneInfo) and key.tzinfo.key:
+    # Whoever made such a zone has imported the module; importing it here would slow down others.
+    zoneinfo = sys.modules.get("zoneinfo")
+    if zoneinfo is not None and isinstance(key.tzinfo, zoneinfo.ZoneInfo) and key.tzinfo.key:
         zone = b"z" + key.tzinfo.key.encode()
     elif type(key.tzinfo) is dt.timezone:
         offset = cast(dt.timedelta, key.utcoffset())
@@ -390,6 +392,8 @@ def _decode_aware(payload: bytes) -> dt.datetime:
     zone, fold, text = _split(payload)
     tzinfo: dt.tzinfo
     if zone[:1] == b"z":
+        import zoneinfo
+
         tzinfo = zoneinfo.ZoneInfo(zone[1:].decode())
     else:
         offset, _, name = zone[1:].partition(b" ")

@@ -98,7 +98,7 @@ def owner_of(array: np.ndarray) -> Any:
 
 def owned_bytes(owner: Any) -> int:
     """Bytes that stay in RAM as long as `owner` lives; our own maps of files are not RAM."""
-    if isinstance(owner, np.ndarray):
+    if isinstance(owner, np.ndarray | np.generic):
         return owner.nbytes
     if is_map(owner):
         return 0

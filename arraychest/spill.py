@@ -10,8 +10,9 @@
 Everything here is decided under one lock, the chest's, which is never held while a value is read
 or written.  Commits follow one another under a second lock: take `commit_lock` before `lock`.
 
-Threads are started when there is something to store and end when there is not: none exists before
-the first spill, none outlives a close, and none has to be told that the interpreter exits.
+Threads are started when there is something to store and end a moment after there is nothing more:
+none exists before the first spill, none outlives a close, and none has to be told that the
+interpreter exits.
 
 A failed write leaves its values in RAM.  The failure is raised by the next put or flush, and the
 values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
@@ -26,6 +27,7 @@ import operator
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -57,6 +59,9 @@ _DOOMED_BYTES = 4 << 20
 _ALONE_IN_JOB = ALONE
 
 _VERSION = operator.attrgetter("version")
+
+# A writer thread ends when nothing came for so long.
+_LINGER_SECONDS = 0.02
 
 _FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
@@ -140,6 +145,10 @@ class WriteBehind:
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
         self._threads: set[threading.Thread] = set()
+        # Threads that wait a moment for more to do, and jobs given to them.
+        self._idle = 0
+        self._handed: deque[Job] = deque()
+        self._ending = False
         self._jobs = 0
         self._in_flight = 0
         self._packing = False
@@ -167,6 +176,7 @@ class WriteBehind:
     def _make_lock(self) -> None:
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
+        self.job_given = threading.Condition(self.lock)
         # Half the cost of `with lock`, for the one path that counts nanoseconds.
         self.acquire = self.lock.acquire
         self.release = self.lock.release
@@ -248,10 +258,14 @@ class WriteBehind:
 
     def wake(self) -> None:
         """See to it that a thread works while there is something to do."""
-        while len(self._threads) < MAX_WRITERS:
+        while len(self._threads) - self._idle + len(self._handed) < MAX_WRITERS:
             job = self._next_job()
             if job is None:
                 return
+            if self._idle > len(self._handed):
+                self._handed.append(job)
+                self.job_given.notify()
+                continue
             thread = threading.Thread(
                 target=self._work, args=(job,), name="arraychest-writer", daemon=False
             )
@@ -363,10 +377,25 @@ class WriteBehind:
         while job is not None:
             self._do(job)
             with self.lock:
-                job = self._next_job()
+                job = self._next_job() or self._wait_for_job()
                 if job is None:
                     self._threads.discard(threading.current_thread())
                     self.changed.notify_all()
+
+    def _wait_for_job(self) -> Job | None:
+        """A job that came within a moment: starting a thread takes 100 us, often for one value."""
+        if threading.current_thread() not in self._threads:
+            return None  # a caller that does the work itself
+        self._idle += 1
+        try:
+            deadline = time.monotonic() + _LINGER_SECONDS
+            while not self._handed and not self._ending:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self.job_given.wait(left):
+                    break
+        finally:
+            self._idle -= 1
+        return self._handed.popleft() if self._handed else None
 
     def _do(self, job: Job) -> None:
         error: BaseException | None = None
@@ -534,7 +563,8 @@ class WriteBehind:
         self._make_lock()
         self.commit_lock = threading.Lock()
         self._threads.clear()
-        self._jobs = 0
+        self._handed.clear()
+        self._jobs = self._idle = 0
 
     # --- waiting for it --------------------------------------------------------------------
 
@@ -610,8 +640,13 @@ class WriteBehind:
 
     def wait_idle(self) -> None:
         """Return once no writer thread is left.  Called under the lock."""
-        while self._threads or self._jobs:
-            self.changed.wait()
+        self._ending = True
+        try:
+            while self._threads or self._jobs:
+                self.job_given.notify_all()
+                self.changed.wait()
+        finally:
+            self._ending = False
 
     def is_writer_thread(self) -> bool:
         """Whether the calling thread is one of the writers."""

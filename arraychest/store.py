@@ -12,7 +12,6 @@ import errno
 import itertools
 import os
 import pickle
-import secrets
 import stat
 import threading
 from collections.abc import Iterable, Sequence
@@ -140,7 +139,7 @@ class Store:
             Nothing is left of the file.
         """
         generation = self._generation()
-        stamp = secrets.randbits(62)
+        stamp = _new_stamp()
         head = npy.header(form)
         body = npy.payload(array, form)
         nbytes = len(head) + sum(map(len, body))
@@ -240,7 +239,7 @@ class Store:
             name, head = self.pack_name(target.id), pack.header(target.stamp)
             if self._tail >= len(head) and self.files.may_append(name, self._tail, head):
                 return target, self._tail
-        return Pack(self._generation(), secrets.randbits(62), 0, 0, 0), 0
+        return Pack(self._generation(), _new_stamp(), 0, 0, 0), 0
 
     def seal(self, identity: int) -> None:
         """Never append to this pack again."""
@@ -685,6 +684,10 @@ def _is_place(offset: int) -> bool:
 
 
 _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
+
+
+def _new_stamp() -> int:
+    return int.from_bytes(os.urandom(8), "little") >> 2
 
 
 def _own_files(rows: Iterable[RawRow]) -> list[str]:

@@ -134,6 +134,7 @@ class Tiers:
         # The place of the row that was looked up last.
         self._last_found = -1
         # Slots whose `value` is a mapped view, oldest first.
+        self._most_slots = MAX_KNOWN_SLOTS
         self._kept: deque[Slot] = deque()
         if path is not None:
             self._open_named(path)
@@ -376,9 +377,12 @@ class Tiers:
                 key = decode_key(raw[KEY], raw[EXACT])
             except ValueError as error:
                 raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        slot = self.index[key] = Slot(key, raw[SEQ], raw)
-        if len(self.index) > MAX_KNOWN_SLOTS:
+        if len(self.index) >= self._most_slots:
+            # Before the new one comes: its caller counts on finding it in the index.
             self._forget_idle()
+            # Looking through all of them must not happen at every new one when few are idle.
+            self._most_slots = max(MAX_KNOWN_SLOTS, 2 * len(self.index))
+        slot = self.index[key] = Slot(key, raw[SEQ], raw)
         return slot
 
     def _forget_idle(self) -> None:
@@ -441,7 +445,8 @@ class Tiers:
             and value.base is None
             and type(key) in _SIMPLE_KEYS
             and self._adopts
-            and value.flags.owndata
+            and (flags := value.flags).owndata
+            and flags.forc
         ):
             writer, resident = self.writer, self._resident
             writer.acquire()

@@ -86,9 +86,9 @@ def accept(value: Any, *, allow_pickle: bool) -> Accepted:
 def array_to_keep(array: np.ndarray, on_put: OnPut) -> np.ndarray:
     """The array that the chest will keep of one that was put; `freeze` it once it is accepted.
 
-    ``"freeze"`` takes an array that owns its buffer as it is; any other is copied, so that
-    neither its owner nor another view can write to it, and a small view does not keep a large
-    base alive.  ``"copy"`` always copies.  ``"share"`` never does: the caller promises not to
+    ``"freeze"`` takes a contiguous array that owns its buffer as it is; any other is copied, so
+    that neither its owner nor another view can write to it, and a small view does not keep a
+    large base alive.  ``"copy"`` always copies.  ``"share"`` never does: the caller promises not to
     write.
 
     A copy is C-contiguous, or Fortran-contiguous where the array was.
@@ -100,11 +100,15 @@ def array_to_keep(array: np.ndarray, on_put: OnPut) -> np.ndarray:
 
 def is_handed_over(array: np.ndarray) -> bool:
     """Whether an array that is put with ``"freeze"`` is kept itself, and not a copy of it."""
+    flags = array.flags
+    if not flags.forc:
+        # A file holds it in C order, and memory pressure must not show in an array's layout.
+        return False
     if array.base is None:
-        return array.flags.owndata
+        return flags.owndata
     return _is_sole_view(array) or (
         # A read-only map of a value file, which nobody writes to: it came out of a chest.
-        not array.flags.writeable and is_map(owner_of(array))
+        not flags.writeable and is_map(owner_of(array))
     )
 
 

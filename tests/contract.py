@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support import assert_identical
 
 import arraychest
+from tests.support import assert_identical
 
 # One that is packed, and one that gets a file of its own.
 SMALL, LARGE = 100, 20_000
@@ -47,9 +47,7 @@ class MappingContract:
         for _ in range(2):
             for size in (SMALL, LARGE):
                 assert_identical(chest[size], value(1, size))
-                assert_identical(
-                    chest["f", size], np.asfortranarray(value(2, size).reshape(2, -1))
-                )
+                assert_identical(chest["f", size], np.asfortranarray(value(2, size).reshape(2, -1)))
 
     def test_an_absent_key_is_a_key_error(self, chest, settle):
         chest["there"] = value(0)
@@ -146,7 +144,9 @@ class MappingContract:
         chest.update([("c", value(3)), ("a", value(4))])
         chest.update(d=value(5))
         chest.update()
-        has_keys = type("HasKeys", (), {"keys": lambda _: ["e"], "__getitem__": lambda *_: value(6)})
+        has_keys = type(
+            "HasKeys", (), {"keys": lambda _: ["e"], "__getitem__": lambda *_: value(6)}
+        )
         chest.update(has_keys())
         chest = settle(chest)
         assert [(key, array[0]) for key, array in chest.items()] == [

@@ -60,7 +60,9 @@ class _OsProxy:
 
 class _Cursor(sqlite3.Cursor):
     def execute(self, sql: str, *args: Any) -> Any:
-        return _perform("sql " + _verb(sql), (sql, *args), lambda: super(_Cursor, self).execute(sql, *args))
+        return _perform(
+            "sql " + _verb(sql), (sql, *args), lambda: super(_Cursor, self).execute(sql, *args)
+        )
 
 
 class _Connection(sqlite3.Connection):
@@ -167,7 +169,10 @@ class Countdown:
         if not strike:
             return call()
         # A descriptor must not be lost: what opens is refused, what closes is done first.
-        after = (self._after or name in ("close", "sql CLOSE")) and name not in ("open", "sql CONNECT")
+        after = (self._after or name in ("close", "sql CLOSE")) and name not in (
+            "open",
+            "sql CONNECT",
+        )
         if after:
             result = call()
             self._act()
@@ -179,9 +184,7 @@ class Countdown:
 class Failing:
     """An action that raises an `OSError` at every chosen operation, as long as it is `on`."""
 
-    def __init__(
-        self, number: int, chosen: Callable[[str, tuple[Any, ...]], bool] | str
-    ) -> None:
+    def __init__(self, number: int, chosen: Callable[[str, tuple[Any, ...]], bool] | str) -> None:
         self.number = number
         self.on = True
         self.hits = 0

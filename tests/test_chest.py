@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from tests.contract import MappingContract, Settle
 
 import arraychest
+from tests.contract import MappingContract, Settle
 
 BUDGETS = {"tiny": 4000, "none": 0, "large": 256 << 20}
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.faults import Say, in_child
 
 import arraychest
 from arraychest import ChestFormatError, CorruptEntryError
 from arraychest.keys import encode_key
+from tests.faults import Say, in_child
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 
@@ -154,7 +154,11 @@ def _instead(make: Damage) -> Damage:
 
 
 def _link_outside(file: Path) -> None:
-    outside = file.parents[2] / "bystander" if file.parent.name == "packs" else file.parents[3] / "bystander"
+    outside = (
+        file.parents[2] / "bystander"
+        if file.parent.name == "packs"
+        else file.parents[3] / "bystander"
+    )
     outside.write_bytes(b"not ours")
     file.symlink_to(outside)
 
@@ -192,7 +196,7 @@ ANY_FILE: dict[str, Damage] = {
     "emptied": _to(0),
     "cut to a byte": _to(1),
     "cut to its header": _to(64),
-    "cut to a page": _to(4096) ,
+    "cut to a page": _to(4096),
     "deleted": lambda file: file.unlink(),
     "a directory": _instead(lambda file: file.mkdir()),
     "a full directory": _instead(lambda file: (file / "within").mkdir(parents=True)),

@@ -70,7 +70,11 @@ class Script:
         self.steps.append(("link", act, dict(linked)))
 
 
-OTHER: Model = {"linked large": (901.0, LARGE), "linked small": (902.0, SMALL), "L2": (903.0, LARGE)}
+OTHER: Model = {
+    "linked large": (901.0, LARGE),
+    "linked small": (902.0, SMALL),
+    "L2": (903.0, LARGE),
+}
 
 
 def script() -> Script:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.faults import Countdown, Failing, Say, in_child, injected, raising
-from tests.support import audit
 
 import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
+from tests.faults import Countdown, Failing, Say, in_child, injected, raising
+from tests.support import audit
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -374,7 +374,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)],  # noqa: S607
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)],
         capture_output=True,
         check=False,
     )
@@ -383,7 +383,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)  # noqa: S607
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def fill(disk: Path) -> None:
@@ -545,7 +545,9 @@ def _descriptors() -> set[int]:
 
 
 @pytest.mark.parametrize("left", range(12))
-def test_a_chest_that_cannot_be_opened_for_want_of_descriptors_leaves_none_open(path, left):
+def test_a_chest_that_cannot_be_opened_for_want_of_descriptors_leaves_none_open(
+    path, left, nothing_left_behind
+):
     with arraychest.open(path, "w") as chest:
         chest["x"] = filled(1, LARGE)
 
@@ -570,6 +572,10 @@ def test_a_chest_that_cannot_be_opened_for_want_of_descriptors_leaves_none_open(
                 os.close(fd)
         with arraychest.open(path, "a") as chest:
             assert right(chest, {"x": 1})
+        # A folder that could not be removed then is removed by the next temporary chest.
+        with Chest(available_memory=0) as chest:
+            chest["x"] = filled(1, SMALL)
+        assert os.listdir(nothing_left_behind) == []
 
     outcome = in_child(child)
     assert not outcome.signal
@@ -695,7 +701,9 @@ def other(tmp_path: Path) -> Iterator[Chest]:
 OTHERS = {key: number for number in range(3) for key in (number, ("s", number))}
 
 
-@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number", [errno.EXDEV, errno.EPERM, errno.EMLINK], ids=errno.errorcode.get
+)
 def test_values_that_cannot_be_linked_are_copied(path, other, number):
     with arraychest.open(path, "w") as chest:
         with injected(Failing(number, "link")):
@@ -741,6 +749,7 @@ def test_a_file_that_became_a_spare_while_it_was_linked_is_not_linked(path, othe
             return call()
         # As if the kernel had looked the name up, and was then interrupted for long: the other
         # chest frees the value, keeps the file, and stores another value in it.
+        Path(args[1]).parent.mkdir(exist_ok=True)
         fd = os.open(args[0], os.O_PATH | os.O_CLOEXEC)
         root = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
         del other[0]

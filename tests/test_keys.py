@@ -38,7 +38,10 @@ _texts = st.sampled_from(
 def numpy_scalars(draw):
     number = draw(
         st.one_of(
-            st.integers(-128, 127), _numbers.filter(lambda n: abs(n) < 2**63), _floats, st.booleans()
+            st.integers(-128, 127),
+            _numbers.filter(lambda n: abs(n) < 2**63),
+            _floats,
+            st.booleans(),
         )
     )
     char = draw(st.sampled_from("?bBhHiIlLqQefdgFDG"))
@@ -519,7 +522,9 @@ class TestForeignCodes:
             ),
             st.builds(
                 lambda zone, fold, text: b"Z" + element(zone, fold, text),
-                st.sampled_from([b"zUTC", b"zAmerica", b"z../x", b"z/etc", b"z", b"o5", b"o", b"o 1"]),
+                st.sampled_from(
+                    [b"zUTC", b"zAmerica", b"z../x", b"z/etc", b"z", b"o5", b"o", b"o 1"]
+                ),
                 st.sampled_from([b"0", b"1", b"2", b""]),
                 st.sampled_from([b"2020-01-01T00:00:00", b"2020-01-01", b"x", b""]),
             ),

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.faults import injected, raising
-from tests.support import audit
 
 import arraychest
 from arraychest import Chest, ClosedChestError, SpillError
+from tests.faults import injected, raising
+from tests.support import audit
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -421,16 +421,15 @@ def test_a_value_overwritten_while_it_is_read_comes_back_old_or_new(stored):
 
 def test_a_value_whose_file_goes_while_it_is_read_comes_back_new(stored):
     gate = Gate(lambda name, args: name == "open" and "data" in str(args[0]) and not args[1] & 3)
-    with arraychest.open(stored, "a") as chest:
-        with injected(gate):
-            reader = Background(lambda: chest["large", 1])
-            gate.wait()
-            chest["large", 1] = filled(9, LARGE)
-            chest.flush()
-            with chest._tiers.writer.lock:
-                chest._tiers.writer.wait_idle()  # until the old file is gone
-            gate.open()
-            assert (reader.wait() == 9).all()
+    with arraychest.open(stored, "a") as chest, injected(gate):
+        reader = Background(lambda: chest["large", 1])
+        gate.wait()
+        chest["large", 1] = filled(9, LARGE)
+        chest.flush()
+        with chest._tiers.writer.lock:
+            chest._tiers.writer.wait_idle()  # until the old file is gone
+        gate.open()
+        assert (reader.wait() == 9).all()
 
 
 def test_a_value_deleted_while_it_is_read_is_absent_or_what_it_was(stored):
@@ -510,17 +509,16 @@ def test_what_befalls_a_value_while_it_is_written_is_what_counts(tmp_path, how, 
 def test_a_flush_returns_only_once_what_is_being_written_is_committed(tmp_path):
     gate = Gate(lambda name, args: name == "pwritev")
     path = tmp_path / "chest"
-    with arraychest.open(path, "w") as chest:
-        with injected(gate):
-            chest["x"] = filled(1, LARGE)
-            spilling = Background(lambda: chest.spill("x"))
-            gate.wait()
-            flushing = Background(chest.flush)
-            gate.open()
-            flushing.wait()
-            with arraychest.open(path, "r") as reader:
-                assert (reader["x"] == 1).all()
-            spilling.wait()
+    with arraychest.open(path, "w") as chest, injected(gate):
+        chest["x"] = filled(1, LARGE)
+        spilling = Background(lambda: chest.spill("x"))
+        gate.wait()
+        flushing = Background(chest.flush)
+        gate.open()
+        flushing.wait()
+        with arraychest.open(path, "r") as reader:
+            assert (reader["x"] == 1).all()
+        spilling.wait()
 
 
 def test_puts_before_the_budget_is_reached_wait_for_no_write(tmp_path):
