@@ -352,10 +352,12 @@ class Chest(MutableMapping[Any, Any]):
 
         def link() -> None:
             # In the order of the other chest: a value that cannot be linked is copied in place.
-            failed = set(self._tiers.link_from(other._tiers, group, packs))
-            for key, _ in group:
-                if key in failed:
-                    copy(key)
+            at = 0
+            while at < len(group):
+                at += self._tiers.link_from(other._tiers, group[at:], packs)
+                if at < len(group):
+                    copy(group[at][0])
+                    at += 1
             group.clear()
 
         def copy(key: Any) -> None:

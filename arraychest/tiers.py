@@ -393,6 +393,8 @@ class Tiers:
                 and slot.value is None
                 and slot.raw is not None
                 and slot not in self._loading
+                # Put anew since it was deleted, and the deletion is not committed yet.
+                and slot.key not in self.writer.tombstones
                 and (slot.view is None or slot.view() is None)
             ):
                 self._forget(slot)
@@ -679,6 +681,11 @@ class Tiers:
                 self._check_open()
                 assert self._store is not None
                 page = self._store.catalog.page(at, _PAGE, descending=descending)
+                # As of the page: once a deletion is committed, its tombstone goes.
+                deleted = {
+                    key: self.index[key].seq if key in self.index else None
+                    for key in self.writer.tombstones
+                }
             if not page:
                 return
             at = page[-1][0]
@@ -687,9 +694,7 @@ class Tiers:
                     key = decode_key(canonical, exact)
                 except ValueError as error:
                     raise CorruptEntryError(f"catalog of {self.path}: {error}") from error
-                if key not in self.writer.tombstones or (
-                    key in self.index and self.index[key].seq == seq
-                ):
+                if key not in deleted or deleted[key] == seq:
                     yield seq, key
 
     # --- what the chest knows --------------------------------------------------------------
@@ -822,7 +827,7 @@ class Tiers:
 
     def link_from(
         self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]
-    ) -> list[Any]:
+    ) -> int:
         """Take over stored values of another chest by linking their files.
 
         Parameters
@@ -834,19 +839,17 @@ class Tiers:
 
         Returns
         -------
-        list
-            The keys whose values could not be linked: on another file system, or gone meanwhile.
+        int
+            How many were linked before the first that could not be: on another file system, or
+            gone meanwhile.
         """
         with self._at_work():
             return self._link(other, rows, packs)
 
-    def _link(
-        self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]
-    ) -> list[Any]:
+    def _link(self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]) -> int:
         mine, theirs = self._open_store(), other._open_store()
         linked: list[tuple[Any, Row]] = []
         adopted = []
-        failed = []
         for key, row in rows:
             try:
                 if not self.options.allow_pickle and parse_form(row.form).kind == "pickle":
@@ -863,7 +866,9 @@ class Tiers:
                 linked.append((key, mine.adopt_packed(row, packs[row.pack])))
             except (OSError, KeyError, ValueError) as error:
                 logger.debug("key %r is copied, not linked: %s", key, error)
-                failed.append(key)
+                break
+        if not linked:
+            return 0
         with self.writer.commit_lock, self.writer.lock:
             self.check_writable()
             placed = []
@@ -887,7 +892,7 @@ class Tiers:
                 if new:
                     self._attach(slot)
         mine.files.remove(unused)
-        return failed
+        return len(linked)
 
     # --- the end ---------------------------------------------------------------------------
 

@@ -550,9 +550,7 @@ else:
     return process
 
 
-@pytest.mark.parametrize(
-    "how", ["view", "slice", "map", "private map", "open", "writable"]
-)
+@pytest.mark.parametrize("how", ["view", "slice", "map", "private map", "open", "writable"])
 def test_a_file_that_another_process_sees_is_never_written_to(recycler, path, how):
     recycler["a"] = filled(7, LARGE)
     idle(recycler)
