@@ -173,11 +173,10 @@ class Files:
         """
         path = self.path(name)
         nbytes = sum(sizes)
-        if not at:
-            self.loose.add(name)
         if at:
             fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         else:
+            self.loose.add(name)
             fd = self._create(name)
         try:
             reserve(fd, at, nbytes)

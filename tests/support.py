@@ -89,8 +89,8 @@ def audit(path: str) -> None:
         name = f"packs/{identity:x}.pack"
         assert os.path.getsize(os.path.join(path, name)) >= ends[identity]
         files.remove(name)
-    assert not files, f"orphans: {files}"
-    assert not unclean
+    # What was written and thrown away, and could not be removed, is for the next writer to sweep.
+    assert unclean or not files, f"orphans: {files}"
 
 
 def run_python(
