@@ -89,6 +89,10 @@ _BUSY_SECONDS = 30
 _CACHE_KIB = 16 * 1024
 
 
+class ForeignCatalogError(ChestFormatError):
+    """The database is another program's, and not to be removed whatever the mode says."""
+
+
 class Pack(NamedTuple):
     """One row of the table ``pack``."""
 
@@ -458,7 +462,9 @@ def _tables(connection: sqlite3.Connection) -> int:
 
 def _check_identity(path: str, application: int, version: int) -> None:
     if application != _APPLICATION_ID:
-        raise ChestFormatError(f"expected an arraychest catalog at {path}, found another database")
+        raise ForeignCatalogError(
+            f"expected an arraychest catalog at {path}, found another database"
+        )
     if version > FORMAT_VERSION:
         raise ChestFormatError(
             f"expected format {FORMAT_VERSION} or older at {path}, found format {version}: "

@@ -74,10 +74,15 @@ class Store:
         self.lock_fd = lock_fd
         self._allow_pickle = allow_pickle
         self._private = private
-        if lock_fd is not None:
-            self.files.make_folders()
         self.catalog = Catalog(root, writable=lock_fd is not None, durable=durable)
-        self._packs = {known.id: known for known in self.catalog.packs()}
+        try:
+            self._packs = {known.id: known for known in self.catalog.packs()}
+            if lock_fd is not None:
+                # Last: in a folder that turns out to be another program's, nothing is made.
+                self.files.make_folders()
+        except BaseException:
+            self.catalog.close()
+            raise
         self._next_generation = 0
         self._session_lock = threading.Lock()
         # The pack being appended to, and how far it is written (its row says how far committed).

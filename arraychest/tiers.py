@@ -20,6 +20,7 @@ import numpy as np
 
 from arraychest import files as value_files
 from arraychest.budget import Budget
+from arraychest.catalog import ForeignCatalogError
 from arraychest.entry import (
     DESCRIBED,
     EXACT,
@@ -145,6 +146,8 @@ class Tiers:
         try:
             try:
                 store = self._make_store(path, fd)
+            except ForeignCatalogError:
+                raise
             except ValueError:
                 if self.options.mode != "w":
                     raise

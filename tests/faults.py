@@ -243,6 +243,10 @@ class Outcome(NamedTuple):
     said: list[Any]
 
 
+# Seconds until this very process is ended, where it is a child itself.
+_patience = 0.0
+
+
 class Say:
     """Sends objects from a child to its parent; what was sent outlives the child."""
 
@@ -259,13 +263,17 @@ def in_child(function: Callable[[Say], Any], *, seconds: float = 60) -> Outcome:
 
     A child that hangs says where on stderr and is ended.
     """
+    global _patience
     reader, writer = os.pipe()
+    # A fork does not inherit the thread that watches over a child, and would wait for its end.
+    faulthandler.cancel_dump_traceback_later()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, from 3.12 on
         pid = os.fork()
     if not pid:
         os.close(reader)
         say = Say(writer)
+        _patience = seconds
         try:
             faulthandler.dump_traceback_later(seconds, exit=True, file=2)
             try:
@@ -274,6 +282,8 @@ def in_child(function: Callable[[Say], Any], *, seconds: float = 60) -> Outcome:
                 say(("error", traceback.format_exc()))
         finally:
             os._exit(0)
+    if _patience:
+        faulthandler.dump_traceback_later(_patience, exit=True, file=2)
     os.close(writer)
     with open(reader, "rb") as pipe:
         data = pipe.read()
