@@ -89,11 +89,17 @@ class Slot:
 def owner_of(array: np.ndarray) -> Any:
     """The object that owns the buffer of `array`: the last one along ``.base``."""
     owner: Any = array
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
-    if isinstance(owner, memoryview) and owner.obj is not None:
-        owner = owner.obj
-    return owner
+    while True:
+        lender: Any
+        if isinstance(owner, np.ndarray):
+            lender = owner.base
+        elif isinstance(owner, memoryview):
+            lender = owner.obj  # again a view, maybe
+        else:
+            return owner
+        if lender is None:
+            return owner
+        owner = lender
 
 
 def owned_bytes(owner: Any) -> int:

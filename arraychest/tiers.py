@@ -217,7 +217,7 @@ class Tiers:
                     raise AbsentKeyError(key)
                 value = self._at_hand(slot)
                 if value is not None:
-                    writer.counters.hits += 1
+                    slot.hits += 1
                     return value
                 raw = slot.raw
                 if raw is None or slot in self._loading:

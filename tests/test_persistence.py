@@ -89,7 +89,9 @@ class TestModes:
             chest.prefetch(["small", "large"])
             chest.available_memory = 0
             assert list(chest) == ["small", "large"]
-        assert {name: size for name, size in listing(path).items() if "-" not in name[-5:]} == before
+        assert {
+            name: size for name, size in listing(path).items() if "-" not in name[-5:]
+        } == before
 
     def test_w_starts_empty_and_old_views_stay(self, path):
         fill(path)
@@ -235,7 +237,7 @@ class TestWriters:
 
                 def read() -> None:
                     try:
-                        while not stop.is_set():
+                        while not stop.wait(0.0005):
                             for at in range(20):
                                 found = reader.get(at)
                                 assert found is None or (found == found[0]).all()

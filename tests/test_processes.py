@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import random
 import signal
@@ -17,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.faults import Say, die, in_child, injected
-from tests.support import audit, run_python
 
 import arraychest
 from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestError
+from tests.faults import Say, die, in_child, injected
+from tests.support import audit, run_python
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -422,6 +423,13 @@ def test_a_reader_in_another_process_reads_beside_the_writer(path):
     audit(path)
 
 
+@pytest.fixture(scope="module")
+def resource_tracker() -> None:
+    """The standard library's own process, which stays until the end."""
+    multiprocessing.resource_tracker.ensure_running()
+
+
+@pytest.mark.usefixtures("resource_tracker")
 def test_a_spawned_child_opens_the_chest_by_its_path(path):
     with arraychest.open(path, "w") as chest:
         chest["x"] = filled(4, LARGE)
@@ -447,10 +455,7 @@ def test_two_processes_that_make_temporary_chests_at_once_both_have_one(monkeypa
         if not once.is_set():
             once.set()
             # Our lock file is there, and not locked yet.
-            result = in_child(
-                lambda say: arraychest.files.unlock(arraychest.files.make_private_folder()[1])
-            )
-            assert result.error is None
+            run_python("import arraychest.files as f; f.unlock(f.make_private_folder()[1])")
         real(fd, operation)
 
     monkeypatch.setattr(arraychest.files.fcntl, "flock", slow)
@@ -576,12 +581,13 @@ def test_a_file_that_another_process_sees_is_never_written_to(recycler, path, ho
 def test_a_file_that_a_forked_child_still_sees_is_never_written_to(recycler):
     recycler["a"] = filled(7, LARGE)
     idle(recycler)
-    view = recycler["a"]
+    views = [recycler["a"]]
     ready, proceed = os.pipe(), os.pipe()
 
     def child(say: Say) -> float:
         os.write(ready[1], b"x")
         os.read(proceed[0], 1)
+        (view,) = views
         assert (view == view[0]).all()
         return float(view[0])
 
@@ -590,7 +596,7 @@ def test_a_file_that_a_forked_child_still_sees_is_never_written_to(recycler):
     thread.start()
     os.read(ready[0], 1)
     seen = inode(recycler, "a")
-    del view
+    views.clear()
     for number in range(5):
         recycler["a"] = filled(10 + number, LARGE)
         idle(recycler)

@@ -1,0 +1,100 @@
+"""What the documentation shows is run: docstrings' examples, and the README's code blocks."""
+
+from __future__ import annotations
+
+import doctest
+import gc
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import arraychest
+from tests.support import run_python
+
+PACKAGE = Path(arraychest.__file__).parent
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "arraychest.")
+    if not name.endswith("__main__")
+)
+
+# Beside the tests, wherever they are run from.
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["arraychest", *MODULES])
+def test_the_examples_in_docstrings_are_true(elsewhere, name):
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("arraychest"):
+            raise
+        pytest.skip(f"needs {error.name}")
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    gc.collect()
+    assert not results.failed
+
+
+def test_some_docstrings_have_examples():
+    finder = doctest.DocTestFinder()
+    module = importlib.import_module("arraychest.chest")
+    assert any(test.examples for test in finder.find(module))
+
+
+def blocks() -> Iterator[tuple[int, str, str]]:
+    """Line, language and text of each block of code in the README; none while there is none."""
+    if not README.exists():
+        return
+    text = README.read_text(encoding="utf-8")
+    for match in BLOCK.finditer(text):
+        yield text.count("\n", 0, match.start()) + 2, match[1], match[2]
+
+
+PYTHON = [(line, text) for line, language, text in blocks() if language in ("python", "py")]
+SESSIONS = [
+    (line, text)
+    for line, language, text in blocks()
+    if language in ("pycon", "python", "py", "") and ">>>" in text
+]
+
+
+@pytest.mark.parametrize("readme", [README] if README.exists() else [])
+def test_the_readmes_python_blocks_run_one_after_another(elsewhere, readme):
+    """In one fresh interpreter, in an empty folder, as a reader would who goes along."""
+    program = "\n".join(
+        # Lines keep their numbers, so that an error says where it is in the README.
+        "exec(compile(" + repr("\n" * (line - 1) + text) + f", {str(readme)!r}, 'exec'))"
+        for line, text in PYTHON
+        if ">>>" not in text
+    )
+    run_python(program, timeout=120)
+
+
+@pytest.mark.parametrize("line", [line for line, _ in SESSIONS])
+def test_a_readme_session_shows_what_it_prints(elsewhere, line):
+    text = dict(SESSIONS)[line]
+    test = doctest.DocTestParser().get_doctest(text, {}, f"README:{line}", str(README), line)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    runner.run(test)
+    gc.collect()
+    assert not runner.summarize(verbose=False).failed
+
+
+@pytest.mark.parametrize("readme", [README] if README.exists() else [])
+def test_files_that_the_readme_links_to_exist(readme):
+    text = BLOCK.sub("", readme.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert os.path.exists(readme.parent / target), target
