@@ -89,10 +89,6 @@ _BUSY_SECONDS = 30
 _CACHE_KIB = 16 * 1024
 
 
-class ForeignCatalogError(ChestFormatError):
-    """The database is another program's, and not to be removed whatever the mode says."""
-
-
 class Pack(NamedTuple):
     """One row of the table ``pack``."""
 
@@ -124,6 +120,7 @@ class Catalog:
         self._writable = writable
         self._durable = durable
         self._snapshot = False
+        self._held_back: BaseException | None = None
         self._writer: sqlite3.Connection | None = None
         with self._translate_errors():
             if writable:
@@ -392,14 +389,29 @@ class Catalog:
         connection = self._writer
         assert connection is not None, "a reader commits nothing"
         with self._translate_errors():
+            ending = False
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
+                ending = True
                 connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                if ending and not connection.in_transaction and not isinstance(error, Exception):
+                    self._held_back = error
+                    return
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
+
+    def raise_interrupt(self) -> None:
+        """Raise what interrupted a commit right behind its end.
+
+        Whoever commits calls this once it has noted what is committed: memory would tell
+        something else than the catalog otherwise.
+        """
+        error, self._held_back = self._held_back, None
+        if error is not None:
+            raise error
 
     @staticmethod
     def _set_meta(connection: sqlite3.Connection, name: str, value: Any) -> None:
@@ -422,6 +434,19 @@ def _connect(target: str, *, uri: bool) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def is_foreign(root: str) -> bool:
+    """Whether what lies in the catalog's place is a database of another program, and readable."""
+    try:
+        connection = _connect(os.path.join(root, FILE_NAME), uri=False)
+        try:
+            application, _ = _identity(connection)
+            return application != _APPLICATION_ID and _tables(connection) > 0
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return False
 
 
 def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -462,9 +487,7 @@ def _tables(connection: sqlite3.Connection) -> int:
 
 def _check_identity(path: str, application: int, version: int) -> None:
     if application != _APPLICATION_ID:
-        raise ForeignCatalogError(
-            f"expected an arraychest catalog at {path}, found another database"
-        )
+        raise ChestFormatError(f"expected an arraychest catalog at {path}, found another database")
     if version > FORMAT_VERSION:
         raise ChestFormatError(
             f"expected format {FORMAT_VERSION} or older at {path}, found format {version}: "

@@ -506,6 +506,7 @@ class WriteBehind:
                 self.changed.notify_all()
             # Last: who had looked up an old row before finds it changed when its file is gone.
             store.files.remove(unused)
+            store.catalog.raise_interrupt()
         return [slot.key for slot in slots]
 
     def _publish(
@@ -716,8 +717,11 @@ class WriteBehind:
                     for slot in self._slots_of(rows):
                         if slot.raw is not None:
                             slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
+                if store.has_pack(identity):
+                    store.catalog.raise_interrupt()
             if known and not store.has_pack(identity):
                 store.files.remove([store.pack_name(identity)])
+            store.catalog.raise_interrupt()
 
     def _slots_of(self, rows: Iterable[Row]) -> Iterator[Slot]:
         """Every slot that may name one of these rows, also the deleted ones."""

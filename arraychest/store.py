@@ -109,6 +109,7 @@ class Store:
                 self.catalog.close()
             finally:
                 self.release_lock()
+        self.catalog.raise_interrupt()
 
     def release_lock(self) -> None:
         """Stop being the folder's writer."""
@@ -124,6 +125,7 @@ class Store:
             if not self._next_generation:
                 # The first write of a session: from here on a crash leaves something to sweep.
                 self._next_generation = self.catalog.begin_session() << 32
+                self.catalog.raise_interrupt()
             first = self._next_generation
             self._next_generation += count
         return first
@@ -281,11 +283,16 @@ class Store:
             Nothing was committed; the files of `rows` are removed.
         """
         packs = self._packs_after(rows, freed, adopted)
-        dropped = [
-            known.id
-            for known in packs.values()
-            if self._may_drop(known) and known.id != self._open_pack
-        ]
+        with self._append_lock:
+            dropped = [
+                known.id
+                for known in packs.values()
+                if self._may_drop(known) and known.id != self._open_pack
+            ]
+            for identity in dropped:
+                # The first append of a session must not choose it from here on.
+                if identity in self._packs:
+                    self._packs[identity] = self._packs[identity]._replace(sealed=1)
         changed = [known for known in packs.values() if known.id not in dropped]
         try:
             self.catalog.commit(deleted=deleted, rows=rows, packs=changed, dropped_packs=dropped)
@@ -605,6 +612,7 @@ class Store:
         self.catalog.clear()
         self._packs.clear()
         self.sweep()
+        self.catalog.raise_interrupt()
 
     def become_reader(self) -> None:
         """In a forked child: folder, lock and the catalog's connections are the parent's."""
@@ -623,6 +631,7 @@ class Store:
         """Forget a pack that no entry uses; its file is the caller's to remove."""
         if identity in self._pending:
             return
+        self.begin()
         self.catalog.commit(dropped_packs=[identity])
         self._forget_pack(identity)
 

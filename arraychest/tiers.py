@@ -20,7 +20,7 @@ import numpy as np
 
 from arraychest import files as value_files
 from arraychest.budget import Budget
-from arraychest.catalog import ForeignCatalogError
+from arraychest.catalog import is_foreign
 from arraychest.entry import (
     DESCRIBED,
     EXACT,
@@ -146,10 +146,8 @@ class Tiers:
         try:
             try:
                 store = self._make_store(path, fd)
-            except ForeignCatalogError:
-                raise
             except ValueError:
-                if self.options.mode != "w":
+                if self.options.mode != "w" or is_foreign(path):
                     raise
                 empty_folder(path)
                 store = self._make_store(path, fd)
@@ -571,6 +569,7 @@ class Tiers:
             writer.count_spill(array.nbytes)
             writer.changed.notify_all()
         store.files.remove(unused)
+        store.catalog.raise_interrupt()
         if self.options.on_put == "freeze" and kind != "scalar" and is_handed_over(array):
             # As any other array that was put: writing to it now would go unnoticed.
             freeze(array)
@@ -895,6 +894,7 @@ class Tiers:
                 if new:
                     self._attach(slot)
         mine.files.remove(unused)
+        mine.catalog.raise_interrupt()
         return len(linked)
 
     # --- the end ---------------------------------------------------------------------------
