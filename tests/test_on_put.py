@@ -365,18 +365,3 @@ class TestFreezing:
         del array, got
         gc.collect()
         assert_identical(chest["x"], owner())
-
-
-@pytest.mark.xfail(
-    reason="open: a resident get gives the very array, whose shape NumPy still lets one set; a "
-    "view for each get would cost more than the get",
-    strict=True,
-)
-@pytest.mark.parametrize("which", ["what was put", "what was got"])
-def test_setting_the_shape_of_an_array_never_changes_the_value(chest, which):
-    array = owner()
-    chest["x"] = array
-    (array if which == "what was put" else chest["x"]).shape = (10, -1)
-    assert chest["x"].shape == (N,)
-    chest.flush()
-    assert chest["x"].shape == (N,)
