@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import psutil
+
 from arraychest.units import parse_bytes
 
 # Seconds between two readings of memory for the adaptive budget; one reading takes some 100 us.
@@ -50,9 +52,6 @@ def read_memory(root: str = "/") -> MemoryReading:
     root
         Where ``proc`` and ``sys`` are found; tests put a tree of their own there.
     """
-    # Here, because it takes a third of the time that the whole package takes to import.
-    import psutil
-
     host = psutil.virtual_memory()
     readings = [(host.total, host.available), *_read_cgroups(root), *_read_rlimits()]
     limits, available = zip(*readings, strict=True)
@@ -60,8 +59,6 @@ def read_memory(root: str = "/") -> MemoryReading:
 
 
 def _read_rlimits() -> Iterator[tuple[int, int]]:
-    import psutil
-
     for name, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         soft, _ = resource.getrlimit(name)
         if soft != resource.RLIM_INFINITY:

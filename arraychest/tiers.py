@@ -113,6 +113,7 @@ class Tiers:
         self._close_lock = threading.Lock()
         self.closed = False
         self._closing = False
+        self._discarded = False
         self.forked = False
         # Whether a put has to find out why it is refused; and whether it may keep the very array.
         self._no_puts = options.mode == "r"
@@ -331,7 +332,7 @@ class Tiers:
         if self._resident.fresh:
             self.settle()
             return self._find(key)
-        if self.closed:
+        if self.closed or self._discarded:
             raise ClosedChestError("the chest is closed")
         if self._complete:
             if type(key) not in _SIMPLE_KEYS:
@@ -624,7 +625,7 @@ class Tiers:
                     return value
 
     def _check_open(self) -> None:
-        if self.closed:
+        if self.closed or self._discarded:
             raise ClosedChestError("the chest is closed")
 
     def check_writable(self) -> None:
@@ -928,6 +929,10 @@ class Tiers:
                         for slot in writer.resident.slots():
                             writer.let_go(slot)
                             slot.version = -1
+                        # What is let go of cannot be had again: from here on it is closed to
+                        # everybody but a second close, should this one be interrupted.
+                        self._discarded = True
+                        self.index.clear()
                     writer.wait_idle()
                     while not discard and self._sole_writer() and writer.unsaved():
                         # Put or deleted by another thread between the flush and here.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 import arraychest
 
@@ -29,17 +29,23 @@ settings.load_profile("plain")
 _GRACE_SECONDS = 10.0
 
 
+def _stress(config: pytest.Config) -> bool:
+    return config.getoption("-m") == "stress"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    # `-m stress`: the same properties, looked at for longer.
-    if config.getoption("-m") == "stress":
+    if _stress(config):
         settings.load_profile("stress")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("-m"):
-        return
     for item in items:
-        if item.get_closest_marker("stress"):
+        if _stress(config):
+            # The same properties, looked at for longer.
+            if is_hypothesis_test(getattr(item, "obj", None)):
+                item.add_marker(pytest.mark.stress)
+        elif item.get_closest_marker("stress") and not config.getoption("-m"):
             item.add_marker(pytest.mark.skip(reason="runs with -m stress"))
 
 

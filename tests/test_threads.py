@@ -778,12 +778,8 @@ def test_iterating_keeps_the_chest_alive(stored):
 
 
 def test_without_threads_the_caller_writes_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "threading.Thread.start", raising(RuntimeError("can't start new thread")), raising=True
-    )
-    monkeypatch.setattr(
-        threading.Thread, "start", lambda self: raising(RuntimeError("can't start new thread"))()
-    )
+    refuse = raising(RuntimeError("can't start new thread"))
+    monkeypatch.setattr(threading.Thread, "start", lambda self: refuse())
     path = tmp_path / "chest"
     with arraychest.open(path, "w", 3 * 8 * LARGE) as chest:
         for number in range(12):
