@@ -377,7 +377,13 @@ class WriteBehind:
         while job is not None:
             self._do(job)
             with self.lock:
-                job = self._next_job() or self._wait_for_job()
+                # Together with the look for the next one: whoever waits for all jobs to be done
+                # must not see none while there is more to do.
+                self._jobs -= 1
+                job = self._next_job()
+                if job is None:
+                    self.changed.notify_all()
+                    job = self._wait_for_job()
                 if job is None:
                     self._threads.discard(threading.current_thread())
                     self.changed.notify_all()
@@ -408,7 +414,6 @@ class WriteBehind:
             error = caught
             logger.warning("spill failed, values stay in RAM: %s", caught)
         with self.lock:
-            self._jobs -= 1
             self._in_flight -= job.nbytes
             self._nothing_fits = False
             if job.small:
