@@ -85,6 +85,13 @@ _GROUPS = (1024, 128, 16, 1)
 # Wait for another process's checkpoint or recovery so long before giving up, in seconds.
 _BUSY_SECONDS = 30
 
+# Keys that come in no order fall on as many pages as there are, each of which goes into the log
+# with every commit, and into the database whenever the log is full.  For 100,000 such rows in
+# batches of 2,048 SQLite's own 4 KiB and 4 MiB cost 12 us a row; these, in batches of `BATCH_VALUES`
+# and in the order of the keys, 4 us.  Larger pages would make the commit of a single row dear.
+_PAGE_BYTES = 8192
+_LOG_PAGES = 2048
+
 # Of the database, kept in memory by each connection: the B-tree of some 300,000 entries.
 _CACHE_KIB = 16 * 1024
 
@@ -141,11 +148,13 @@ class Catalog:
         try:
             application, version = _identity(connection)
             if not application and not version and not _tables(connection):
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
                 self._set_meta(connection, "id", uuid.uuid4().hex)
             _check_identity(self.path, *_identity(connection))
             connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             # NORMAL keeps the catalog whole through a power cut, though the last commits may be
             # gone; FULL syncs each commit.
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
@@ -359,10 +368,11 @@ class Catalog:
             Nothing was changed.
         """
         with self._transaction() as connection:
-            for group in _grouped(deleted):
+            # In the order of the B-trees: what lies on one page is changed together.
+            for group in _grouped(sorted(deleted)):
                 marks = ",".join("?" * len(group))
                 connection.execute(f"DELETE FROM entry WHERE seq IN ({marks})", group)
-            for rows_group in _grouped(rows):
+            for rows_group in _grouped(sorted(rows)):
                 marks = ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(rows_group))
                 connection.execute(
                     f"INSERT OR REPLACE INTO entry VALUES {marks}",

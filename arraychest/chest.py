@@ -162,7 +162,7 @@ class Chest(MutableMapping[Any, Any]):
         )
         self._tiers = Tiers(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.
-        self._index = self._tiers.index
+        self._index = self._tiers.index.slots
         self._finalizer = weakref.finalize(self, self._tiers.finalize)
         if data is not None:
             try:
@@ -390,7 +390,7 @@ class Chest(MutableMapping[Any, Any]):
 
     def stats(self) -> Stats:
         """What the chest has done and holds.  O(keys met since it was opened)."""
-        counters = self._tiers.writer.counters
+        counters = self._tiers.committer.counters
         return Stats(
             hits=self._tiers.hits(),
             misses=counters.misses,
@@ -401,7 +401,7 @@ class Chest(MutableMapping[Any, Any]):
             bytes_faulted=counters.bytes_faulted,
             charged=self.memory_usage,
             budget=self._tiers.budget.bytes,
-            resident=self._tiers.writer.resident.count,
+            resident=self._tiers.resident.count,
         )
 
     @property
@@ -427,7 +427,7 @@ class Chest(MutableMapping[Any, Any]):
     @property
     def memory_usage(self) -> int:
         """Bytes of the buffers that the chest keeps in RAM, each once."""
-        return self._tiers.writer.resident.charged
+        return self._tiers.resident.charged
 
     @property
     def available_memory(self) -> int:
@@ -441,7 +441,7 @@ class Chest(MutableMapping[Any, Any]):
             What had to leave RAM could not be stored; the new budget holds.
         """
         tiers = self._tiers
-        tiers.budget.refresh(tiers.writer.resident.charged)
+        tiers.budget.refresh(tiers.resident.charged)
         return tiers.budget.bytes
 
     @available_memory.setter
@@ -545,7 +545,7 @@ class Chest(MutableMapping[Any, Any]):
             return f"<arraychest.Chest {tiers.path or 'temporary'}, closed>"
         where = f"temporary, {tiers.path or 'nothing on disk'}" if tiers.temporary else tiers.path
         return (
-            f"<arraychest.Chest {where}: {len(self)} values, {tiers.writer.resident.count} "
+            f"<arraychest.Chest {where}: {len(self)} values, {tiers.resident.count} "
             f"resident ({format_bytes(self.memory_usage)} of {format_bytes(tiers.budget.bytes)}), "
             f"{format_bytes(tiers.stored_bytes())} stored>"
         )

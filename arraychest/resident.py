@@ -10,80 +10,20 @@ slot whose number has moved since it last came by.  An exact LRU would pay for e
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import mmap
 import sys
 from collections import deque
-from collections.abc import Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, cast
-from weakref import ref
 
 import numpy as np
 
 from arraychest.codecs.pack import PACK_THRESHOLD
-from arraychest.entry import Kind, RawRow, Row
 from arraychest.mapping import is_map
-
-
-class Slot:
-    """What the chest knows in memory of one key.
-
-    Attributes
-    ----------
-    key
-        The key as it was first put.
-    seq
-        Its place in the order of insertion.
-    value
-        What a get returns at once: the resident value, or a mapped view that is kept open; else
-        None.
-    array
-        The value in RAM that is not yet stored, as an array; else None.
-    kind
-        ``"array"``, ``"scalar"`` or ``"pickle"``, of `array`.
-    raw
-        The catalog's row for the key; None if it has none.  Outdated while `array` is set.
-    view
-        A weak reference to an array that a user may still hold and that equals what is stored.
-    hits
-        Gets that `value` answered.  `seen` is what the hand last saw of it.
-    version
-        Counts the puts of the chest: which put `array` came with.
-    writing
-        The version that a writer is storing now; -1 if none.
-    """
-
-    __slots__ = (
-        "array",
-        "hits",
-        "key",
-        "kind",
-        "raw",
-        "seen",
-        "seq",
-        "value",
-        "version",
-        "view",
-        "writing",
-    )
-
-    def __init__(self, key: Any, seq: int, raw: RawRow | None) -> None:
-        self.key = key
-        self.seq = seq
-        self.raw = raw
-        self.value: Any = None
-        self.array: np.ndarray | None = None
-        self.kind: Kind = "array"
-        self.view: ref[np.ndarray] | None = None
-        self.hits = 0
-        self.seen = 0
-        self.version = 0
-        self.writing = -1
-
-    @property
-    def row(self) -> Row | None:
-        """`raw` with names."""
-        return None if self.raw is None else Row._make(self.raw)
+from arraychest.slot import Batch, Slot
 
 
 def owner_of(array: np.ndarray) -> Any:
@@ -119,19 +59,14 @@ def owned_bytes(owner: Any) -> int:
         return int(np.asarray(owner).nbytes)
 
 
-def references(arrays: list[np.ndarray], at: int) -> int:
-    """How many references there are to an array in a list, and to the call that asks."""
-    return sys.getrefcount(arrays[at])
+def is_held(arrays: list[np.ndarray]) -> list[bool]:
+    """Whether anything but the list refers to each of its arrays."""
+    return [count > _ALONE for count in map(sys.getrefcount, arrays)]
 
 
-# What `references` says of an array that nothing but the list refers to; it differs between
-# versions of Python.
-ALONE = references([np.empty(0)], 0)
-
-
-def is_small(slot: Slot) -> bool:
-    """Whether the value in RAM of a slot is packed with others when it is stored."""
-    return cast(np.ndarray, slot.array).nbytes < PACK_THRESHOLD and slot.kind != "pickle"
+# What the loop above sees of an array that only the list refers to: it differs between versions of
+# Python.
+_ALONE = next(map(sys.getrefcount, [np.empty(0)]))
 
 
 class _Clock:
@@ -146,7 +81,7 @@ class _Clock:
 
     def holds(self, slot: Slot) -> bool:
         """Whether a queued slot still belongs here: it may have left, or changed its size."""
-        return slot.array is not None and is_small(slot) is self.small
+        return slot.array is not None and slot.is_small is self.small
 
     def sweep(self) -> None:
         # A slot that left and came back is queued twice.
@@ -169,7 +104,7 @@ class _Clock:
                 break
             slot = queue.popleft()
             array = slot.array
-            if array is None or is_small(slot) is not small:
+            if array is None or slot.is_small is not small:
                 continue
             queue.append(slot)
             if slot.hits != slot.seen:
@@ -181,7 +116,7 @@ class _Clock:
 
 
 class ResidentSet:
-    """Slots whose value is in RAM and not stored yet.  The caller holds the lock.
+    """Values that are in RAM and not stored yet.  The caller holds the lock.
 
     Small values, which are packed together, and large ones go round on a clock of their own: a
     look for one kind does not pass over all of the other.
@@ -191,34 +126,50 @@ class ResidentSet:
     charged
         Bytes of the buffers that the set keeps alive, each once.
     fresh
-        Values by key that have no slot yet: each is an array that owns its buffer, put under a
-        key that the chest did not have, and that nothing but puts has asked for since.  They get
-        their slots all at once, in the order of the puts (`settle`).
+        Small values by key that have no slot: each is an array that owns its buffer, put under a
+        key that the chest did not have, and that nothing but puts has asked for since.
+    batches
+        Such values that were taken out of `fresh` to be stored, oldest first.
     """
 
-    __slots__ = ("_large", "_owners", "_sharers", "_small", "charged", "fresh")
+    __slots__ = (
+        "_batched",
+        "_large",
+        "_owners",
+        "_sharers",
+        "_small",
+        "batches",
+        "charged",
+        "fresh",
+    )
 
     def __init__(self) -> None:
         self.charged = 0
         self.fresh: dict[Any, np.ndarray] = {}
+        self.batches: dict[Batch, None] = {}
+        self._batched = 0
         self._small = _Clock(small=True)
         self._large = _Clock(small=False)
-        # Bytes of each buffer by its owner's id, and how many slots share it beyond the first.
+        # Bytes of each buffer by its owner's id, and how many values share it beyond the first.
         self._owners: dict[int, int] = {}
         self._sharers: dict[int, int] = {}
 
     @property
     def count(self) -> int:
         """Number of values."""
-        return self._small.count + self._large.count + len(self.fresh)
+        return self._small.count + self._large.count + self.without_slot
+
+    @property
+    def without_slot(self) -> int:
+        """Number of values that have no slot."""
+        return len(self.fresh) + self._batched
+
+    # --- values without slots ---------------------------------------------------------------
 
     def add_fresh(self, key: Any, array: np.ndarray) -> bool:
-        """Keep an array that owns its buffer under a key that has no slot.  O(1).
+        """Keep a small array that owns its buffer under a key that has no slot.  O(1).
 
         Returns False, with nothing changed, where a buffer is shared with another value.
-
-        A slot is the larger part of what a small put costs, most of all through the garbage
-        collector, which looks at every object of Python's own again and again; an array is none.
         """
         owners = self._owners
         identity = id(array)
@@ -235,28 +186,46 @@ class ResidentSet:
         fresh[key] = array
         return True
 
-    def settle(self, puts: int, *, returnable: bool) -> list[Slot]:
-        """Give every fresh value its slot, numbered from `puts` on; returns the slots.
+    def take_fresh(self, first: int, most_bytes: int, most: int) -> Batch:
+        """Make a batch of the values that were put first; numbered from `first` on."""
+        fresh = self.fresh
+        keys = list(itertools.islice(fresh, most))
+        arrays = list(itertools.islice(fresh.values(), most))
+        ends = list(itertools.accumulate([array.nbytes for array in arrays]))
+        if ends[-1] > most_bytes:
+            count = bisect.bisect_left(ends, most_bytes) + 1
+            del keys[count:], arrays[count:], ends[count:]
+        batch = Batch(keys, arrays, first, ends[-1])
+        self.batches[batch] = None
+        self._batched += len(keys)
+        if len(keys) == len(fresh):
+            self.fresh = {}
+        else:
+            for key in keys:
+                del fresh[key]
+        return batch
 
-        Parameters
-        ----------
-        returnable
-            Whether a get may return the array itself.
-        """
-        slots = []
-        for key, array in self.fresh.items():
-            puts += 1
-            slot = Slot(key, puts, None)
-            slot.version = puts
-            slot.array = array
-            if returnable:
-                slot.value = array
-            clock = self._small if array.nbytes < PACK_THRESHOLD else self._large
+    def add_slots(self, slots: Iterable[Slot]) -> None:
+        """Take over slots for values that are charged already."""
+        for slot in slots:
+            clock = self._small if slot.is_small else self._large
             clock.count += 1
             clock.queue.append(slot)
-            slots.append(slot)
-        self.fresh.clear()
-        return slots
+
+    def forget_batch(self, batch: Batch) -> None:
+        """A batch's values have slots now, or are stored and `release`d."""
+        del self.batches[batch]
+        self._batched -= len(batch.keys)
+
+    def release(self, arrays: Sequence[np.ndarray]) -> None:
+        """Charge for these arrays no longer."""
+        if self._sharers:
+            for array in arrays:
+                self._discharge(array)
+        else:
+            self.charged -= sum(map(self._owners.pop, map(id, arrays)))
+
+    # --- values with slots -------------------------------------------------------------------
 
     def weight(self, array: np.ndarray) -> int:
         """Bytes that keeping `array` would add to `charged`."""
@@ -321,6 +290,10 @@ class ResidentSet:
             self._discharge(array)
         slot.array = None
 
+    def oldest(self) -> float:
+        """When the slot was put that is looked at first for a victim; infinite if there is none."""
+        return min(self._large.oldest(), self._small.oldest())
+
     def victims(self, unfit: Set[Slot], most_bytes: int, most: int, *, small: bool) -> list[Slot]:
         """The next slots to evict; they stay in the set.
 
@@ -367,12 +340,18 @@ class ResidentSet:
             self.charged -= self._owners.pop(key)
 
     def check(self) -> None:
-        """Assert every invariant; O(n), for tests, after `settle`."""
-        assert not self.fresh
+        """Assert every invariant; O(n), for tests."""
         for clock in (self._small, self._large):
             queued = dict.fromkeys(filter(clock.holds, clock.queue))
             assert len(queued) == clock.count, (len(queued), clock.count)
-        owners = [owner_of(slot.array) for slot in self.slots() if slot.array is not None]
+        arrays = [slot.array for slot in self.slots() if slot.array is not None]
+        arrays += self.fresh.values()
+        for batch in self.batches:
+            assert batch.slots is None
+            assert not batch.stored
+            arrays += batch.arrays
+        assert len(arrays) == self.count
+        owners = [owner_of(array) for array in arrays]
         expected = {id(owner): owned_bytes(owner) for owner in owners}
         assert expected == self._owners
         assert self.charged == sum(expected.values())

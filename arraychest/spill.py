@@ -1,4 +1,4 @@
-"""Write-behind: background threads that store what has to leave RAM, and what befalls a value.
+"""Write-behind: background threads that store what has to leave RAM.
 
 ::
 
@@ -20,45 +20,20 @@ values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import logging
-import operator
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from arraychest.budget import Budget
-from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
-from arraychest.errors import ArrayChestError, SpillError
-from arraychest.keys import KeyCode, decode_key, encode_key
-from arraychest.resident import ALONE, ResidentSet, Slot, is_small, references
-from arraychest.store import Store
+from arraychest.committer import Committer, Job, logger
+from arraychest.errors import SpillError
+from arraychest.index import BATCH_BYTES, BATCH_VALUES, Index
+from arraychest.resident import ResidentSet
+from arraychest.slot import Slot
 from arraychest.units import format_bytes
-
-logger = logging.getLogger("arraychest")
 
 # Two writers move 8.8 GB/s into the page cache where one moves 6 to 7 and a third adds nothing.
 MAX_WRITERS = 2
-
-# Small values stored with one write and one commit.  Large enough that the commit (some 100 us)
-# does not show, small enough that a crash or a full disk loses little work.
-_BATCH_BYTES = 2 << 20
-_BATCH_VALUES = 8192
-
-# Deleted entries that wait for a commit at most, by number and by bytes of disk they hold.
-_DOOMED_ENTRIES = 4096
-_DOOMED_BYTES = 4 << 20
-
-# The list in the job is the only one that refers to an array whose slot let go of it.
-_ALONE_IN_JOB = ALONE
-
-_VERSION = operator.attrgetter("version")
 
 # A writer thread ends when nothing came for so long.
 _LINGER_SECONDS = 0.02
@@ -66,84 +41,28 @@ _LINGER_SECONDS = 0.02
 _FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
 
-# A pack is compacted by itself once this share of it is dead.
-COMPACTION_SHARE = 0.5
-
-
-class Job(NamedTuple):
-    """Values to store together, each with the version that was picked; or a pack to compact.
-
-    A job without either commits the deletions that wait.
-    """
-
-    slots: list[Slot]
-    versions: list[int]
-    arrays: list[np.ndarray]
-    nbytes: int = 0
-    small: bool = False
-    compact: int | None = None
-
-
-class Counters:
-    """What `Chest.stats` counts up."""
-
-    __slots__ = ("absent", "bytes_faulted", "bytes_spilled", "faults", "hits", "misses", "spills")
-
-    def __init__(self) -> None:
-        self.hits = 0
-        self.misses = 0
-        self.absent = 0
-        self.spills = 0
-        self.faults = 0
-        self.bytes_spilled = 0
-        self.bytes_faulted = 0
-
 
 class WriteBehind:
     """Stores the resident values of one chest in the background.
 
     Parameters
     ----------
-    index
-        The chest's slots by key.
+    committer
+        Stores what is picked here, and has the chest's lock.
+    index, resident
+        The chest's.
     budget
         How much may stay in RAM.
-    open_store
-        Gives the store, creating it at the first call.
-    settle
-        Gives the values that were just put their slots; called under the lock.
-    on_overflow
-        Called with each key whose value was spilled, in the thread that stored it.
-
-    Attributes
-    ----------
-    lock, changed
-        The chest's lock, and the condition on it that is notified of every change of state.
-    tombstones
-        Keys whose entry in the catalog does not count: deleted, and not yet committed so.  The
-        number is how many such deletions are under way.
     """
 
     def __init__(
-        self,
-        index: dict[Any, Slot],
-        budget: Budget,
-        open_store: Callable[[], Store],
-        settle: Callable[[], None],
-        on_overflow: Callable[[Any], object] | None,
+        self, committer: Committer, index: Index, resident: ResidentSet, budget: Budget
     ) -> None:
-        self.commit_lock = threading.Lock()
-        self._make_lock()
         self.index = index
+        self.resident = resident
         self.budget = budget
-        self.resident = ResidentSet()
-        self.counters = Counters()
-        self.tombstones: dict[Any, int] = {}
-        self._open_store = open_store
-        self._settle_fresh = settle
-        self._on_overflow = on_overflow
-        self._doomed: dict[Slot, None] = {}
-        self._doomed_bytes = 0
+        self._committer = committer
+        self._take_locks()
         self._threads: set[threading.Thread] = set()
         # Threads that wait a moment for more to do, and jobs given to them.
         self._idle = 0
@@ -158,7 +77,6 @@ class WriteBehind:
         self._committing = False
         # Whether committing the deletions has failed in this round.
         self._deletions_failed = False
-        self._compacting: set[int] = set()
         self._urgent: list[Slot] = []
         # Why writers are at work: charged bytes passed the high watermark, so many puts wait for
         # room (each for so many bytes), so many flushes wait for everything.
@@ -173,9 +91,9 @@ class WriteBehind:
         self._pause = 0.0
         self._retry_at = 0.0
 
-    def _make_lock(self) -> None:
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
+    def _take_locks(self) -> None:
+        self.lock = self._committer.lock
+        self.changed = self._committer.changed
         self.job_given = threading.Condition(self.lock)
         # Half the cost of `with lock`, for the one path that counts nanoseconds.
         self.acquire = self.lock.acquire
@@ -183,12 +101,23 @@ class WriteBehind:
 
     # --- called under the lock -------------------------------------------------------------
 
-    def put_noted(self, slot: Slot) -> None:
-        """Start spilling if charged bytes have passed the high watermark."""
+    def put_noted(self, slot: Slot | None = None) -> None:
+        """Start spilling if charged bytes have passed the high watermark.
+
+        Parameters
+        ----------
+        slot
+            The slot that was put, if it has one.
+        """
         if self.resident.charged > self.budget.high:
             self._draining = True
-            if not (self._packing and is_small(slot)):
+            if slot is not None and not (self._packing and slot.is_small):
                 self._nothing_fits = False
+            self.wake()
+
+    def deletion_noted(self) -> None:
+        """Start committing if many deletions wait."""
+        if self._committer.deletions_due:
             self.wake()
 
     def make_room(self, nbytes: int) -> None:
@@ -226,35 +155,6 @@ class WriteBehind:
         cause = error or self._last_failure
         if cause is not None:
             raise SpillError(f"{what}: {cause}") from cause
-
-    def let_go(self, slot: Slot) -> None:
-        """Take a slot out of RAM whose value was deleted or overwritten.
-
-        A write of it that is under way is thrown away by whoever commits it.
-        """
-        if slot.array is not None:
-            self.resident.remove(slot)
-        slot.value = slot.view = None
-
-    def doom(self, slot: Slot) -> None:
-        """Forget a slot that has left the index: its entry and its file go with a later commit."""
-        if slot.array is not None:
-            self.resident.remove(slot)
-        slot.value = slot.view = None
-        slot.version = -1
-        raw = slot.raw
-        if raw is not None:
-            self._doomed[slot] = None
-            self._doomed_bytes += raw[STORED]
-        elif slot.writing < 0:
-            return
-        tombstones, key = self.tombstones, slot.key
-        tombstones[key] = tombstones[key] + 1 if key in tombstones else 1
-        if self._doomed_bytes >= _DOOMED_BYTES or len(self._doomed) >= _DOOMED_ENTRIES:
-            self.wake()
-
-    def _deletions_due(self) -> bool:
-        return len(self._doomed) >= _DOOMED_ENTRIES or self._doomed_bytes >= _DOOMED_BYTES
 
     def wake(self) -> None:
         """See to it that a thread works while there is something to do."""
@@ -295,11 +195,15 @@ class WriteBehind:
         job = self._pick()
         if (
             job is None
-            and self._doomed
+            and self._committer.deletions_wait
             and not self._committing
             and not self._deletions_failed
             # On a full disk they make the room that a put waits for.
-            and (self._flushing or self._deletions_due() or (self._awaited and self._pause))
+            and (
+                self._flushing
+                or self._committer.deletions_due
+                or (self._awaited and self._pause)
+            )
         ):
             if (
                 self._retry_at
@@ -309,8 +213,8 @@ class WriteBehind:
                 return None
             self._committing = True
             job = Job([], [], [])
-        if job is None and self._compacting:
-            job = Job([], [], [], compact=self._compacting.pop())
+        if job is None and self._committer.compacting:
+            job = Job([], [], [], compact=self._committer.compacting.pop())
         if job is not None:
             self._jobs += 1
             self._in_flight += job.nbytes
@@ -338,17 +242,26 @@ class WriteBehind:
         wanted = self._wanted()
         if wanted <= 0:
             return None
-        if self.resident.fresh:
-            self._settle_fresh()
-            self._nothing_fits = False
-        if self._nothing_fits:
-            return None
         if self._retry_at and not self._awaited and not self._flushing:
             if time.monotonic() < self._retry_at:
                 return None
             self._begin_round()
+        # Whichever has waited longer.
+        if self.index.oldest_batch() < self.resident.oldest():
+            return self._next_batch(wanted) or self._next_victims(wanted)
+        return self._next_victims(wanted) or self._next_batch(wanted)
+
+    def _next_batch(self, wanted: int) -> Job | None:
+        batch = self.index.next_batch(wanted)
+        if batch is None:
+            return None
+        return Job([], [], batch.arrays, batch.nbytes, small=True, batch=batch)
+
+    def _next_victims(self, wanted: int) -> Job | None:
+        if self._nothing_fits:
+            return None
         slots = self.resident.victims(
-            self._failed, min(_BATCH_BYTES, wanted), _BATCH_VALUES, small=not self._packing
+            self._failed, min(BATCH_BYTES, wanted), BATCH_VALUES, small=not self._packing
         )
         if not slots:
             self._nothing_fits = True
@@ -359,6 +272,7 @@ class WriteBehind:
         versions = []
         arrays = []
         nbytes = 0
+        small = slots[0].is_small and not self._packing
         for slot in slots:
             array = slot.array
             assert array is not None
@@ -366,7 +280,6 @@ class WriteBehind:
             versions.append(slot.version)
             arrays.append(array)
             nbytes += array.nbytes
-        small = is_small(slots[0]) and not self._packing
         if small:
             self._packing = True
         return Job(slots, versions, arrays, nbytes, small)
@@ -407,26 +320,31 @@ class WriteBehind:
         error: BaseException | None = None
         try:
             if job.compact is not None:
-                self.compact_pack(job.compact)
+                self._committer.compact_pack(job.compact)
             else:
-                self._store_and_commit(job)
+                self._committer.store(job)
         except BaseException as caught:  # whatever it was, the values stay and somebody is told
             error = caught
             logger.warning("spill failed, values stay in RAM: %s", caught)
         with self.lock:
             self._in_flight -= job.nbytes
             self._nothing_fits = False
-            if job.small:
+            slots, versions = job.slots, job.versions
+            if job.batch is not None:
+                if error is not None and job.batch.slots is None:
+                    self.index.give_slots(job.batch)
+                slots, versions = job.batch.slots or [], job.batch.numbers
+            elif job.small:
                 self._packing = False
-            if not job.slots and job.compact is None:
+            if job.only_deletes:
                 self._committing = False
                 self._deletions_failed = error is not None
                 if self._failed and not self._deletions_failed:
                     # There may be room now for what had none.
                     self._begin_round()
-            for slot, version in zip(job.slots, job.versions, strict=True):
+            for slot, version in zip(slots, versions, strict=False):
                 if slot.writing == version:
-                    self._settle(slot)
+                    self._committer.written(slot)
                     if error is not None:
                         self._failed.add(slot)
             # The arrays leave RAM now, not when the thread finds its next job.
@@ -440,134 +358,10 @@ class WriteBehind:
                 self._draining = False
             self.changed.notify_all()
 
-    def _store_and_commit(self, job: Job) -> None:
-        store = self._open_store()
-        rows: list[RawRow]
-        if job.small:
-            rows = store.append(*_small_values(job.slots, job.arrays))
-        else:
-            pairs = zip(job.slots, job.arrays, strict=True)
-            rows = [store.write(*_encoded(slot, array)) for slot, array in pairs]
-        try:
-            spilled = self._commit(store, job, rows)
-        finally:
-            if job.small:
-                store.append_settled(rows)
-        self.tell_overflow(spilled)
-
-    def tell_overflow(self, spilled: Iterable[Any]) -> None:
-        """Call `on_overflow` with each of these keys, whose values were spilled."""
-        if self._on_overflow is not None:
-            for key in spilled:
-                try:
-                    self._on_overflow(key)
-                except Exception:
-                    logger.exception("on_overflow failed for key %r", key)
-
-    def _commit(self, store: Store, job: Job, rows: list[RawRow]) -> list[Any]:
-        """Commit rows whose bytes are written, with all deletions that wait; returns the keys."""
-        slots, versions, arrays = job.slots, job.versions, job.arrays
-        with self.commit_lock:
-            store.begin()
-            unused: list[str] = []
-            with self.lock:
-                if any(map(operator.ne, versions, map(_VERSION, slots))):
-                    # Overwritten or deleted since it was picked: what was written is thrown away.
-                    stale = [s.version != v for s, v in zip(slots, versions, strict=True)]
-                    unused = [
-                        store.value_name(Row._make(row))
-                        for row in itertools.compress(rows, stale)
-                        if row[PACK] is None
-                    ]
-                    fresh = [not each for each in stale]
-                    slots = list(itertools.compress(slots, fresh))
-                    versions = list(itertools.compress(versions, fresh))
-                    arrays = list(itertools.compress(arrays, fresh))
-                    rows = list(itertools.compress(rows, fresh))
-                deletions = list(self._doomed)
-                self._doomed.clear()
-                self._doomed_bytes = 0
-                freed = [slot.raw for slot in slots if slot.raw is not None]
-                gone = [slot.raw for slot in deletions if slot.raw is not None]
-            try:
-                # By place: neighbours in the index are deleted together.
-                places = sorted([row[SEQ] for row in gone])
-                unused += store.commit(rows, freed + gone, places)
-            except BaseException:
-                with self.lock:
-                    store.catalog.end_snapshot()
-                    self._doomed.update(dict.fromkeys(deletions))
-                    self._doomed_bytes += sum(row[STORED] for row in gone)
-                store.files.remove(unused)
-                raise
-            with self.lock:
-                store.catalog.end_snapshot()
-                for slot in deletions:
-                    slot.raw = None
-                    if slot.writing < 0:  # otherwise whoever writes it does
-                        self._bury(slot)
-                self._publish(slots, versions, arrays, rows)
-                self._note_sparse_packs(store, freed, gone)
-                self.changed.notify_all()
-            # Last: who had looked up an old row before finds it changed when its file is gone.
-            store.files.remove(unused)
-            store.catalog.raise_interrupt()
-        return [slot.key for slot in slots]
-
-    def _publish(
-        self,
-        slots: list[Slot],
-        versions: list[int],
-        arrays: list[np.ndarray],
-        rows: list[RawRow],
-    ) -> None:
-        """Values were committed: drop them from RAM, but know them while users still hold them."""
-        remove = self.resident.remove
-        for at, slot in enumerate(slots):
-            slot.raw = rows[at]
-            if slot.version == versions[at]:
-                remove(slot)
-                slot.value = None
-                slot.writing = -1
-                # A weak reference for each would be as dear as all the rest of this loop.
-                if references(arrays, at) > _ALONE_IN_JOB and slot.kind != "scalar":
-                    slot.view = weakref.ref(arrays[at])
-            else:
-                self._settle(slot)
-        self.counters.spills += len(slots)
-        self.counters.bytes_spilled += sum([array.nbytes for array in arrays])
-
-    def _settle(self, slot: Slot) -> None:
-        """The write of a slot is over, whatever came of it."""
-        if slot.writing < 0:
-            return
-        slot.writing = -1
-        if slot.version < 0:  # deleted meanwhile
-            if slot.raw is not None:
-                if slot not in self._doomed:
-                    self._doomed[slot] = None
-                    self._doomed_bytes += slot.raw[STORED]
-            else:
-                self._bury(slot)
-
-    def _bury(self, slot: Slot) -> None:
-        left = self.tombstones.get(slot.key, 0) - 1
-        if left > 0:
-            self.tombstones[slot.key] = left
-        else:
-            self.tombstones.pop(slot.key, None)
-
-    def doomed_rows(self) -> int:
-        """Rows of the catalog that do not count: deleted, not yet committed so, and not replaced
-        by a later value of the same key.
-        """
-        present = (self.index.get(slot.key) for slot in self._doomed)
-        return sum(slot is None or slot.raw is None for slot in present)
-
     def become_reader(self) -> None:
         """In a forked child: nobody writes here, and no other thread is left."""
-        self._make_lock()
-        self.commit_lock = threading.Lock()
+        self._committer.make_locks()
+        self._take_locks()
         self._threads.clear()
         self._handed.clear()
         self._jobs = self._idle = 0
@@ -583,11 +377,12 @@ class WriteBehind:
             Some could not be; they stay in RAM, or stay deleted, and are tried again later.
         """
         with self.lock:
-            self._settle_fresh()
-            pending = self.resident.slots()
-            versions = [slot.version for slot in pending]
-            pending += self._doomed
-            versions += [-1] * len(self._doomed)
+            self.index.cut_fresh()
+            batches = deque(self.resident.batches)
+            slots = self.resident.slots()
+            versions = [slot.version for slot in slots]
+            slots += self._committer.doomed
+            versions += [-1] * (len(slots) - len(versions))
             self._begin_round()
             self.failure = None
             self._flushing += 1
@@ -595,14 +390,20 @@ class WriteBehind:
                 at = 0
                 while True:
                     self.wake()
-                    while at < len(pending) and not self._waits(pending[at], versions[at]):
+                    while batches and (batches[0].stored or batches[0].slots is not None):
+                        batch = batches.popleft()
+                        if batch.slots is not None:
+                            slots += batch.slots
+                            versions += batch.numbers
+                    while at < len(slots) and not self._waits(slots[at], versions[at]):
                         at += 1
-                    if at == len(pending) or not self._jobs:
+                    if (at == len(slots) and not batches) or not self._jobs:
                         break
                     self.changed.wait()
             finally:
                 self._flushing -= 1
-            left = sum(map(self._waits, pending[at:], versions[at:]))
+            left = sum(map(self._waits, slots[at:], versions[at:]))
+            left += sum(len(batch.keys) for batch in batches)
             if left:
                 self._raise_failure(f"{left} values or deletions could not be stored")
 
@@ -642,7 +443,7 @@ class WriteBehind:
 
     def unsaved(self) -> bool:
         """Whether there is anything that the catalog does not know.  Called under the lock."""
-        return bool(self.resident.count or self._doomed)
+        return bool(self.resident.count or self._committer.deletions_wait)
 
     def wait_idle(self) -> None:
         """Return once no writer thread is left.  Called under the lock."""
@@ -657,129 +458,3 @@ class WriteBehind:
     def is_writer_thread(self) -> bool:
         """Whether the calling thread is one of the writers."""
         return threading.current_thread() in self._threads
-
-    @contextlib.contextmanager
-    def storing_directly(
-        self, key: Any, array: np.ndarray, kind: Kind
-    ) -> Iterator[tuple[Store, Row]]:
-        """Write a value that never enters RAM, and let the caller commit its row.
-
-        The commit lock is held meanwhile.
-
-        Raises
-        ------
-        SpillError
-            The value could not be written or committed; nothing of it is left.
-        """
-        try:
-            store = self._open_store()
-            form, text = _form_of(array, kind)
-            row = store.write(encode_key(key), 0, array, form, text)
-            with self.commit_lock:
-                try:
-                    yield store, row
-                except ArrayChestError:
-                    store.files.remove([store.value_name(row)])
-                    raise
-        except ArrayChestError:
-            raise
-        except OSError as error:
-            raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
-
-    def count_spill(self, nbytes: int) -> None:
-        """Note that a value was stored.  Called under the lock."""
-        self.counters.spills += 1
-        self.counters.bytes_spilled += nbytes
-
-    # --- compaction ------------------------------------------------------------------------
-
-    def _note_sparse_packs(self, store: Store, *freed: list[RawRow]) -> None:
-        touched = {row[PACK] for rows in freed for row in rows if row[PACK] is not None}
-        if touched:
-            self._compacting |= touched.intersection(store.sparse_packs(COMPACTION_SHARE))
-
-    def compact_pack(self, identity: int) -> None:
-        """Move what lives in a pack to the open one and remove it.
-
-        Raises
-        ------
-        OSError, CorruptEntryError
-            What was not moved stays where it is.
-        """
-        store = self._open_store()
-        with self.commit_lock:
-            with self.lock:
-                known = store.has_pack(identity)
-                if known:
-                    store.seal(identity)
-                steps = list(store.move_steps(identity)) if known else []
-            if known and not steps:
-                store.drop_pack(identity)
-            for rows in steps:
-                moved = {row.generation: row for row in store.move(rows)}
-                with self.lock:
-                    store.catalog.end_snapshot()
-                    for slot in self._slots_of(rows):
-                        if slot.raw is not None:
-                            slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
-                if store.has_pack(identity):
-                    store.catalog.raise_interrupt()
-            if known and not store.has_pack(identity):
-                store.files.remove([store.pack_name(identity)])
-            store.catalog.raise_interrupt()
-
-    def _slots_of(self, rows: Iterable[Row]) -> Iterator[Slot]:
-        """Every slot that may name one of these rows, also the deleted ones."""
-        for row in rows:
-            slot = self.index.get(decode_key(row.key, row.exact))
-            if slot is not None:
-                yield slot
-        yield from self._doomed
-
-
-def _form_of(array: np.ndarray, kind: Kind) -> tuple[Form, str]:
-    flags = array.flags
-    order: Any = "C" if flags.c_contiguous or not flags.f_contiguous else "F"
-    dtype, shape = array.dtype, array.shape
-    return Form(dtype, shape, order, kind), form_text(dtype, shape, order, kind)
-
-
-def _encoded(slot: Slot, array: np.ndarray) -> tuple[KeyCode, int, np.ndarray, Form, str]:
-    form, text = _form_of(array, slot.kind)
-    return encode_key(slot.key), slot.seq, array, form, text
-
-
-def _small_values(
-    slots: list[Slot], arrays: list[np.ndarray]
-) -> tuple[
-    list[bytes], list[int], list[bytes | None], list[str], list[bytes] | list[np.ndarray], list[int]
-]:
-    """What `Store.append` takes, column by column."""
-    exact: list[bytes | None] = [None] * len(slots)
-    keys = [slot.key for slot in slots]
-    if set(map(type, keys)) == {str}:
-        codes = [b"s" + key.encode("utf-8", "surrogatepass") for key in keys]
-    else:
-        pairs = [encode_key(key) for key in keys]
-        codes = [pair.canonical for pair in pairs]
-        exact = [pair.exact for pair in pairs]
-    seqs = [slot.seq for slot in slots]
-    dtype, shape, nbytes = arrays[0].dtype, arrays[0].shape, arrays[0].nbytes
-    data: list[bytes] | list[np.ndarray]
-    if (
-        # Mostly all are of one form, which is then worked out once, and export their bytes.
-        dtype.kind in "biufc"
-        and {slot.kind for slot in slots} == {"array"}
-        and all(
-            [
-                array.dtype is dtype and array.shape == shape and array.flags.c_contiguous
-                for array in arrays
-            ]
-        )
-    ):
-        texts = [form_text(dtype, shape, "C", "array")] * len(slots)
-        return codes, seqs, exact, texts, arrays, [nbytes] * len(slots)
-    forms = [_form_of(array, slot.kind) for array, slot in zip(arrays, slots, strict=True)]
-    texts = [text for _, text in forms]
-    data = [array.tobytes(form.order) for array, (form, _) in zip(arrays, forms, strict=True)]
-    return codes, seqs, exact, texts, data, list(map(len, data))

@@ -159,7 +159,7 @@ class Store:
     def append(
         self,
         codes: list[bytes],
-        seqs: list[int],
+        seqs: Sequence[int],
         exacts: list[bytes | None],
         forms: list[str],
         data: Sequence[bytes | np.ndarray],

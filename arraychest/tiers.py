@@ -21,13 +21,13 @@ import numpy as np
 from arraychest import files as value_files
 from arraychest.budget import Budget
 from arraychest.catalog import is_foreign
+from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.committer import Committer, logger
 from arraychest.entry import (
     DESCRIBED,
-    EXACT,
     GENERATION,
     KEY,
     PACK,
-    SEQ,
     STORED,
     Entry,
     Form,
@@ -43,9 +43,11 @@ from arraychest.errors import (
     PickleRefusedError,
     ReadOnlyChestError,
 )
+from arraychest.index import Index
 from arraychest.keys import decode_key, encode_key
-from arraychest.resident import Slot
-from arraychest.spill import WriteBehind, logger
+from arraychest.resident import ResidentSet
+from arraychest.slot import Slot
+from arraychest.spill import WriteBehind
 from arraychest.store import Mode, Store, empty_folder, open_folder
 from arraychest.values import (
     OnPut,
@@ -60,19 +62,6 @@ from arraychest.values import (
 # Mapped views that the chest keeps open, so that a repeated get costs no more than a resident
 # hit.  Each map counts against vm.max_map_count (65,530), most of which is left to the user.
 MAX_KEPT_VIEWS = 16_384
-
-# Slots of stored values kept in the index; some 300 bytes each.  Beyond it those that hold
-# nothing are forgotten, and found again in the catalog.
-MAX_KNOWN_SLOTS = 1 << 19
-
-# Rows read with one that was asked for after its neighbour.
-_READ_AHEAD = 64
-
-# Entries that one step of an iteration reads from the catalog.
-_PAGE = 1024
-
-# Values put at most before they get their slots, all at once: some 50 ms of it.
-_MAX_FRESH = 1 << 16
 
 _SIMPLE_KEYS = frozenset({str, int, bytes})
 
@@ -107,7 +96,6 @@ class Tiers:
         self.options = options
         self.temporary = path is None
         self.budget = budget
-        self.index: dict[Any, Slot] = {}
         self._store: Store | None = None
         self._store_lock = threading.Lock()
         self._close_lock = threading.Lock()
@@ -118,25 +106,18 @@ class Tiers:
         # Whether a put has to find out why it is refused; and whether it may keep the very array.
         self._no_puts = options.mode == "r"
         self._adopts = options.on_put == "freeze"
-        self.writer = WriteBehind(
-            self.index, budget, self._open_store, self.settle, options.on_overflow
+        self.resident = ResidentSet()
+        self.index = Index(self.resident, returnable=not options.private)
+        self.index.pinned = lambda slot: slot in self._loading
+        self.committer = Committer(
+            self.index, self.resident, self._open_store, options.on_overflow
         )
+        self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
         # Names of their own for what every put asks.
-        self._resident = self.writer.resident
+        self._slots = self.index.slots
         self._private = options.private
-        # Whether every entry of the catalog has its slot in the index.
-        self._complete = True
-        # Number of keys; without what a reopened catalog held until it is asked for, see `count`.
-        self._count = 0
-        self._counted = True
-        # Counts puts, and goes on where the catalog's order of insertion ends: a new key's place
-        # in that order is the number of its put.
-        self._puts = 0
         self._loading: set[Slot] = set()
-        # The place of the row that was looked up last.
-        self._last_found = -1
         # Slots whose `value` is a mapped view, oldest first.
-        self._most_slots = MAX_KNOWN_SLOTS
         self._kept: deque[Slot] = deque()
         if path is not None:
             self._open_named(path)
@@ -163,13 +144,12 @@ class Tiers:
                 if store.catalog.meta("unclean"):
                     swept = store.sweep()
                     logger.info("swept %d orphans in %s after an unclean end", swept, path)
-            self._puts = store.catalog.last_seq()
+            self.index.puts = store.catalog.last_seq()
         except BaseException:
             store.close()
             raise
         self._store = store
-        self._complete = self._puts == 0 and fd is not None
-        self._counted = self._complete
+        self.index.attach(store.catalog, empty=self.index.puts == 0 and fd is not None)
 
     def _make_store(self, path: str, fd: int | None) -> Store:
         options = self.options
@@ -195,6 +175,7 @@ class Tiers:
                         value_files.remove_folder(root)
                         raise
                     self.path = root
+                    self.index.attach(self._store.catalog, empty=True)
                 store = self._store
         return store
 
@@ -210,9 +191,9 @@ class Tiers:
         writer = self.writer
         while True:
             with writer.lock:
-                slot = self._find(key)
+                slot = self.index.find(key)
                 if slot is None:
-                    writer.counters.absent += 1
+                    self.committer.counters.absent += 1
                     raise AbsentKeyError(key)
                 value = self._at_hand(slot)
                 if value is not None:
@@ -226,7 +207,7 @@ class Tiers:
                 store = self._store
                 if store is None:
                     raise ClosedChestError("the chest is closed")
-                writer.counters.misses += 1
+                self.committer.counters.misses += 1
                 if raw[PACK] is not None and self.options.on_miss is None:
                     value = store.mapped_value(raw)
                     if value is not None:
@@ -240,7 +221,7 @@ class Tiers:
             except CorruptEntryError:
                 # A commit that is under way may have moved or replaced it already, which its slot
                 # is told at the end.
-                with writer.commit_lock, writer.lock:
+                with self.committer.commit_lock, writer.lock:
                     self._done_loading(slot)
                     if self._is_current(slot, raw):
                         raise
@@ -261,7 +242,7 @@ class Tiers:
 
     def _is_current(self, slot: Slot, raw: RawRow) -> bool:
         """Whether what was loaded from `raw` is still the slot's value."""
-        if self._store is None or self.index.get(slot.key) is not slot:
+        if self._store is None or self.index.slots.get(slot.key) is not slot:
             return False
         if slot.raw is not raw or slot.array is not None:
             return False
@@ -270,7 +251,7 @@ class Tiers:
         # Another process may have replaced it; its file is gone then.
         found = self._store.catalog.find(raw[KEY])
         if found is None:
-            self._forget(slot)
+            self.index.forget(slot)
             return False
         if found[GENERATION] == raw[GENERATION] and found[PACK] == raw[PACK]:
             return True
@@ -294,7 +275,7 @@ class Tiers:
 
     def _keep(self, slot: Slot, raw: RawRow, value: Any) -> Any:
         """Note a value that was faulted in; further gets of it are hits."""
-        counters = self.writer.counters
+        counters = self.committer.counters
         counters.faults += 1
         counters.bytes_faulted += raw[STORED]
         if type(value) is not np.ndarray or self.options.private:
@@ -322,117 +303,70 @@ class Tiers:
             slot.value = None
             return
 
-    # --- finding ---------------------------------------------------------------------------
-
-    def _find(self, key: Any) -> Slot | None:
-        """The slot of a key, from the index or the catalog.  Called under the lock."""
-        slot = self.index.get(key)
-        if slot is not None:
-            return slot
-        if self._resident.fresh:
-            self.settle()
-            return self._find(key)
-        if self.closed or self._discarded:
-            raise ClosedChestError("the chest is closed")
-        if self._complete:
-            if type(key) not in _SIMPLE_KEYS:
-                encode_key(key)
-            return None
-        if key in self.writer.tombstones or self._store is None:
-            encode_key(key)
-            return None
-        if type(key) is str:
-            raw = self._store.catalog.find(b"s" + key.encode("utf-8", "surrogatepass"))
-        else:
-            raw = self._store.catalog.find(encode_key(key).canonical)
-        if raw is None:
-            return None
-        slot = self._remember(raw, key)
-        # Whoever asks in the order of insertion is about to ask for the next ones: a row of a
-        # group costs a quarter of a look-up.
-        if raw[SEQ] == self._last_found + 1:
-            self._read_ahead(raw[SEQ])
-        else:
-            self._last_found = raw[SEQ]
-        return slot
-
-    def _read_ahead(self, seq: int) -> None:
-        assert self._store is not None
-        for raw in self._store.catalog.rows_after(seq, _READ_AHEAD):
-            self._last_found = raw[SEQ]
-            # One that cannot be decoded is reported when it is asked for.
-            with contextlib.suppress(ValueError):
-                key = decode_key(raw[KEY], raw[EXACT])
-                if key not in self.index and key not in self.writer.tombstones:
-                    self.index[key] = Slot(key, raw[SEQ], raw)
-
-    def settle(self) -> None:
-        """Give the values that were just put their slots.  Called under the lock."""
-        slots = self._resident.settle(self._puts, returnable=not self._private)
-        self._puts += len(slots)
-        self._count += len(slots)
-        self.index.update({slot.key: slot for slot in slots})
-
-    def _remember(self, raw: RawRow, key: Any) -> Slot:
-        if type(key) is not str:
-            try:
-                key = decode_key(raw[KEY], raw[EXACT])
-            except ValueError as error:
-                raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        if len(self.index) >= self._most_slots:
-            # Before the new one comes: its caller counts on finding it in the index.
-            self._forget_idle()
-            # Looking through all of them must not happen at every new one when few are idle.
-            self._most_slots = max(MAX_KNOWN_SLOTS, 2 * len(self.index))
-        slot = self.index[key] = Slot(key, raw[SEQ], raw)
-        return slot
-
-    def _forget_idle(self) -> None:
-        """Forget the slots that hold nothing but what the catalog knows."""
-        for slot in list(self.index.values()):
-            if (
-                slot.array is None
-                and slot.value is None
-                and slot.raw is not None
-                and slot not in self._loading
-                # Put anew since it was deleted, and the deletion is not committed yet.
-                and slot.key not in self.writer.tombstones
-                and (slot.view is None or slot.view() is None)
-            ):
-                self._forget(slot)
-
-    def _forget(self, slot: Slot) -> None:
-        self._complete = False
-        self.writer.counters.hits += slot.hits
-        self.index.pop(slot.key, None)
+    # --- which keys there are ------------------------------------------------------------------
 
     def contains(self, key: Any) -> bool:
         """Whether the chest has the key.  Reads no value."""
-        if key in self.index:
-            return True
         with self.writer.lock:
-            return self._find(key) is not None
+            index = self.index
+            return key in index.rows or key in self.resident.fresh or index.find(key) is not None
 
     def count(self) -> int:
         """Number of keys.  O(1), but O(n) the first time in a chest that was reopened."""
         with self.writer.lock:
             self._check_open()
-            self.settle()
-            if self._complete:
-                return len(self.index)
-            if self._counted:
-                return self._count
+            if self.index.is_counted:
+                return self.index.count(0)
         # No commit is under way under this lock, so that each row has been noted on its slot.
-        with self.writer.commit_lock, self.writer.lock:
+        with self.committer.commit_lock, self.writer.lock:
             self._check_open()
-            assert self._store is not None
-            rows = self._store.catalog.count()
             if not self._sole_writer():
-                return rows
-            unsaved = sum(slot.raw is None for slot in self.index.values())
-            self._count = rows + unsaved - self.writer.doomed_rows()
-            self._counted = True
-            return self._count
+                return self._open_store().catalog.count()
+            return self.index.count(self.committer.doomed_rows())
+
+    def keys(self, *, descending: bool = False) -> Iterator[Any]:
+        """The keys in the order of insertion, while others change the chest.
+
+        A key that is there throughout comes exactly once; one put or deleted meanwhile may or
+        may not come.  Reads no value; memory is O(keys that the chest has met).
+        """
+        with self.writer.lock:
+            self._check_open()
+            if self.index.complete:
+                return iter(self.index.known_keys(descending=descending))
+            unsaved = self.index.unsaved_keys(descending=descending)
+        return self._merged(unsaved, descending)
+
+    def _merged(self, unsaved: Sequence[tuple[int, Any]], descending: bool) -> Iterator[Any]:
+        last = None
+        for seq, key in heapq.merge(
+            unsaved,
+            self._stored_keys(descending),
+            key=lambda item: item[0],
+            reverse=descending,
+        ):
+            # A value that was committed meanwhile comes from both sides.
+            if seq != last:
+                last = seq
+                yield key
+
+    def _stored_keys(self, descending: bool) -> Iterator[tuple[int, Any]]:
+        at = (1 << 62) if descending else 0
+        while True:
+            with self.writer.lock:
+                page = self.index.page(at, descending=descending)
+                # As of the page: once a deletion is committed, its tombstone goes.
+                deleted = self.index.deleted()
+            if not page:
+                return
+            at = page[-1][0]
+            for seq, canonical, exact in page:
+                try:
+                    key = decode_key(canonical, exact)
+                except ValueError as error:
+                    raise CorruptEntryError(f"catalog of {self.path}: {error}") from error
+                if key not in deleted or deleted[key] == seq:
+                    yield seq, key
 
     # --- put and delete --------------------------------------------------------------------
 
@@ -452,30 +386,32 @@ class Tiers:
             and (flags := value.flags).owndata
             and flags.forc
         ):
-            writer, resident = self.writer, self._resident
+            writer, resident = self.writer, self.resident
+            nbytes = value.nbytes
             writer.acquire()
             try:
-                if (
-                    resident.charged + value.nbytes <= self.budget.high
-                    and not self._no_puts
-                    and writer.failure is None
-                    and not self.budget.is_due()
-                ):
-                    slot = self.index.get(key)
-                    if slot is None:
-                        if (
-                            self._complete
-                            and len(resident.fresh) < _MAX_FRESH
-                            and resident.add_fresh(key, value)
-                        ):
+                if not self._no_puts and writer.failure is None and nbytes < PACK_THRESHOLD:
+                    budget = writer.budget
+                    if budget.adaptive:
+                        budget.refresh(resident.charged)
+                    # The value itself may be larger than the budget.
+                    if resident.charged + nbytes > budget.bytes >= nbytes:
+                        writer.make_room(nbytes)
+                    if resident.charged + nbytes <= budget.bytes and not self._no_puts:
+                        slot = self._slots.get(key)
+                        if slot is None:
+                            added = self.index.add_fresh(key, value)
+                        else:
+                            added = slot.array is not None and slot.kind == "array"
+                            if added:
+                                resident.replace(slot, value)
+                                self.index.puts = slot.version = self.index.puts + 1
+                                slot.value = None if self._private else value
+                        if added:
                             value.setflags(write=False)
+                            if resident.charged > budget.high:
+                                writer.put_noted(slot)
                             return
-                    elif slot.array is not None and slot.kind == "array":
-                        value.setflags(write=False)
-                        resident.replace(slot, value)
-                        self._puts = slot.version = self._puts + 1
-                        slot.value = None if self._private else value
-                        return
             finally:
                 writer.release()
         self.put_any(key, value)
@@ -497,7 +433,7 @@ class Tiers:
         # Copied before the lock is taken; frozen only once nothing can refuse it any more.
         if kind != "scalar":
             shown = array = array_to_keep(array, self.options.on_put)
-        writer, resident = self.writer, self._resident
+        writer, resident = self.writer, self.resident
         with writer.lock:
             self.check_writable()
             writer.report_failure()
@@ -505,36 +441,24 @@ class Tiers:
             if resident.charged + array.nbytes > self.budget.bytes:
                 writer.make_room(resident.weight(array))
                 self.check_writable()
-            slot, new = self._slot_of(key)
+            slot, new = self.index.slot_for_put(key)
             if not new and only_absent:
                 return
             freeze(array)
             self._set_resident(slot, array, kind)
             if new:
-                self._attach(slot)
+                self.index.add(slot)
             slot.view = None
-            self._puts += 1
-            slot.version = self._puts
+            self.index.puts += 1
+            slot.version = self.index.puts
             slot.value = None if self._private and kind != "scalar" else shown
             writer.put_noted(slot)
 
     def _set_resident(self, slot: Slot, array: np.ndarray, kind: Kind) -> None:
         if slot.array is not None:
-            self._resident.remove(slot)
+            self.resident.remove(slot)
         slot.kind = kind
-        self._resident.add(slot, array)
-
-    def _attach(self, slot: Slot) -> None:
-        self.index[slot.key] = slot
-        self._count += 1
-
-    def _slot_of(self, key: Any) -> tuple[Slot, bool]:
-        """The slot of a key, and whether it is a new one that is not yet in the index."""
-        slot = self._find(key)
-        if slot is not None:
-            return slot, False
-        self._puts += 1
-        return Slot(key, self._puts, None), True
+        self.resident.add(slot, array)
 
     def _put_directly(self, key: Any, array: np.ndarray, kind: Kind, only_absent: bool) -> None:
         """Store a value that is larger than the budget, without ever charging it."""
@@ -542,17 +466,17 @@ class Tiers:
         with writer.lock:
             self.check_writable()
             writer.report_failure()
-            if only_absent and self._find(key) is not None:
+            if only_absent and self.index.find(key) is not None:
                 return
         with (
             self._at_work(),
-            writer.storing_directly(key, array, kind) as (store, row),
+            self.committer.storing_directly(key, array, kind) as (store, row),
             writer.lock,
         ):
             # The lock is held during the commit, for once: a large value can wait for it, and
             # nobody can overwrite or delete the key between commit and publication.
             self.check_writable()
-            slot, new = self._slot_of(key)
+            slot, new = self.index.slot_for_put(key)
             if only_absent and not new:
                 store.files.remove([store.value_name(row)])
                 return
@@ -561,20 +485,20 @@ class Tiers:
                 unused = store.commit([row], [slot.raw] if slot.raw is not None else [])
             finally:
                 store.catalog.end_snapshot()
-            writer.let_go(slot)
-            self._puts += 1
-            slot.version = self._puts
+            self.committer.let_go(slot)
+            self.index.puts += 1
+            slot.version = self.index.puts
             slot.raw = row
             if new:
-                self._attach(slot)
-            writer.count_spill(array.nbytes)
+                self.index.add(slot)
+            self.committer.count_spill(array.nbytes)
             writer.changed.notify_all()
         store.files.remove(unused)
         store.catalog.raise_interrupt()
         if self.options.on_put == "freeze" and kind != "scalar" and is_handed_over(array):
             # As any other array that was put: writing to it now would go unnoticed.
             freeze(array)
-        writer.tell_overflow([key])
+        self.committer.tell_overflow([key])
 
     def delete(self, key: Any, version: int | None = None) -> bool:
         """Remove a key; with `version`, only while its slot has that one.
@@ -591,15 +515,14 @@ class Tiers:
         try:
             if self._no_puts:
                 self.check_writable()
-            slot = self.index.get(key) or self._find(key)
+            slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
             if version is not None and slot.version != version:
                 return False
-            del self.index[slot.key]
-            self._count -= 1
-            writer.counters.hits += slot.hits
-            writer.doom(slot)
+            self.index.delete(slot)
+            self.committer.doom(slot)
+            writer.deletion_noted()
         finally:
             writer.release()
         return True
@@ -615,7 +538,7 @@ class Tiers:
         while True:
             with self.writer.lock:
                 self.check_writable()
-                slot = self._find(key)
+                slot = self.index.find(key)
                 if slot is None:
                     raise AbsentKeyError(key)
                 version = slot.version
@@ -641,71 +564,12 @@ class Tiers:
         if self.options.mode == "r":
             raise ReadOnlyChestError(f'expected mode "a", "w" or "x", found "r": {self.path}')
 
-    # --- iteration -------------------------------------------------------------------------
-
-    def keys(self, *, descending: bool = False) -> Iterator[Any]:
-        """The keys in the order of insertion, while others change the chest.
-
-        A key that is there throughout comes exactly once; one put or deleted meanwhile may or
-        may not come.  Reads no value; memory is O(keys in the index).
-        """
-        with self.writer.lock:
-            self._check_open()
-            self.settle()
-            if self._complete:
-                known = list(self.index)
-                if descending:
-                    known.reverse()
-                return iter(known)
-            unsaved = sorted(
-                ((slot.seq, slot.key) for slot in self.index.values() if slot.raw is None),
-                key=lambda item: item[0],
-                reverse=descending,
-            )
-        return self._merged(unsaved, descending)
-
-    def _merged(self, unsaved: Sequence[tuple[int, Any]], descending: bool) -> Iterator[Any]:
-        last = None
-        for seq, key in heapq.merge(
-            unsaved,
-            self._stored_keys(descending),
-            key=lambda item: item[0],
-            reverse=descending,
-        ):
-            # A value that was committed meanwhile comes from both sides.
-            if seq != last:
-                last = seq
-                yield key
-
-    def _stored_keys(self, descending: bool) -> Iterator[tuple[int, Any]]:
-        at = (1 << 62) if descending else 0
-        while True:
-            with self.writer.lock:
-                self._check_open()
-                assert self._store is not None
-                page = self._store.catalog.page(at, _PAGE, descending=descending)
-                # As of the page: once a deletion is committed, its tombstone goes.
-                deleted = {
-                    key: self.index[key].seq if key in self.index else None
-                    for key in self.writer.tombstones
-                }
-            if not page:
-                return
-            at = page[-1][0]
-            for seq, canonical, exact in page:
-                try:
-                    key = decode_key(canonical, exact)
-                except ValueError as error:
-                    raise CorruptEntryError(f"catalog of {self.path}: {error}") from error
-                if key not in deleted or deleted[key] == seq:
-                    yield seq, key
-
     # --- what the chest knows --------------------------------------------------------------
 
     def entry(self, key: Any) -> Entry:
         """What is known of a value; reads no data.  Raises AbsentKeyError."""
         with self.writer.lock:
-            slot = self._find(key)
+            slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
             array, row = slot.array, slot.row
@@ -728,15 +592,14 @@ class Tiers:
     def resident_values(self) -> dict[Any, Any]:
         """What is in RAM and not yet stored, by key."""
         with self.writer.lock:
-            self.settle()
-            slots = self._resident.slots()
+            self.index.settle_all()
+            slots = self.resident.slots()
             return {slot.key: self._at_hand(slot) for slot in slots}
 
     def hits(self) -> int:
         """Gets that were answered from memory.  Approximate while other threads get."""
         with self.writer.lock:
-            slots = sum(slot.hits for slot in self.index.values())
-            return self.writer.counters.hits + slots
+            return self.index.hits + sum(slot.hits for slot in self.index.slots.values())
 
     def stored_bytes(self) -> int:
         """Bytes of the value files.  O(entries)."""
@@ -762,7 +625,7 @@ class Tiers:
         """Store one value now and drop it from RAM; nothing happens if it is stored already."""
         with self.writer.lock:
             self.check_writable()
-            slot = self._find(key)
+            slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
             self.writer.spill(slot)
@@ -779,7 +642,7 @@ class Tiers:
         with self.writer.lock:
             self._check_open()
             for key in keys:
-                slot = self._find(key)
+                slot = self.index.find(key)
                 if slot is None:
                     raise AbsentKeyError(key)
                 if slot.array is None and slot.raw is not None:
@@ -805,7 +668,7 @@ class Tiers:
         with self._at_work():
             dead = store.dead_bytes()
             for identity in store.sparse_packs(0.0):
-                self.writer.compact_pack(identity)
+                self.committer.compact_pack(identity)
         return dead
 
     @contextlib.contextmanager
@@ -825,7 +688,7 @@ class Tiers:
     def stored_row(self, key: Any) -> Row | None:
         """The row of a value that is stored, and not in RAM."""
         with self.writer.lock:
-            slot = self._find(key)
+            slot = self.index.find(key)
             return None if slot is None or slot.array is not None else slot.row
 
     def link_from(
@@ -872,11 +735,11 @@ class Tiers:
                 break
         if not linked:
             return 0
-        with self.writer.commit_lock, self.writer.lock:
+        with self.committer.commit_lock, self.writer.lock:
             self.check_writable()
             placed = []
             for key, row in linked:
-                slot, new = self._slot_of(key)
+                slot, new = self.index.slot_for_put(key)
                 exact = encode_key(slot.key).exact
                 placed.append((slot, new, row._replace(exact=exact, seq=slot.seq)))
             try:
@@ -888,12 +751,12 @@ class Tiers:
             finally:
                 mine.catalog.end_snapshot()
             for slot, new, row in placed:
-                self.writer.let_go(slot)
-                self._puts += 1
-                slot.version = self._puts
+                self.committer.let_go(slot)
+                self.index.puts += 1
+                slot.version = self.index.puts
                 slot.raw = row
                 if new:
-                    self._attach(slot)
+                    self.index.add(slot)
         mine.files.remove(unused)
         mine.catalog.raise_interrupt()
         return len(linked)
@@ -914,8 +777,6 @@ class Tiers:
         with self._close_lock:
             if self.closed:
                 return
-            with writer.lock:
-                self.settle()
             discard = discard or self.temporary
             if not discard and self._sole_writer():
                 writer.flush()
@@ -925,14 +786,14 @@ class Tiers:
                     if self.forked:
                         discard = False
                     elif discard:
-                        self.settle()
-                        for slot in writer.resident.slots():
-                            writer.let_go(slot)
+                        self.index.settle_all()
+                        for slot in self.resident.slots():
+                            self.committer.let_go(slot)
                             slot.version = -1
                         # What is let go of cannot be had again: from here on it is closed to
                         # everybody but a second close, should this one be interrupted.
                         self._discarded = True
-                        self.index.clear()
+                        self.index.close()
                     writer.wait_idle()
                     while not discard and self._sole_writer() and writer.unsaved():
                         # Put or deleted by another thread between the flush and here.
@@ -948,9 +809,8 @@ class Tiers:
                     self._closing = False
                     self._no_puts = self.closed or not self._sole_writer()
                 store, self._store = self._store, None
-                self.index.clear()
+                self.index.close()
                 self._kept.clear()
-                writer.tombstones.clear()
                 writer.changed.notify_all()
             if store is None:
                 return
@@ -986,10 +846,10 @@ class Tiers:
         """Bring every lock into the parent's hands, so that none is held by a thread that a
         child does not have.
         """
-        self.writer.commit_lock.acquire()
+        self.committer.commit_lock.acquire()
         self.writer.lock.acquire()
         self._store_lock.acquire()
-        self.settle()
+        self.index.settle_all()
         if self._store is not None:
             # SQLite's locks are not inherited: hold none across the fork.
             self._store.catalog.end_snapshot()
@@ -998,7 +858,7 @@ class Tiers:
         """Undo `before_fork`."""
         self._store_lock.release()
         self.writer.lock.release()
-        self.writer.commit_lock.release()
+        self.committer.commit_lock.release()
 
     def after_fork_in_child(self) -> None:
         """Become a reader of what the parent has: the folder, its lock and its end are not ours."""

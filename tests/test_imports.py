@@ -24,15 +24,18 @@ RANKS = {
     "codecs": 2,
     "files": 2,
     "catalog": 2,
-    "resident": 3,
-    "values": 4,
-    "store": 5,
-    "spill": 6,
-    "tiers": 7,
-    "chest": 8,
-    "": 9,  # the package itself
-    "cli": 10,
-    "__main__": 11,
+    "slot": 3,
+    "resident": 4,
+    "values": 5,
+    "store": 6,
+    "index": 7,
+    "committer": 8,
+    "spill": 9,
+    "tiers": 10,
+    "chest": 11,
+    "": 12,  # the package itself
+    "cli": 13,
+    "__main__": 14,
 }
 
 

@@ -227,7 +227,7 @@ def churn(path: Path, rounds: int, **options: Any) -> None:
         work.run()
         kept = {key: array.copy() for key, array in chest.items()}
         assert len(chest) == len(kept)
-        chest._tiers.writer.resident.check()
+        chest._tiers.resident.check()
     audit(str(path))
     with arraychest.open(path, "r") as chest:
         assert chest.keys() == kept.keys()

@@ -1,0 +1,399 @@
+"""Which keys the chest has: what it knows in memory, and the catalog for what it does not.
+
+A key that the chest has met since it was opened is in one of three places:
+
+- ``resident.fresh``: a small value that was just put, in no batch yet;
+- ``rows``: it goes through without a slot.  A batch that waits or is being written, or the
+  catalog's row of what is stored;
+- ``slots``: somebody has asked for it, and it has a slot.
+
+All other keys are looked up in the catalog, unless the index is known to be complete: a chest of a
+million entries opens without reading them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import ref
+
+import numpy as np
+
+from arraychest.catalog import Catalog
+from arraychest.entry import EXACT, GENERATION, KEY, SEQ, RawRow, Row
+from arraychest.errors import ClosedChestError, CorruptEntryError
+from arraychest.keys import decode_key, encode_key
+from arraychest.resident import ResidentSet, is_held
+from arraychest.slot import Batch, Slot
+
+# Stored values that are known in memory, with a slot (some 300 bytes each, beside the row's 400) or
+# as a row.  Beyond it those that hold nothing are forgotten, and found again in the catalog.
+MAX_KNOWN = 1 << 19
+
+# Values in one batch at most, by number and by bytes.  Large enough that its commit (some 100 us,
+# and the rewriting of the catalog's pages that its keys fall on) does not show, small enough that a
+# crash or a full disk loses little work.
+BATCH_VALUES = 8192
+BATCH_BYTES = 8 << 20
+
+# Rows read with one that was asked for after its neighbour.
+_READ_AHEAD = 64
+
+# Entries that one step of an iteration reads from the catalog.
+_PAGE = 1024
+
+_SIMPLE_KEYS = frozenset({str, int, bytes})
+
+
+class Index:
+    """The keys of one chest.  Every method is called under the chest's lock.
+
+    Parameters
+    ----------
+    resident
+        The values in RAM.
+    returnable
+        Whether a get may return the very array that was put.
+
+    Attributes
+    ----------
+    slots, rows
+        See above; each key is in one of the two at most.
+    tombstones
+        Keys whose entry in the catalog does not count: deleted, and not yet committed so.  The
+        number is how many such deletions are under way.
+    puts
+        Counts puts, and goes on where the catalog's order of insertion ends: a new key's place in
+        that order is the number of its put.
+    complete
+        Whether every entry of the catalog is known here.
+    pinned
+        Says of a slot whether it must stay though it holds nothing; set by the chest.
+    hits
+        Gets that were answered by slots that are gone.
+    """
+
+    def __init__(self, resident: ResidentSet, *, returnable: bool) -> None:
+        self.slots: dict[Any, Slot] = {}
+        self.rows: dict[Any, RawRow | Batch] = {}
+        self.tombstones: dict[Any, int] = {}
+        self.puts = 0
+        self.complete = True
+        self.pinned: Callable[[Slot], bool] = lambda _: False
+        self.hits = 0
+        self._resident = resident
+        self._returnable = returnable
+        # Arrays that were stored from `rows` and that a user may still hold.
+        self._views: dict[Any, ref[np.ndarray]] = {}
+        self._catalog: Catalog | None = None
+        self._closed = False
+        # Number of keys, apart from the fresh ones; without what a reopened catalog held until it
+        # is asked for, see `count`.
+        self._count = 0
+        self._counted = True
+        # The place of the row that was looked up last.
+        self._last_found = -1
+        self._most_known = MAX_KNOWN
+
+    def attach(self, catalog: Catalog, *, empty: bool) -> None:
+        """Look keys up in this catalog from now on."""
+        self._catalog = catalog
+        self.complete = self._counted = empty
+
+    def close(self) -> None:
+        """Forget everything; whoever asks from now on is told that the chest is closed."""
+        self._closed = True
+        self._catalog = None
+        self.slots.clear()
+        self.rows.clear()
+        self._views.clear()
+        self.tombstones.clear()
+
+    # --- finding ---------------------------------------------------------------------------
+
+    def find(self, key: Any) -> Slot | None:
+        """The slot of a key, which is given one if it has none; None if there is no such key.
+
+        Raises
+        ------
+        KeyTypeError, ClosedChestError, CorruptEntryError
+        """
+        slot = self.slots.get(key)
+        if slot is not None:
+            return slot
+        known = self.rows.get(key)
+        if known is not None:
+            if type(known) is Batch:
+                self.give_slots(known)
+                return self.slots[key]
+            assert type(known) is tuple
+            slot = self._remember(known, key)
+            del self.rows[key]
+            slot.view = self._views.pop(key, None)
+            return slot
+        if key in self._resident.fresh:
+            self.settle()
+            return self.slots[key]
+        if self._closed:
+            raise ClosedChestError("the chest is closed")
+        if self.complete or key in self.tombstones or self._catalog is None:
+            if type(key) not in _SIMPLE_KEYS:
+                encode_key(key)
+            return None
+        if type(key) is str:
+            raw = self._catalog.find(b"s" + key.encode("utf-8", "surrogatepass"))
+        else:
+            raw = self._catalog.find(encode_key(key).canonical)
+        if raw is None:
+            return None
+        slot = self._remember(raw, key)
+        # Whoever asks in the order of insertion is about to ask for the next ones: a row of a
+        # group costs a quarter of a look-up.
+        if raw[SEQ] == self._last_found + 1:
+            self._read_ahead(raw[SEQ])
+        else:
+            self._last_found = raw[SEQ]
+        return slot
+
+    def _read_ahead(self, seq: int) -> None:
+        assert self._catalog is not None
+        slots, rows, tombstones = self.slots, self.rows, self.tombstones
+        for raw in self._catalog.rows_after(seq, _READ_AHEAD):
+            self._last_found = raw[SEQ]
+            # One that cannot be decoded is reported when it is asked for.
+            with contextlib.suppress(ValueError):
+                key = decode_key(raw[KEY], raw[EXACT])
+                if key not in slots and key not in rows and key not in tombstones:
+                    rows[key] = raw
+
+    def _remember(self, raw: RawRow, key: Any) -> Slot:
+        if type(key) is not str or raw[EXACT] is not None:
+            try:
+                key = decode_key(raw[KEY], raw[EXACT])
+            except ValueError as error:
+                raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
+        if len(self.slots) >= self._most_known:
+            # Before the new one comes: its caller counts on finding it here.
+            self._forget_idle()
+            # Looking through all of them must not happen at every new one when few are idle.
+            self._most_known = max(MAX_KNOWN, 2 * len(self.slots))
+        slot = self.slots[key] = Slot(key, raw[SEQ], raw)
+        return slot
+
+    def slot_for_put(self, key: Any) -> tuple[Slot, bool]:
+        """The slot of a key, and whether it is a new one, which `add` puts in the index."""
+        slot = self.find(key)
+        if slot is not None:
+            return slot, False
+        if self._resident.fresh:
+            self.settle()  # what was put before has the lower numbers
+        self.puts += 1
+        return Slot(key, self.puts, None), True
+
+    def add(self, slot: Slot) -> None:
+        """Put a new slot in the index."""
+        self.slots[slot.key] = slot
+        self._count += 1
+
+    def delete(self, slot: Slot) -> None:
+        """Take a slot out whose key is deleted."""
+        del self.slots[slot.key]
+        self._count -= 1
+        self.hits += slot.hits
+
+    # --- values without slots ----------------------------------------------------------------
+
+    def add_fresh(self, key: Any, array: np.ndarray) -> bool:
+        """Keep a small array that owns its buffer, without a slot; False if it needs one."""
+        resident = self._resident
+        if not self.complete or key in self.rows or not resident.add_fresh(key, array):
+            return False
+        if len(resident.fresh) >= BATCH_VALUES:
+            self.cut_fresh()
+        return True
+
+    def cut_fresh(self) -> None:
+        """Make batches of everything fresh."""
+        while self._resident.fresh:
+            self._cut(BATCH_BYTES)
+
+    def _cut(self, most_bytes: int) -> Batch:
+        batch = self._resident.take_fresh(self.puts + 1, most_bytes, BATCH_VALUES)
+        self.puts += len(batch.keys)
+        self._count += len(batch.keys)
+        self.rows.update(dict.fromkeys(batch.keys, batch))
+        return batch
+
+    def next_batch(self, most_bytes: int) -> Batch | None:
+        """The oldest batch that no writer has, made of fresh values if need be; marks it so."""
+        for batch in self._resident.batches:
+            if not batch.writing:
+                break
+        else:
+            if not self._resident.fresh:
+                return None
+            batch = self._cut(min(most_bytes, BATCH_BYTES))
+        batch.writing = True
+        return batch
+
+    def oldest_batch(self) -> float:
+        """When the first value of what `next_batch` returns was put; infinite if there is none."""
+        for batch in self._resident.batches:
+            if not batch.writing:
+                return batch.first
+        return self.puts + 1 if self._resident.fresh else math.inf
+
+    def settle(self) -> None:
+        """Give the fresh values slots."""
+        while self._resident.fresh:
+            self.give_slots(self._cut(BATCH_BYTES))
+
+    def settle_all(self) -> None:
+        """Give every value in RAM a slot."""
+        for batch in list(self._resident.batches):
+            self.give_slots(batch)
+        self.settle()
+
+    def give_slots(self, batch: Batch) -> None:
+        """Give the values of a batch slots."""
+        slots = []
+        writing = batch.writing
+        for key, array, number in zip(batch.keys, batch.arrays, batch.numbers, strict=True):
+            slot = Slot(key, number, None)
+            slot.version = number
+            slot.array = array
+            if self._returnable:
+                slot.value = array
+            if writing:
+                slot.writing = number
+            slots.append(slot)
+        self._resident.forget_batch(batch)
+        self._resident.add_slots(slots)
+        self.slots.update(zip(batch.keys, slots, strict=True))
+        for key in batch.keys:
+            del self.rows[key]
+        batch.slots = slots
+
+    def publish(self, batch: Batch, rows: list[RawRow]) -> None:
+        """The values of a batch without slots were committed: keep their rows only."""
+        arrays = batch.arrays
+        self._resident.forget_batch(batch)
+        self._resident.release(arrays)
+        batch.stored = True
+        held = is_held(arrays)
+        if any(held):
+            views = map(ref, itertools.compress(arrays, held))
+            self._views.update(zip(itertools.compress(batch.keys, held), views, strict=True))
+        self.rows.update(zip(batch.keys, rows, strict=True))
+        if len(self.rows) > self._most_known:
+            self._forget_rows()
+            self._most_known = max(MAX_KNOWN, 2 * len(self.rows))
+
+    def moved(self, rows: Sequence[Row], to: dict[int, Row]) -> None:
+        """Compaction has moved values, named by generation: note the rows that say where to."""
+        for row in rows:
+            key = decode_key(row.key, row.exact)
+            slot, known = self.slots.get(key), self.rows.get(key)
+            if slot is not None and slot.raw is not None:
+                slot.raw = to.get(slot.raw[GENERATION], slot.raw)
+            elif type(known) is tuple:
+                self.rows[key] = to.get(known[GENERATION], known)
+
+    # --- forgetting --------------------------------------------------------------------------
+
+    def _forget_idle(self) -> None:
+        """Forget the slots that hold nothing but what the catalog knows."""
+        for slot in list(self.slots.values()):
+            if (
+                slot.array is None
+                and slot.value is None
+                and slot.raw is not None
+                # Put anew since it was deleted, and the deletion is not committed yet.
+                and slot.key not in self.tombstones
+                and (slot.view is None or slot.view() is None)
+                and not self.pinned(slot)
+            ):
+                self.forget(slot)
+
+    def forget(self, slot: Slot) -> None:
+        """Leave a slot's key to the catalog."""
+        self.complete = False
+        self.hits += slot.hits
+        self.slots.pop(slot.key, None)
+
+    def _forget_rows(self) -> None:
+        self.complete = False
+        self._views = {key: view for key, view in self._views.items() if view() is not None}
+        self.rows = {
+            key: row
+            for key, row in self.rows.items()
+            if type(row) is Batch or key in self._views or key in self.tombstones
+        }
+
+    # --- counting and iterating ----------------------------------------------------------------
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether `count` needs no scan of the catalog."""
+        return self._counted
+
+    def count(self, doomed: int) -> int:
+        """Number of keys.  O(1), but O(n) the first time in a catalog that was reopened.
+
+        Parameters
+        ----------
+        doomed
+            Rows of the catalog that do not count.  No commit may be under way unless `is_counted`.
+        """
+        if not self._counted:
+            assert self._catalog is not None
+            unsaved = sum(slot.raw is None for slot in self.slots.values())
+            without_slot = sum(len(batch.keys) for batch in self._resident.batches)
+            self._count = self._catalog.count() + unsaved + without_slot - doomed
+            self._counted = True
+        return self._count + len(self._resident.fresh)
+
+    def has_row(self, key: Any) -> bool:
+        """Whether a row of this key, as known here, is committed."""
+        slot = self.slots.get(key)
+        return type(self.rows.get(key)) is tuple if slot is None else slot.raw is not None
+
+    def known_keys(self, *, descending: bool) -> list[Any]:
+        """Every key that is known here, in the order of insertion.  O(n log n)."""
+        return [key for _, key in self._places(descending, unsaved=False)]
+
+    def unsaved_keys(self, *, descending: bool) -> list[tuple[int, Any]]:
+        """Place and key of whatever has no row in the catalog, in the order of insertion."""
+        return self._places(descending, unsaved=True)
+
+    def _places(self, descending: bool, *, unsaved: bool) -> list[tuple[int, Any]]:
+        places = [
+            (slot.seq, key) for key, slot in self.slots.items() if not unsaved or slot.raw is None
+        ]
+        if not unsaved:
+            places += [(row[SEQ], key) for key, row in self.rows.items() if type(row) is tuple]
+        for batch in self._resident.batches:
+            places += zip(batch.numbers, batch.keys, strict=True)
+        places += zip(itertools.count(self.puts + 1), self._resident.fresh)
+        places.sort(key=lambda place: place[0], reverse=descending)
+        return places
+
+    def page(self, after: int, *, descending: bool) -> list[tuple[int, bytes, bytes | None]]:
+        """Place and codes of the catalog's next entries, among them such as wait to be deleted."""
+        if self._closed or self._catalog is None:
+            raise ClosedChestError("the chest is closed")
+        return self._catalog.page(after, _PAGE, descending=descending)
+
+    def deleted(self) -> dict[Any, int | None]:
+        """Keys whose deletion is not committed yet, and the place of what is there now."""
+        return {key: self._place_of(key) for key in self.tombstones}
+
+    def _place_of(self, key: Any) -> int | None:
+        slot = self.slots.get(key)
+        if slot is not None:
+            return slot.seq
+        row = self.rows.get(key)
+        return row[SEQ] if type(row) is tuple else None
