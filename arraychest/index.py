@@ -2,7 +2,8 @@
 
 A key that the chest has met since it was opened is in one of three places:
 
-- ``resident.fresh``: a small value that was just put, in no batch yet;
+- ``resident.fresh``: a small value that was just put, in no batch yet; the catalog may have another
+  one of this key;
 - ``rows``: it goes through without a slot.  A batch that waits or is being written, or the
   catalog's row of what is stored;
 - ``slots``: somebody has asked for it, and it has a slot.
@@ -161,12 +162,13 @@ class Index:
     def _read_ahead(self, seq: int) -> None:
         assert self._catalog is not None
         slots, rows, tombstones = self.slots, self.rows, self.tombstones
+        fresh = self._resident.fresh
         for raw in self._catalog.rows_after(seq, _READ_AHEAD):
             self._last_found = raw[SEQ]
             # One that cannot be decoded is reported when it is asked for.
             with contextlib.suppress(ValueError):
                 key = decode_key(raw[KEY], raw[EXACT])
-                if key not in slots and key not in rows and key not in tombstones:
+                if not (key in slots or key in rows or key in fresh or key in tombstones):
                     rows[key] = raw
 
     def _remember(self, raw: RawRow, key: Any) -> Slot:
@@ -208,36 +210,72 @@ class Index:
 
     def add_fresh(self, key: Any, array: np.ndarray) -> bool:
         """Keep a small array that owns its buffer, without a slot; False if it needs one."""
-        resident = self._resident
-        if not self.complete or key in self.rows or not resident.add_fresh(key, array):
+        if key in self.rows:
             return False
-        if len(resident.fresh) >= BATCH_VALUES:
+        if len(self._resident.fresh) >= BATCH_VALUES:
             self.cut_fresh()
-        return True
+        return self._resident.add_fresh(key, array)
 
     def cut_fresh(self) -> None:
         """Make batches of everything fresh."""
         while self._resident.fresh:
             self._cut(BATCH_BYTES)
 
-    def _cut(self, most_bytes: int) -> Batch:
-        batch = self._resident.take_fresh(self.puts + 1, most_bytes, BATCH_VALUES)
-        self.puts += len(batch.keys)
-        self._count += len(batch.keys)
-        self.rows.update(dict.fromkeys(batch.keys, batch))
+    def _cut(self, most_bytes: int) -> Batch | None:
+        """Make a batch of the oldest fresh values; None if all of them overwrite stored ones.
+
+        Whether they do is not asked when they are put, but here for all at once, which costs a
+        quarter of as many look-ups.
+        """
+        resident = self._resident
+        keys, arrays = resident.oldest_fresh(most_bytes, BATCH_VALUES)
+        # First what may fail: the values are safe where they are.
+        stored = [] if self.complete else self._slots_of_stored(keys)
+        resident.drop_fresh(keys)
+        if stored:
+            values = dict(zip(keys, arrays, strict=True))
+            for slot in stored:
+                self.puts += 1
+                self._set_array(slot, values.pop(slot.key), self.puts)
+            self.slots.update((slot.key, slot) for slot in stored)
+            resident.add_slots(stored)
+            keys, arrays = list(values), list(values.values())
+        if not keys:
+            return None
+        batch = Batch(keys, arrays, self.puts + 1)
+        self.puts += len(keys)
+        self._count += len(keys)
+        resident.add_batch(batch)
+        self.rows.update(dict.fromkeys(keys, batch))
         return batch
+
+    def _slots_of_stored(self, keys: list[Any]) -> list[Slot]:
+        """New slots for those of these keys that the catalog has; they are not in the index."""
+        assert self._catalog is not None
+        asked = {encode_key(key).canonical: key for key in keys if key not in self.tombstones}
+        slots = []
+        for raw in self._catalog.find_all(list(asked)):
+            key = asked[raw[KEY]]
+            # A row that cannot be decoded is about to be overwritten.
+            with contextlib.suppress(ValueError):
+                key = decode_key(raw[KEY], raw[EXACT])
+            slots.append(Slot(key, raw[SEQ], raw))
+        return slots
+
+    def _set_array(self, slot: Slot, array: np.ndarray, number: int) -> None:
+        slot.version = number
+        slot.array = array
+        if self._returnable:
+            slot.value = array
 
     def next_batch(self, most_bytes: int) -> Batch | None:
         """The oldest batch that no writer has, made of fresh values if need be; marks it so."""
-        for batch in self._resident.batches:
-            if not batch.writing:
-                break
-        else:
-            if not self._resident.fresh:
-                return None
-            batch = self._cut(min(most_bytes, BATCH_BYTES))
-        batch.writing = True
-        return batch
+        found = next((batch for batch in self._resident.batches if not batch.writing), None)
+        while found is None and self._resident.fresh:
+            found = self._cut(min(most_bytes, BATCH_BYTES))
+        if found is not None:
+            found.writing = True
+        return found
 
     def oldest_batch(self) -> float:
         """When the first value of what `next_batch` returns was put; infinite if there is none."""
@@ -249,7 +287,9 @@ class Index:
     def settle(self) -> None:
         """Give the fresh values slots."""
         while self._resident.fresh:
-            self.give_slots(self._cut(BATCH_BYTES))
+            batch = self._cut(BATCH_BYTES)
+            if batch is not None:
+                self.give_slots(batch)
 
     def settle_all(self) -> None:
         """Give every value in RAM a slot."""
@@ -257,16 +297,20 @@ class Index:
             self.give_slots(batch)
         self.settle()
 
+    def discard(self) -> None:
+        """Give every value in RAM a slot, except the fresh ones, which are gone."""
+        for batch in list(self._resident.batches):
+            self.give_slots(batch)
+        self._resident.release(list(self._resident.fresh.values()))
+        self._resident.drop_fresh(list(self._resident.fresh))
+
     def give_slots(self, batch: Batch) -> None:
         """Give the values of a batch slots."""
         slots = []
         writing = batch.writing
         for key, array, number in zip(batch.keys, batch.arrays, batch.numbers, strict=True):
             slot = Slot(key, number, None)
-            slot.version = number
-            slot.array = array
-            if self._returnable:
-                slot.value = array
+            self._set_array(slot, array, number)
             if writing:
                 slot.writing = number
             slots.append(slot)
@@ -348,6 +392,8 @@ class Index:
         doomed
             Rows of the catalog that do not count.  No commit may be under way unless `is_counted`.
         """
+        if not self.complete:
+            self.cut_fresh()
         if not self._counted:
             assert self._catalog is not None
             unsaved = sum(slot.raw is None for slot in self.slots.values())
@@ -370,6 +416,8 @@ class Index:
         return self._places(descending, unsaved=True)
 
     def _places(self, descending: bool, *, unsaved: bool) -> list[tuple[int, Any]]:
+        if not self.complete:
+            self.cut_fresh()
         places = [
             (slot.seq, key) for key, slot in self.slots.items() if not unsaved or slot.raw is None
         ]

@@ -127,7 +127,7 @@ class ResidentSet:
         Bytes of the buffers that the set keeps alive, each once.
     fresh
         Small values by key that have no slot: each is an array that owns its buffer, put under a
-        key that the chest did not have, and that nothing but puts has asked for since.
+        key that has no slot, and that nothing but puts has asked for since.
     batches
         Such values that were taken out of `fresh` to be stored, oldest first.
     """
@@ -186,24 +186,26 @@ class ResidentSet:
         fresh[key] = array
         return True
 
-    def take_fresh(self, first: int, most_bytes: int, most: int) -> Batch:
-        """Make a batch of the values that were put first; numbered from `first` on."""
-        fresh = self.fresh
-        keys = list(itertools.islice(fresh, most))
-        arrays = list(itertools.islice(fresh.values(), most))
+    def oldest_fresh(self, most_bytes: int, most: int) -> tuple[list[Any], list[np.ndarray]]:
+        """Keys and arrays of the fresh values that were put first, one of them at least."""
+        keys = list(itertools.islice(self.fresh, most))
+        arrays = list(itertools.islice(self.fresh.values(), most))
         ends = list(itertools.accumulate([array.nbytes for array in arrays]))
-        if ends[-1] > most_bytes:
-            count = bisect.bisect_left(ends, most_bytes) + 1
-            del keys[count:], arrays[count:], ends[count:]
-        batch = Batch(keys, arrays, first, ends[-1])
-        self.batches[batch] = None
-        self._batched += len(keys)
-        if len(keys) == len(fresh):
-            self.fresh = {}
+        count = bisect.bisect_left(ends, most_bytes) + 1
+        return keys[:count], arrays[:count]
+
+    def drop_fresh(self, keys: list[Any]) -> None:
+        """These values are fresh no longer; they stay charged."""
+        if len(keys) == len(self.fresh):
+            self.fresh.clear()
         else:
             for key in keys:
-                del fresh[key]
-        return batch
+                del self.fresh[key]
+
+    def add_batch(self, batch: Batch) -> None:
+        """Take over a batch of values that are charged already."""
+        self.batches[batch] = None
+        self._batched += len(batch.keys)
 
     def add_slots(self, slots: Iterable[Slot]) -> None:
         """Take over slots for values that are charged already."""

@@ -106,11 +106,11 @@ class Batch:
 
     __slots__ = ("arrays", "first", "keys", "nbytes", "slots", "stored", "writing")
 
-    def __init__(self, keys: list[Any], arrays: list[np.ndarray], first: int, nbytes: int) -> None:
+    def __init__(self, keys: list[Any], arrays: list[np.ndarray], first: int) -> None:
         self.keys = keys
         self.arrays = arrays
         self.first = first
-        self.nbytes = nbytes
+        self.nbytes = sum([array.nbytes for array in arrays])
         self.writing = False
         self.slots: list[Slot] | None = None
         self.stored = False

@@ -26,7 +26,7 @@ from collections import deque
 
 from arraychest.budget import Budget
 from arraychest.committer import Committer, Job, logger
-from arraychest.errors import SpillError
+from arraychest.errors import ArrayChestError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES, Index
 from arraychest.resident import ResidentSet
 from arraychest.slot import Slot
@@ -199,11 +199,7 @@ class WriteBehind:
             and not self._committing
             and not self._deletions_failed
             # On a full disk they make the room that a put waits for.
-            and (
-                self._flushing
-                or self._committer.deletions_due
-                or (self._awaited and self._pause)
-            )
+            and (self._flushing or self._committer.deletions_due or (self._awaited and self._pause))
         ):
             if (
                 self._retry_at
@@ -252,7 +248,12 @@ class WriteBehind:
         return self._next_victims(wanted) or self._next_batch(wanted)
 
     def _next_batch(self, wanted: int) -> Job | None:
-        batch = self.index.next_batch(wanted)
+        try:
+            batch = self.index.next_batch(wanted)
+        except (OSError, ArrayChestError) as error:
+            # The catalog cannot be read: the values stay fresh.
+            self._note_failure(error)
+            return None
         if batch is None:
             return None
         return Job([], [], batch.arrays, batch.nbytes, small=True, batch=batch)
@@ -352,11 +353,14 @@ class WriteBehind:
             if error is None:
                 self._pause = 0.0
             elif job.compact is None:
-                self.failure = self._last_failure = error
-                self._pause = min(2 * self._pause or _FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
-                self._retry_at = time.monotonic() + self._pause
-                self._draining = False
+                self._note_failure(error)
             self.changed.notify_all()
+
+    def _note_failure(self, error: BaseException) -> None:
+        self.failure = self._last_failure = error
+        self._pause = min(2 * self._pause or _FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+        self._retry_at = time.monotonic() + self._pause
+        self._draining = False
 
     def become_reader(self) -> None:
         """In a forked child: nobody writes here, and no other thread is left."""
@@ -377,7 +381,10 @@ class WriteBehind:
             Some could not be; they stay in RAM, or stay deleted, and are tried again later.
         """
         with self.lock:
-            self.index.cut_fresh()
+            try:
+                self.index.cut_fresh()
+            except (OSError, ArrayChestError) as error:
+                raise SpillError(f"values could not be stored: {error}") from error
             batches = deque(self.resident.batches)
             slots = self.resident.slots()
             versions = [slot.version for slot in slots]

@@ -597,7 +597,7 @@ class Store:
             packs = self._packs_after(moved, rows, ())
             dropped = [known.id for known in packs.values() if self._may_drop(known)]
             changed = [known for known in packs.values() if known.id not in dropped]
-            self.catalog.commit(moved=moved, packs=changed, dropped_packs=dropped)
+            self.catalog.commit(rows=moved, packs=changed, dropped_packs=dropped)
         finally:
             self.append_settled(appended)
         self.files.loose.difference_update(self.pack_name(known.id) for known in changed)

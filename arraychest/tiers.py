@@ -109,9 +109,7 @@ class Tiers:
         self.resident = ResidentSet()
         self.index = Index(self.resident, returnable=not options.private)
         self.index.pinned = lambda slot: slot in self._loading
-        self.committer = Committer(
-            self.index, self.resident, self._open_store, options.on_overflow
-        )
+        self.committer = Committer(self.index, self.resident, self._open_store, options.on_overflow)
         self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
         # Names of their own for what every put asks.
         self._slots = self.index.slots
@@ -786,7 +784,7 @@ class Tiers:
                     if self.forked:
                         discard = False
                     elif discard:
-                        self.index.settle_all()
+                        self.index.discard()
                         for slot in self.resident.slots():
                             self.committer.let_go(slot)
                             slot.version = -1
@@ -849,7 +847,6 @@ class Tiers:
         self.committer.commit_lock.acquire()
         self.writer.lock.acquire()
         self._store_lock.acquire()
-        self.index.settle_all()
         if self._store is not None:
             # SQLite's locks are not inherited: hold none across the fork.
             self._store.catalog.end_snapshot()
