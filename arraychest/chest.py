@@ -22,15 +22,15 @@ import numpy as np
 from arraychest.budget import Budget
 from arraychest.entry import Entry
 from arraychest.errors import AbsentKeyError
-from arraychest.store import Mode
-from arraychest.tiers import Options, Tiers
+from arraychest.folder import Mode
+from arraychest.linking import update_from
+from arraychest.session import Options
+from arraychest.tiers import Tiers
 from arraychest.units import format_bytes
 from arraychest.values import OnPut
 
 MmapMode = Literal["r", "c"]
 
-# Values that `update` links with one commit.
-_LINK_BATCH = 1024
 _MISSING: Any = object()
 
 
@@ -336,7 +336,7 @@ class Chest(MutableMapping[Any, Any]):
         """
         if isinstance(other, Chest):
             if other is not self:
-                self._update_from_chest(other, overwrite)
+                update_from(self._tiers, other._tiers, overwrite=overwrite)
         else:
             # As dict does it: whatever has keys is a mapping, anything else is pairs.
             keys = getattr(other, "keys", None)
@@ -345,38 +345,6 @@ class Chest(MutableMapping[Any, Any]):
                 self._tiers.put_any(key, value, only_absent=not overwrite)
         for name, value in named.items():
             self._tiers.put_any(name, value, only_absent=not overwrite)
-
-    def _update_from_chest(self, other: Chest, overwrite: bool) -> None:
-        packs: dict[int, int] = {}
-        group: list[tuple[Any, Any]] = []
-
-        def link() -> None:
-            # In the order of the other chest: a value that cannot be linked is copied in place.
-            at = 0
-            while at < len(group):
-                at += self._tiers.link_from(other._tiers, group[at:], packs)
-                if at < len(group):
-                    copy(group[at][0])
-                    at += 1
-            group.clear()
-
-        def copy(key: Any) -> None:
-            value = other.get(key, _MISSING)
-            if value is not _MISSING:
-                self._tiers.put_any(key, value, only_absent=not overwrite)
-
-        for key in other:
-            if not overwrite and key in self:
-                continue
-            row = other._tiers.stored_row(key)
-            if row is not None:
-                group.append((key, row))
-            if group and (row is None or len(group) >= _LINK_BATCH):
-                link()
-            if row is None:
-                copy(key)
-        if group:
-            link()
 
     # --- what it holds ---------------------------------------------------------------------
 

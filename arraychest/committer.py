@@ -22,6 +22,7 @@ from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, 
 from arraychest.errors import ArrayChestError, SpillError
 from arraychest.index import Index
 from arraychest.keys import KeyCode, encode_key
+from arraychest.loader import pack_name, value_name
 from arraychest.resident import ResidentSet, is_held
 from arraychest.slot import Batch, Slot
 from arraychest.store import Store
@@ -238,7 +239,7 @@ class Committer:
                     # Overwritten or deleted since it was picked: what was written is thrown away.
                     fresh = [s.version == v for s, v in zip(slots, versions, strict=True)]
                     unused = [
-                        store.value_name(Row._make(row))
+                        value_name(Row._make(row))
                         for row, keep in zip(rows, fresh, strict=True)
                         if not keep and row[PACK] is None
                     ]
@@ -330,7 +331,7 @@ class Committer:
                 try:
                     yield store, row
                 except ArrayChestError:
-                    store.files.remove([store.value_name(row)])
+                    store.files.remove([value_name(row)])
                     raise
         except ArrayChestError:
             raise
@@ -377,7 +378,7 @@ class Committer:
                 if store.has_pack(identity):
                     store.catalog.raise_interrupt()
             if known and not store.has_pack(identity):
-                store.files.remove([store.pack_name(identity)])
+                store.files.remove([pack_name(identity)])
             store.catalog.raise_interrupt()
 
 

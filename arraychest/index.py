@@ -127,10 +127,9 @@ class Index:
             return slot
         known = self.rows.get(key)
         if known is not None:
-            if type(known) is Batch:
+            if isinstance(known, Batch):
                 self.give_slots(known)
                 return self.slots[key]
-            assert type(known) is tuple
             slot = self._remember(known, key)
             del self.rows[key]
             slot.view = self._views.pop(key, None)
@@ -343,7 +342,7 @@ class Index:
             slot, known = self.slots.get(key), self.rows.get(key)
             if slot is not None and slot.raw is not None:
                 slot.raw = to.get(slot.raw[GENERATION], slot.raw)
-            elif type(known) is tuple:
+            elif known is not None and not isinstance(known, Batch):
                 self.rows[key] = to.get(known[GENERATION], known)
 
     # --- forgetting --------------------------------------------------------------------------
@@ -374,7 +373,7 @@ class Index:
         self.rows = {
             key: row
             for key, row in self.rows.items()
-            if type(row) is Batch or key in self._views or key in self.tombstones
+            if isinstance(row, Batch) or key in self._views or key in self.tombstones
         }
 
     # --- counting and iterating ----------------------------------------------------------------
@@ -405,7 +404,10 @@ class Index:
     def has_row(self, key: Any) -> bool:
         """Whether a row of this key, as known here, is committed."""
         slot = self.slots.get(key)
-        return type(self.rows.get(key)) is tuple if slot is None else slot.raw is not None
+        if slot is not None:
+            return slot.raw is not None
+        known = self.rows.get(key)
+        return known is not None and not isinstance(known, Batch)
 
     def known_keys(self, *, descending: bool) -> list[Any]:
         """Every key that is known here, in the order of insertion.  O(n log n)."""
@@ -422,7 +424,9 @@ class Index:
             (slot.seq, key) for key, slot in self.slots.items() if not unsaved or slot.raw is None
         ]
         if not unsaved:
-            places += [(row[SEQ], key) for key, row in self.rows.items() if type(row) is tuple]
+            places += [
+                (row[SEQ], key) for key, row in self.rows.items() if not isinstance(row, Batch)
+            ]
         for batch in self._resident.batches:
             places += zip(batch.numbers, batch.keys, strict=True)
         places += zip(itertools.count(self.puts + 1), self._resident.fresh)
@@ -444,4 +448,4 @@ class Index:
         if slot is not None:
             return slot.seq
         row = self.rows.get(key)
-        return row[SEQ] if type(row) is tuple else None
+        return None if row is None or isinstance(row, Batch) else row[SEQ]

@@ -11,39 +11,22 @@ import contextlib
 import errno
 import itertools
 import os
-import pickle
-import stat
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import cast
 
 import numpy as np
 
 from arraychest import files as value_files
-from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.catalog import Catalog, Pack
 from arraychest.codecs import npy, pack
 from arraychest.entry import PACK, Form, RawRow, Row, parse_form
-from arraychest.errors import ChestFormatError, CorruptEntryError, PickleRefusedError
-from arraychest.files import DATA, PACKS, SPARE, Files
-from arraychest.keys import KeyCode, decode_key, file_stem
-from arraychest.mapping import map_file
-from arraychest.values import copied, scalar_of
-
-Mode = Literal["r", "a", "w", "x"]
-
-# A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
-# map then serves all its values.  Pages beyond the end are never touched.
-_PACK_MAP_BYTES = pack.PACK_BYTES + (8 << 20)
+from arraychest.files import PACKS, SPARE, Files
+from arraychest.keys import KeyCode, decode_key
+from arraychest.loader import READ_FLAGS, Loader, pack_name, value_name
 
 # Bytes of small values that one compaction step moves in one transaction.
 _MOVE_BYTES = 4 << 20
-
-# Packs kept mapped; one map serves 64 MiB of small values.
-_MAX_PACK_MAPS = 1024
-
-# NONBLOCK and NOFOLLOW: a stranger's chest may hold a pipe or a link in the place of a file.
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 class Store:
@@ -72,11 +55,17 @@ class Store:
         self.root = root
         self.files = Files(root, durable=durable)
         self.lock_fd = lock_fd
-        self._allow_pickle = allow_pickle
-        self._private = private
         self.catalog = Catalog(root, writable=lock_fd is not None, durable=durable)
         try:
             self._packs = {known.id: known for known in self.catalog.packs()}
+            self.loader = Loader(
+                self.files,
+                self.catalog,
+                self._packs,
+                reads_only=lock_fd is None,
+                allow_pickle=allow_pickle,
+                private=private,
+            )
             if lock_fd is not None:
                 # Last: in a folder that turns out to be another program's, nothing is made.
                 self.files.make_folders()
@@ -91,7 +80,6 @@ class Store:
         # Packs with values that are written and not committed yet, and how many batches of them.
         self._pending: dict[int, int] = {}
         self._tail = 0
-        self._pack_maps: dict[int, tuple[np.ndarray, int]] = {}
         self._unsure = False
         self.bytes_written = 0
 
@@ -152,7 +140,7 @@ class Store:
         nbytes = len(head) + sum(map(len, body))
         stored = nbytes + npy.TRAILER_BYTES
         row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
-        self.files.write(self.value_name(row), [head, *body, npy.trailer(stamp, nbytes)])
+        self.files.write(value_name(row), [head, *body, npy.trailer(stamp, nbytes)])
         self.bytes_written += stored
         return row
 
@@ -198,7 +186,7 @@ class Store:
             if not start:
                 buffers.insert(0, pack.header(target.stamp))
                 lengths.insert(0, pack.HEADER_BYTES)
-            self._tail = self.files.append(self.pack_name(target.id), start, buffers, lengths)
+            self._tail = self.files.append(pack_name(target.id), start, buffers, lengths)
             # Not in the catalog before the first commit of a row in it.
             self._packs.setdefault(target.id, target)
             self._open_pack = target.id
@@ -243,7 +231,7 @@ class Store:
         target = self._packs.get(self._open_pack or 0)
         if target is not None and not target.sealed and self._tail < pack.PACK_BYTES:
             # Behind the end of a file that was truncated, what it has lost would read as zeros.
-            name, head = self.pack_name(target.id), pack.header(target.stamp)
+            name, head = pack_name(target.id), pack.header(target.stamp)
             if self._tail >= len(head) and self.files.may_append(name, self._tail, head):
                 return target, self._tail
         return Pack(self._generation(), _new_stamp(), 0, 0, 0), 0
@@ -305,16 +293,16 @@ class Store:
             raise
         self.files.loose.difference_update(
             _own_files(rows),
-            (self.pack_name(known.id) for known in changed),
+            (pack_name(known.id) for known in changed),
         )
         self._packs.update((known.id, known) for known in changed)
         for identity in dropped:
             self._forget_pack(identity)
-        return _own_files(freed) + [self.pack_name(identity) for identity in dropped]
+        return _own_files(freed) + [pack_name(identity) for identity in dropped]
 
     def _forget_pack(self, identity: int) -> None:
         self._packs.pop(identity, None)
-        self._pack_maps.pop(identity, None)
+        self.loader.forget_pack(identity)
 
     def _packs_after(
         self, rows: Iterable[RawRow], freed: Iterable[RawRow], adopted: Iterable[Pack]
@@ -345,193 +333,6 @@ class Store:
                 live=before.live + live[identity],
             )
         return after
-
-    # --- reading ---------------------------------------------------------------------------
-
-    def mapped_value(self, raw: RawRow) -> Any:
-        """A packed value whose pack is already mapped far enough; None if it is not.
-
-        Does no I/O, so that it may be called under the chest's lock.
-        """
-        _, _, _, text, _, identity, offset, stored, _ = raw
-        known = self._pack_maps.get(cast(int, identity))
-        if known is None or offset + stored > known[1]:
-            return None
-        try:
-            form = parse_form(text)
-            if form.nbytes != stored or offset < pack.HEADER_BYTES:
-                return None  # `load` says what is wrong
-            return self._value(pack.view(known[0], form, offset), form, packed=True)
-        except (ValueError, TypeError):
-            return None
-
-    def load(self, row: Row, key: Any) -> Any:
-        """The value of a row: a view of a map, or a NumPy scalar.
-
-        Raises
-        ------
-        CorruptEntryError
-            The file is missing, or is not the one that the row describes.
-        PickleRefusedError
-            It needs pickle, and this chest does without.
-        OSError
-            It could not be read.
-        """
-        name = self.value_name(row) if row.pack is None else self.pack_name(row.pack)
-        path = self.files.path(name)
-        try:
-            form = parse_form(row.form)
-        except ValueError as error:
-            raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        if form.kind == "pickle" and not self._allow_pickle:
-            raise PickleRefusedError(
-                f"the value of key {key!r} in {path} is an array of Python objects, stored with "
-                "pickle: open the chest with allow_pickle=True if you trust who wrote it"
-            )
-        try:
-            if row.pack is None:
-                return self._load_file(path, row, form, key)
-            array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
-            return self._value(array, form, packed=True)
-        except (FileNotFoundError, NotADirectoryError, BlockingIOError) as error:
-            # BlockingIOError: it is being overwritten as a spare, since its row is gone.
-            raise CorruptEntryError(
-                f"expected the value of key {key!r} in {path}, found no such file"
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise CorruptEntryError(
-                    f"expected the value of key {key!r} in {path}, found a symbolic link or a "
-                    "socket"
-                ) from error
-            raise
-        except (CorruptEntryError, PickleRefusedError):
-            raise
-        except (TypeError, ValueError, OverflowError, MemoryError) as error:
-            raise CorruptEntryError(
-                f"expected an array of the form {row.form[:200]} for key {key!r} in {path}, found "
-                f"what NumPy makes none of: {error}"
-            ) from error
-
-    def _load_file(self, path: str, row: Row, form: Form, key: Any) -> Any:
-        fd = os.open(path, _READ_FLAGS)
-        try:
-            status = os.fstat(fd)
-            size = status.st_size
-            if not stat.S_ISREG(status.st_mode) or size != row.stored:
-                raise CorruptEntryError(
-                    f"expected {row.stored} bytes for key {key!r} in {path}, found {size}"
-                )
-            body = size - npy.TRAILER_BYTES
-            tail = os.pread(fd, npy.TRAILER_BYTES, max(body, 0))
-            if npy.stamp_of(tail) != (row.stamp, body):
-                raise CorruptEntryError(
-                    f"expected the file of key {key!r} in {path}, found one written elsewhere, "
-                    "or another entry's"
-                )
-            if form.kind == "pickle":
-                data = os.pread(fd, body - row.offset, row.offset)
-                try:
-                    array = npy.unpickle(data, form)
-                except (pickle.UnpicklingError, EOFError) as error:
-                    raise CorruptEntryError(
-                        f"expected pickled objects for key {key!r} in {path}: {error}"
-                    ) from error
-                array.setflags(write=self._private)
-                return array
-            if not 0 <= row.offset <= body or form.nbytes != body - row.offset:
-                raise CorruptEntryError(
-                    f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
-                    f"{body - row.offset}"
-                )
-            base = self._map(fd, size)
-        finally:
-            os.close(fd)
-        return self._value(pack.view(base, form, row.offset), form, packed=False)
-
-    def _value(self, array: np.ndarray, form: Form, *, packed: bool) -> Any:
-        if form.kind == "scalar":
-            return scalar_of(array)
-        # All values of a pack share one map, which is read-only.
-        return copied(array) if packed and self._private else array
-
-    def _map(self, fd: int, size: int) -> np.ndarray:
-        try:
-            return map_file(fd, size, private=self._private)
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-        # As many maps as the system allows (vm.max_map_count) are alive: read it instead.
-        copy = np.empty(size, np.uint8)
-        at = 0
-        while at < size:
-            count = os.preadv(fd, [copy.data[at:]], at)
-            if not count:
-                raise OSError(errno.EIO, "the file ended while it was read")
-            at += count
-        copy.flags.writeable = self._private
-        return copy
-
-    def _pack_base(self, path: str, row: Row, form: Form, key: Any) -> np.ndarray:
-        """The bytes of a mapped pack, as far as `row` reaches at least."""
-        identity = cast(int, row.pack)
-        if form.nbytes != row.stored:
-            raise CorruptEntryError(
-                f"expected {form.nbytes} bytes for key {key!r} in {path}, found {row.stored}"
-            )
-        fd = os.open(path, _READ_FLAGS)
-        try:
-            status = os.fstat(fd)
-            stamp = None
-            if stat.S_ISREG(status.st_mode):
-                stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
-            known = self._packs.get(identity)
-            if known is None and self.lock_fd is None:
-                # Begun after this reader opened the chest.
-                self._packs.update((each.id, each) for each in self.catalog.packs())
-                known = self._packs.get(identity)
-            if known is None or stamp is None or stamp != known.stamp:
-                raise CorruptEntryError(
-                    f"expected the pack of key {key!r} in {path}, found something else"
-                )
-            if not _is_place(row.offset) or row.offset + row.stored > status.st_size:
-                raise CorruptEntryError(
-                    f"expected key {key!r} at bytes {row.offset} to {row.offset + row.stored} of "
-                    f"{path}, found {status.st_size} bytes in all"
-                )
-            held = self._pack_maps.get(identity)
-            mapped = max(_PACK_MAP_BYTES, status.st_size)
-            base = map_file(fd, mapped) if held is None else held[0]
-        finally:
-            os.close(fd)
-        if len(self._pack_maps) >= _MAX_PACK_MAPS:
-            self._pack_maps.clear()
-        if identity in self._packs:  # not moved elsewhere meanwhile
-            self._pack_maps[identity] = base, status.st_size
-        return base
-
-    def prefetch(self, row: Row) -> None:
-        """Ask the kernel to read a value ahead; a hint that cannot fail."""
-        name = self.value_name(row) if row.pack is None else self.pack_name(row.pack)
-        with contextlib.suppress(OSError):
-            fd = os.open(self.files.path(name), _READ_FLAGS)
-            try:
-                os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(fd)
-
-    # --- names -----------------------------------------------------------------------------
-
-    @staticmethod
-    def value_name(row: Row) -> str:
-        """The file of a value that has one of its own, relative to the chest."""
-        generation = row.generation
-        return f"{DATA}/{generation & 255:02x}/{file_stem(row.key)}-{generation:x}.npy"
-
-    @staticmethod
-    def pack_name(identity: int) -> str:
-        """The file of a pack, relative to the chest."""
-        return f"{PACKS}/{identity:x}.pack"
 
     # --- housekeeping ----------------------------------------------------------------------
 
@@ -578,8 +379,8 @@ class Store:
         for row in rows:
             form = parse_form(row.form)
             key = decode_key(row.key, row.exact)
-            path = self.files.path(self.pack_name(cast(int, row.pack)))
-            array = pack.view(self._pack_base(path, row, form, key), form, row.offset)
+            path = self.files.path(pack_name(cast(int, row.pack)))
+            array = pack.view(self.loader.pack_base(path, row, form, key), form, row.offset)
             data.append(array.tobytes(form.order))
         appended = self.append(
             [row.key for row in rows],
@@ -600,7 +401,7 @@ class Store:
             self.catalog.commit(rows=moved, packs=changed, dropped_packs=dropped)
         finally:
             self.append_settled(appended)
-        self.files.loose.difference_update(self.pack_name(known.id) for known in changed)
+        self.files.loose.difference_update(pack_name(known.id) for known in changed)
         self._packs.update((known.id, known) for known in changed)
         for identity in dropped:
             self._forget_pack(identity)
@@ -620,6 +421,7 @@ class Store:
             # Only this process's descriptor: the lock stays with the parent's.
             os.close(self.lock_fd)
             self.lock_fd = None
+            self.loader.reads_only = True
         self._append_lock = threading.Lock()
         self.catalog.reopen_in_child()
 
@@ -638,12 +440,12 @@ class Store:
     def adopt(self, source: str, row: Row) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
         mine = row._replace(generation=self._generation())
-        name = self.value_name(mine)
+        name = value_name(mine)
         self.files.link(source, name)
         # The other chest may have made a spare of it meanwhile, and have begun to overwrite it.
         # From here on it sees the second name, and leaves the file alone.
         try:
-            fd = os.open(self.files.path(name), _READ_FLAGS)
+            fd = os.open(self.files.path(name), READ_FLAGS)
             try:
                 size = os.fstat(fd).st_size
                 tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
@@ -659,7 +461,7 @@ class Store:
     def adopt_pack(self, source: str, theirs: Pack) -> Pack:
         """Link another chest's pack into this one; never appended to here."""
         mine = Pack(self._generation(), theirs.stamp, theirs.bytes, 0, 1)
-        self.files.link(source, self.pack_name(mine.id))
+        self.files.link(source, pack_name(mine.id))
         return mine
 
     def adopt_packed(self, row: Row, identity: int) -> Row:
@@ -673,7 +475,7 @@ class Store:
     def sweep(self) -> int:
         """Remove every file that the catalog does not name; returns how many.  O(files)."""
         named = self.catalog.file_generations()
-        packs = {self.pack_name(identity) for identity in self._packs}
+        packs = {pack_name(identity) for identity in self._packs}
         orphans = []
         for name in self.files.names():
             if name.startswith(PACKS):
@@ -692,11 +494,6 @@ class Store:
         return len(orphans)
 
 
-def _is_place(offset: int) -> bool:
-    """Whether a value may start there in a pack."""
-    return offset >= pack.HEADER_BYTES and offset % pack.ALIGN == 0
-
-
 _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
 
 
@@ -705,61 +502,4 @@ def _new_stamp() -> int:
 
 
 def _own_files(rows: Iterable[RawRow]) -> list[str]:
-    return [Store.value_name(Row._make(row)) for row in rows if row[PACK] is None]
-
-
-def open_folder(path: str, mode: Mode) -> int | None:
-    """Check and, where the mode says so, create and lock a chest's folder.
-
-    Returns the descriptor of the writer's lock, or None for ``mode="r"``.
-
-    Raises
-    ------
-    FileNotFoundError, FileExistsError, NotADirectoryError
-        The mode wants the chest to exist, or not to.
-    ChestFormatError
-        The folder holds something else than a chest.  Nothing was touched.
-    ChestInUseError
-        Another chest writes to it.
-    """
-    catalog = os.path.join(path, CATALOG_NAME)
-    if mode == "r":
-        if not os.path.isfile(catalog):
-            if os.path.isdir(path):
-                raise ChestFormatError(f"expected a chest at {path}, found no {CATALOG_NAME} in it")
-            raise FileNotFoundError(errno.ENOENT, "expected a chest, found no such folder", path)
-        return None
-    created = False
-    try:
-        os.makedirs(path, exist_ok=False)
-        created = True
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise NotADirectoryError(
-                errno.ENOTDIR, "expected a folder for a chest, found a file", path
-            ) from None
-    # One that is shorter than SQLite's header was being made, or is lost.
-    is_chest = os.path.isfile(catalog) and os.path.getsize(catalog) >= 100
-    if mode == "x" and not created and (is_chest or os.listdir(path)):
-        raise FileExistsError(errno.EEXIST, 'mode="x" expects no chest yet, found a folder', path)
-    if not is_chest and not created:
-        present = sorted(set(os.listdir(path)))
-        names = {CATALOG_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")}
-        if set(present) - {DATA, PACKS, SPARE, "writer.lock"} - names:
-            raise ChestFormatError(
-                f"expected a chest or an empty folder at {path}, found {present[:5]}"
-            )
-        left = next(Files(path, durable=False).names(), None)
-        if left is not None and mode != "w":
-            raise ChestFormatError(
-                f"expected {CATALOG_NAME} in {path}, found none beside values such as {left}: "
-                'nothing was touched; mode="w" starts empty'
-            )
-    return value_files.lock_for_writing(path)
-
-
-def empty_folder(path: str) -> None:
-    """Remove a catalog that cannot be read, so that a new one takes its place."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(path, CATALOG_NAME + suffix))
+    return [value_name(Row._make(row)) for row in rows if row[PACK] is None]

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import os
-import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from arraychest import files as value_files
 from arraychest.budget import Budget
-from arraychest.catalog import is_foreign
 from arraychest.codecs.pack import PACK_THRESHOLD
-from arraychest.committer import Committer, logger
 from arraychest.entry import (
     DESCRIBED,
     GENERATION,
@@ -40,17 +35,12 @@ from arraychest.errors import (
     AbsentKeyError,
     ClosedChestError,
     CorruptEntryError,
-    PickleRefusedError,
-    ReadOnlyChestError,
 )
-from arraychest.index import Index
 from arraychest.keys import decode_key, encode_key
-from arraychest.resident import ResidentSet
+from arraychest.loader import file_name, value_name
+from arraychest.session import Options, Session
 from arraychest.slot import Slot
-from arraychest.spill import WriteBehind
-from arraychest.store import Mode, Store, empty_folder, open_folder
 from arraychest.values import (
-    OnPut,
     accept,
     array_to_keep,
     copied,
@@ -66,116 +56,32 @@ MAX_KEPT_VIEWS = 16_384
 _SIMPLE_KEYS = frozenset({str, int, bytes})
 
 
-class Options(NamedTuple):
-    """How a chest was opened."""
-
-    mode: Mode
-    private: bool
-    on_put: OnPut
-    allow_pickle: bool
-    durable: bool
-    on_miss: Callable[[Any], object] | None
-    on_overflow: Callable[[Any], object] | None
-
-
-class Tiers:
+class Tiers(Session):
     """The values of one chest, in RAM and on disk.  Every method is safe from many threads.
 
-    Parameters
-    ----------
-    path
-        The chest's folder; None: a private one, made at the first spill and removed at the end.
-    budget
-        How much may stay in RAM.
-    options
-        How the chest is opened.
+    See `Session` for the parameters.
     """
 
     def __init__(self, path: str | None, budget: Budget, options: Options) -> None:
-        self.path = path
-        self.options = options
-        self.temporary = path is None
-        self.budget = budget
-        self._store: Store | None = None
-        self._store_lock = threading.Lock()
-        self._close_lock = threading.Lock()
-        self.closed = False
-        self._closing = False
-        self._discarded = False
-        self.forked = False
-        # Whether a put has to find out why it is refused; and whether it may keep the very array.
-        self._no_puts = options.mode == "r"
-        self._adopts = options.on_put == "freeze"
-        self.resident = ResidentSet()
-        self.index = Index(self.resident, returnable=not options.private)
-        self.index.pinned = lambda slot: slot in self._loading
-        self.committer = Committer(self.index, self.resident, self._open_store, options.on_overflow)
-        self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
-        # Names of their own for what every put asks.
-        self._slots = self.index.slots
-        self._private = options.private
+        # Slots that a thread is faulting in.
         self._loading: set[Slot] = set()
         # Slots whose `value` is a mapped view, oldest first.
         self._kept: deque[Slot] = deque()
-        if path is not None:
-            self._open_named(path)
-        _alive.add(self)
+        # Whether a put may keep the very array.
+        self._adopts = options.on_put == "freeze"
+        self._private = options.private
+        super().__init__(path, budget, options)
+        self.index.pinned = self._loading.__contains__
+        # A name of its own for what every put asks.
+        self._slots = self.index.slots
 
-    def _open_named(self, path: str) -> None:
-        fd = open_folder(path, self.options.mode)
-        try:
-            try:
-                store = self._make_store(path, fd)
-            except ValueError:
-                if self.options.mode != "w" or is_foreign(path):
-                    raise
-                empty_folder(path)
-                store = self._make_store(path, fd)
-        except BaseException:
-            if fd is not None:
-                value_files.unlock(fd)
-            raise
-        try:
-            if fd is not None:
-                if self.options.mode == "w":
-                    store.clear()
-                if store.catalog.meta("unclean"):
-                    swept = store.sweep()
-                    logger.info("swept %d orphans in %s after an unclean end", swept, path)
-            self.index.puts = store.catalog.last_seq()
-        except BaseException:
-            store.close()
-            raise
-        self._store = store
-        self.index.attach(store.catalog, empty=self.index.puts == 0 and fd is not None)
+    def _forget_kept(self) -> None:
+        self._kept.clear()
 
-    def _make_store(self, path: str, fd: int | None) -> Store:
-        options = self.options
-        return Store(
-            path,
-            fd,
-            durable=options.durable,
-            allow_pickle=options.allow_pickle,
-            private=options.private,
-        )
-
-    def _open_store(self) -> Store:
-        store = self._store
-        if store is None:
-            with self._store_lock:
-                if self._store is None:
-                    self._check_open()
-                    root, fd = value_files.make_private_folder()
-                    try:
-                        self._store = self._make_store(root, fd)
-                    except BaseException:
-                        value_files.unlock(fd)
-                        value_files.remove_folder(root)
-                        raise
-                    self.path = root
-                    self.index.attach(self._store.catalog, empty=True)
-                store = self._store
-        return store
+    def after_fork_in_child(self) -> None:
+        """See `Session`."""
+        super().after_fork_in_child()
+        self._loading.clear()
 
     # --- get -------------------------------------------------------------------------------
 
@@ -207,7 +113,7 @@ class Tiers:
                     raise ClosedChestError("the chest is closed")
                 self.committer.counters.misses += 1
                 if raw[PACK] is not None and self.options.on_miss is None:
-                    value = store.mapped_value(raw)
+                    value = store.loader.mapped_value(raw)
                     if value is not None:
                         return self._keep(slot, raw, value)
                 self._loading.add(slot)
@@ -215,7 +121,7 @@ class Tiers:
                 if self.options.on_miss is not None:
                     self.options.on_miss(slot.key)
                 # Not `self._store`: the chest may be closed meanwhile.
-                value = store.load(Row._make(raw), slot.key)
+                value = store.loader.load(Row._make(raw), slot.key)
             except CorruptEntryError:
                 # A commit that is under way may have moved or replaced it already, which its slot
                 # is told at the end.
@@ -244,7 +150,7 @@ class Tiers:
             return False
         if slot.raw is not raw or slot.array is not None:
             return False
-        if self._sole_writer():
+        if self.sole_writer():
             return True
         # Another process may have replaced it; its file is gone then.
         found = self._store.catalog.find(raw[KEY])
@@ -255,9 +161,6 @@ class Tiers:
             return True
         slot.raw = found
         return False
-
-    def _sole_writer(self) -> bool:
-        return self.options.mode != "r" and not self.forked
 
     def _at_hand(self, slot: Slot) -> Any:
         """The value without I/O, or None."""
@@ -312,14 +215,14 @@ class Tiers:
     def count(self) -> int:
         """Number of keys.  O(1), but O(n) the first time in a chest that was reopened."""
         with self.writer.lock:
-            self._check_open()
+            self.check_open()
             if self.index.is_counted:
                 return self.index.count(0)
         # No commit is under way under this lock, so that each row has been noted on its slot.
         with self.committer.commit_lock, self.writer.lock:
-            self._check_open()
-            if not self._sole_writer():
-                return self._open_store().catalog.count()
+            self.check_open()
+            if not self.sole_writer():
+                return self.open_store().catalog.count()
             return self.index.count(self.committer.doomed_rows())
 
     def keys(self, *, descending: bool = False) -> Iterator[Any]:
@@ -329,7 +232,7 @@ class Tiers:
         may not come.  Reads no value; memory is O(keys that the chest has met).
         """
         with self.writer.lock:
-            self._check_open()
+            self.check_open()
             if self.index.complete:
                 return iter(self.index.known_keys(descending=descending))
             unsaved = self.index.unsaved_keys(descending=descending)
@@ -467,7 +370,7 @@ class Tiers:
             if only_absent and self.index.find(key) is not None:
                 return
         with (
-            self._at_work(),
+            self.at_work(),
             self.committer.storing_directly(key, array, kind) as (store, row),
             writer.lock,
         ):
@@ -476,7 +379,7 @@ class Tiers:
             self.check_writable()
             slot, new = self.index.slot_for_put(key)
             if only_absent and not new:
-                store.files.remove([store.value_name(row)])
+                store.files.remove([value_name(row)])
                 return
             row = row._replace(seq=slot.seq, exact=encode_key(slot.key).exact)
             try:
@@ -545,23 +448,6 @@ class Tiers:
                 if self.delete(key, version):
                     return value
 
-    def _check_open(self) -> None:
-        if self.closed or self._discarded:
-            raise ClosedChestError("the chest is closed")
-
-    def check_writable(self) -> None:
-        """Raise ClosedChestError or ReadOnlyChestError where nothing can be changed."""
-        self._check_open()
-        if self._closing:
-            raise ClosedChestError("the chest is being closed")
-        if self.forked:
-            raise ReadOnlyChestError(
-                "expected the process that opened the chest, found a forked child: it may read; "
-                "to write, open a chest of its own"
-            )
-        if self.options.mode == "r":
-            raise ReadOnlyChestError(f'expected mode "a", "w" or "x", found "r": {self.path}')
-
     # --- what the chest knows --------------------------------------------------------------
 
     def entry(self, key: Any) -> Entry:
@@ -583,9 +469,8 @@ class Tiers:
 
     def file_of(self, row: Row) -> str:
         """The path of the file that holds a stored value."""
-        store = self._open_store()
-        name = store.value_name(row) if row.pack is None else store.pack_name(row.pack)
-        return store.files.path(name)
+        store = self.open_store()
+        return store.files.path(file_name(row))
 
     def resident_values(self) -> dict[Any, Any]:
         """What is in RAM and not yet stored, by key."""
@@ -615,7 +500,7 @@ class Tiers:
             The new budget holds, but the values that should have left RAM could not be stored.
         """
         with self.writer.lock:
-            self._check_open()
+            self.check_open()
             self.budget = self.writer.budget = budget
             self.writer.make_room(0)
 
@@ -638,7 +523,7 @@ class Tiers:
         """Map stored values, and ask the kernel to read them ahead."""
         rows = []
         with self.writer.lock:
-            self._check_open()
+            self.check_open()
             for key in keys:
                 slot = self.index.find(key)
                 if slot is None:
@@ -646,7 +531,7 @@ class Tiers:
                 if slot.array is None and slot.raw is not None:
                     rows.append(Row._make(slot.raw))
         for row in rows:
-            self._open_store().prefetch(row)
+            self.open_store().loader.prefetch(row)
         for key in keys:
             with contextlib.suppress(AbsentKeyError):  # deleted meanwhile
                 self.get(key)
@@ -663,209 +548,11 @@ class Tiers:
         store = self._store
         if store is None:
             return 0
-        with self._at_work():
+        with self.at_work():
             dead = store.dead_bytes()
             for identity in store.sparse_packs(0.0):
                 self.committer.compact_pack(identity)
         return dead
-
-    @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Writing in a caller's thread: a close waits for its end.  Must not wait for writers."""
-        with self.writer.lock:
-            self.check_writable()
-            self.writer.begin_work()
-        try:
-            yield
-        finally:
-            with self.writer.lock:
-                self.writer.end_work()
-
-    # --- from another chest ----------------------------------------------------------------
-
-    def stored_row(self, key: Any) -> Row | None:
-        """The row of a value that is stored, and not in RAM."""
-        with self.writer.lock:
-            slot = self.index.find(key)
-            return None if slot is None or slot.array is not None else slot.row
-
-    def link_from(
-        self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]
-    ) -> int:
-        """Take over stored values of another chest by linking their files.
-
-        Parameters
-        ----------
-        rows
-            Keys and the other chest's rows.
-        packs
-            Their packs that were linked before, and what they are called here; added to.
-
-        Returns
-        -------
-        int
-            How many were linked before the first that could not be: on another file system, or
-            gone meanwhile.
-        """
-        with self._at_work():
-            return self._link(other, rows, packs)
-
-    def _link(self, other: Tiers, rows: Sequence[tuple[Any, Row]], packs: dict[int, int]) -> int:
-        mine, theirs = self._open_store(), other._open_store()
-        linked: list[tuple[Any, Row]] = []
-        adopted = []
-        for key, row in rows:
-            try:
-                if not self.options.allow_pickle and parse_form(row.form).kind == "pickle":
-                    raise PickleRefusedError("it holds Python objects")
-                if row.pack is None:
-                    source = theirs.files.path(theirs.value_name(row))
-                    linked.append((key, mine.adopt(source, row)))
-                    continue
-                if row.pack not in packs:
-                    source = theirs.files.path(theirs.pack_name(row.pack))
-                    pack = mine.adopt_pack(source, theirs.pack_record(row.pack))
-                    packs[row.pack] = pack.id
-                    adopted.append(pack)
-                linked.append((key, mine.adopt_packed(row, packs[row.pack])))
-            except (OSError, KeyError, ValueError) as error:
-                logger.debug("key %r is copied, not linked: %s", key, error)
-                break
-        if not linked:
-            return 0
-        with self.committer.commit_lock, self.writer.lock:
-            self.check_writable()
-            placed = []
-            for key, row in linked:
-                slot, new = self.index.slot_for_put(key)
-                exact = encode_key(slot.key).exact
-                placed.append((slot, new, row._replace(exact=exact, seq=slot.seq)))
-            try:
-                unused = mine.commit(
-                    [row for _, _, row in placed],
-                    [slot.raw for slot, _, _ in placed if slot.raw is not None],
-                    adopted=adopted,
-                )
-            finally:
-                mine.catalog.end_snapshot()
-            for slot, new, row in placed:
-                self.committer.let_go(slot)
-                self.index.puts += 1
-                slot.version = self.index.puts
-                slot.raw = row
-                if new:
-                    self.index.add(slot)
-        mine.files.remove(unused)
-        mine.catalog.raise_interrupt()
-        return len(linked)
-
-    # --- the end ---------------------------------------------------------------------------
-
-    def close(self, *, discard: bool = False) -> None:
-        """Store what is not stored, and let go of everything; a second call does nothing.
-
-        A temporary chest, or one with `discard`, stores nothing and is removed.
-
-        Raises
-        ------
-        SpillError
-            Something could not be stored: the chest stays open, with nothing lost.
-        """
-        writer = self.writer
-        with self._close_lock:
-            if self.closed:
-                return
-            discard = discard or self.temporary
-            if not discard and self._sole_writer():
-                writer.flush()
-            with writer.lock:
-                self._closing = self._no_puts = True
-                try:
-                    if self.forked:
-                        discard = False
-                    elif discard:
-                        self.index.discard()
-                        for slot in self.resident.slots():
-                            self.committer.let_go(slot)
-                            slot.version = -1
-                        # What is let go of cannot be had again: from here on it is closed to
-                        # everybody but a second close, should this one be interrupted.
-                        self._discarded = True
-                        self.index.close()
-                    writer.wait_idle()
-                    while not discard and self._sole_writer() and writer.unsaved():
-                        # Put or deleted by another thread between the flush and here.
-                        writer.lock.release()
-                        try:
-                            writer.flush()
-                        finally:
-                            writer.lock.acquire()
-                        # A flush does not wait for the files of what it replaced to be removed.
-                        writer.wait_idle()
-                    self.closed = True
-                finally:
-                    self._closing = False
-                    self._no_puts = self.closed or not self._sole_writer()
-                store, self._store = self._store, None
-                self.index.close()
-                self._kept.clear()
-                writer.changed.notify_all()
-            if store is None:
-                return
-            if self.forked:
-                return
-            if discard:
-                try:
-                    store.catalog.close()
-                finally:
-                    try:
-                        value_files.remove_folder(store.root)
-                    finally:
-                        store.release_lock()
-            else:
-                store.close()
-
-    def finalize(self) -> None:
-        """What happens to a chest that nobody closed; raises nothing."""
-        if self.forked or self.closed:
-            return
-        if self.writer.is_writer_thread():
-            # The garbage collector ran in our own writer, which cannot wait for itself.
-            threading.Thread(target=self.finalize, name="arraychest-closer", daemon=False).start()
-            return
-        try:
-            self.close()
-        except Exception:
-            logger.exception("chest %s was not closed, and could not be stored", self.path)
-
-    # --- fork ------------------------------------------------------------------------------
-
-    def before_fork(self) -> None:
-        """Bring every lock into the parent's hands, so that none is held by a thread that a
-        child does not have.
-        """
-        self.committer.commit_lock.acquire()
-        self.writer.lock.acquire()
-        self._store_lock.acquire()
-        if self._store is not None:
-            # SQLite's locks are not inherited: hold none across the fork.
-            self._store.catalog.end_snapshot()
-
-    def after_fork_in_parent(self) -> None:
-        """Undo `before_fork`."""
-        self._store_lock.release()
-        self.writer.lock.release()
-        self.committer.commit_lock.release()
-
-    def after_fork_in_child(self) -> None:
-        """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
-        self.forked = self._no_puts = True
-        self.writer.become_reader()
-        self._store_lock = threading.Lock()
-        self._close_lock = threading.Lock()
-        self._loading.clear()
-        if self._store is not None:
-            self._store.become_reader()
 
 
 def _entry(form: Form, row: Row | None, file: str | None, *, resident: bool) -> Entry:
@@ -883,32 +570,4 @@ def _entry(form: Form, row: Row | None, file: str | None, *, resident: bool) -> 
         file=file,
         generation=None if row is None else row.generation,
         resident=resident,
-    )
-
-
-_alive: weakref.WeakSet[Tiers] = weakref.WeakSet()
-_forking: list[Tiers] = []
-
-
-def _before_fork() -> None:
-    _forking[:] = [tiers for tiers in _alive if not tiers.closed]
-    for tiers in _forking:
-        tiers.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    while _forking:
-        _forking.pop().after_fork_in_parent()
-
-
-def _after_fork_in_child() -> None:
-    while _forking:
-        _forking.pop().after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
     )

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import arraychest.catalog
 import arraychest.files
+import arraychest.folder
+import arraychest.loader
 import arraychest.mapping
 import arraychest.store
 
@@ -36,7 +38,13 @@ OPERATIONS = frozenset({
     "makedirs", "listdir", "scandir", "walk", "posix_fadvise",
 })  # fmt: skip
 
-_HOSTS = (arraychest.files, arraychest.mapping, arraychest.store)
+_HOSTS = (
+    arraychest.files,
+    arraychest.folder,
+    arraychest.loader,
+    arraychest.mapping,
+    arraychest.store,
+)
 _action: Action | None = None
 
 

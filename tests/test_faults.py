@@ -632,7 +632,7 @@ def test_when_no_more_maps_can_be_made_a_value_is_read_instead(path, monkeypatch
 
     for mmap_mode in ("r", "c"):
         with arraychest.open(path, "r", mmap_mode=mmap_mode) as chest:
-            monkeypatch.setattr("arraychest.store.map_file", refuse)
+            monkeypatch.setattr("arraychest.loader.map_file", refuse)
             for number in range(3):
                 array = chest[number]
                 assert (array == number).all()

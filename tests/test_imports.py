@@ -25,17 +25,21 @@ RANKS = {
     "files": 2,
     "catalog": 2,
     "slot": 3,
+    "folder": 3,
     "resident": 4,
     "values": 5,
-    "store": 6,
+    "loader": 6,
+    "store": 7,
     "index": 7,
     "committer": 8,
     "spill": 9,
-    "tiers": 10,
-    "chest": 11,
-    "": 12,  # the package itself
-    "cli": 13,
-    "__main__": 14,
+    "session": 10,
+    "tiers": 11,
+    "linking": 12,
+    "chest": 13,
+    "": 14,  # the package itself
+    "cli": 15,
+    "__main__": 16,
 }
 
 

@@ -1,0 +1,265 @@
+"""From a catalog row to the value: what lies in the file is tested, mapped and shown as an array.
+
+Nothing a file holds is trusted before its size and its stamp are those that the row tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pickle
+import stat
+from typing import Any, cast
+
+import numpy as np
+
+from arraychest.catalog import Catalog, Pack
+from arraychest.codecs import npy, pack
+from arraychest.entry import Form, RawRow, Row, parse_form
+from arraychest.errors import CorruptEntryError, PickleRefusedError
+from arraychest.files import DATA, PACKS, Files
+from arraychest.keys import file_stem
+from arraychest.mapping import map_file
+from arraychest.values import copied, scalar_of
+
+# A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
+# map then serves all its values.  Pages beyond the end are never touched.
+_PACK_MAP_BYTES = pack.PACK_BYTES + (8 << 20)
+
+# Packs kept mapped; one map serves 64 MiB of small values.
+_MAX_PACK_MAPS = 1024
+
+# NONBLOCK and NOFOLLOW: a stranger's chest may hold a pipe or a link in the place of a file.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+
+
+def value_name(row: Row) -> str:
+    """The file of a value that has one of its own, relative to the chest."""
+    generation = row.generation
+    return f"{DATA}/{generation & 255:02x}/{file_stem(row.key)}-{generation:x}.npy"
+
+
+def pack_name(identity: int) -> str:
+    """The file of a pack, relative to the chest."""
+    return f"{PACKS}/{identity:x}.pack"
+
+
+def file_name(row: Row) -> str:
+    """The file that holds a value, relative to the chest."""
+    return value_name(row) if row.pack is None else pack_name(row.pack)
+
+
+class Loader:
+    """Faults in the values of one chest folder.  Safe from many threads.
+
+    Parameters
+    ----------
+    files, catalog
+        The folder's.
+    packs
+        What is known of the packs, by id; added to where another process writes them.
+    reads_only
+        Whether another process may be writing.
+    allow_pickle
+        Whether arrays of Python objects are read.
+    private
+        Whether `load` gives writable, private maps.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        catalog: Catalog,
+        packs: dict[int, Pack],
+        *,
+        reads_only: bool,
+        allow_pickle: bool,
+        private: bool,
+    ) -> None:
+        self._files = files
+        self._catalog = catalog
+        self._packs = packs
+        self.reads_only = reads_only
+        self._allow_pickle = allow_pickle
+        self._private = private
+        self._maps: dict[int, tuple[np.ndarray, int]] = {}
+
+    def forget_pack(self, identity: int) -> None:
+        """Let go of the map of a pack that is gone."""
+        self._maps.pop(identity, None)
+
+    def mapped_value(self, raw: RawRow) -> Any:
+        """A packed value whose pack is already mapped far enough; None if it is not.
+
+        Does no I/O, so that it may be called under the chest's lock.
+        """
+        _, _, _, text, _, identity, offset, stored, _ = raw
+        known = self._maps.get(cast(int, identity))
+        if known is None or offset + stored > known[1]:
+            return None
+        try:
+            form = parse_form(text)
+            if form.nbytes != stored or offset < pack.HEADER_BYTES:
+                return None  # `load` says what is wrong
+            return self._value(pack.view(known[0], form, offset), form, packed=True)
+        except (ValueError, TypeError):
+            return None
+
+    def load(self, row: Row, key: Any) -> Any:
+        """The value of a row: a view of a map, or a NumPy scalar.
+
+        Raises
+        ------
+        CorruptEntryError
+            The file is missing, or is not the one that the row describes.
+        PickleRefusedError
+            It needs pickle, and this chest does without.
+        OSError
+            It could not be read.
+        """
+        path = self._files.path(file_name(row))
+        try:
+            form = parse_form(row.form)
+        except ValueError as error:
+            raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
+        if form.kind == "pickle" and not self._allow_pickle:
+            raise PickleRefusedError(
+                f"the value of key {key!r} in {path} is an array of Python objects, stored with "
+                "pickle: open the chest with allow_pickle=True if you trust who wrote it"
+            )
+        try:
+            if row.pack is None:
+                return self._load_file(path, row, form, key)
+            array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
+            return self._value(array, form, packed=True)
+        except (FileNotFoundError, NotADirectoryError, BlockingIOError) as error:
+            # BlockingIOError: it is being overwritten as a spare, since its row is gone.
+            raise CorruptEntryError(
+                f"expected the value of key {key!r} in {path}, found no such file"
+            ) from error
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise CorruptEntryError(
+                    f"expected the value of key {key!r} in {path}, found a symbolic link or a "
+                    "socket"
+                ) from error
+            raise
+        except (CorruptEntryError, PickleRefusedError):
+            raise
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise CorruptEntryError(
+                f"expected an array of the form {row.form[:200]} for key {key!r} in {path}, found "
+                f"what NumPy makes none of: {error}"
+            ) from error
+
+    def _load_file(self, path: str, row: Row, form: Form, key: Any) -> Any:
+        fd = os.open(path, READ_FLAGS)
+        try:
+            status = os.fstat(fd)
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode) or size != row.stored:
+                raise CorruptEntryError(
+                    f"expected {row.stored} bytes for key {key!r} in {path}, found {size}"
+                )
+            body = size - npy.TRAILER_BYTES
+            tail = os.pread(fd, npy.TRAILER_BYTES, max(body, 0))
+            if npy.stamp_of(tail) != (row.stamp, body):
+                raise CorruptEntryError(
+                    f"expected the file of key {key!r} in {path}, found one written elsewhere, "
+                    "or another entry's"
+                )
+            if form.kind == "pickle":
+                data = os.pread(fd, body - row.offset, row.offset)
+                try:
+                    array = npy.unpickle(data, form)
+                except (pickle.UnpicklingError, EOFError) as error:
+                    raise CorruptEntryError(
+                        f"expected pickled objects for key {key!r} in {path}: {error}"
+                    ) from error
+                array.setflags(write=self._private)
+                return array
+            if not 0 <= row.offset <= body or form.nbytes != body - row.offset:
+                raise CorruptEntryError(
+                    f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
+                    f"{body - row.offset}"
+                )
+            base = self._map(fd, size)
+        finally:
+            os.close(fd)
+        return self._value(pack.view(base, form, row.offset), form, packed=False)
+
+    def _value(self, array: np.ndarray, form: Form, *, packed: bool) -> Any:
+        if form.kind == "scalar":
+            return scalar_of(array)
+        # All values of a pack share one map, which is read-only.
+        return copied(array) if packed and self._private else array
+
+    def _map(self, fd: int, size: int) -> np.ndarray:
+        try:
+            return map_file(fd, size, private=self._private)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+        # As many maps as the system allows (vm.max_map_count) are alive: read it instead.
+        copy = np.empty(size, np.uint8)
+        at = 0
+        while at < size:
+            count = os.preadv(fd, [copy.data[at:]], at)
+            if not count:
+                raise OSError(errno.EIO, "the file ended while it was read")
+            at += count
+        copy.flags.writeable = self._private
+        return copy
+
+    def pack_base(self, path: str, row: Row, form: Form, key: Any) -> np.ndarray:
+        """The bytes of a mapped pack, as far as `row` reaches at least."""
+        identity = cast(int, row.pack)
+        if form.nbytes != row.stored:
+            raise CorruptEntryError(
+                f"expected {form.nbytes} bytes for key {key!r} in {path}, found {row.stored}"
+            )
+        fd = os.open(path, READ_FLAGS)
+        try:
+            status = os.fstat(fd)
+            stamp = None
+            if stat.S_ISREG(status.st_mode):
+                stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
+            known = self._packs.get(identity)
+            if known is None and self.reads_only:
+                # Begun after this reader opened the chest.
+                self._packs.update((each.id, each) for each in self._catalog.packs())
+                known = self._packs.get(identity)
+            if known is None or stamp is None or stamp != known.stamp:
+                raise CorruptEntryError(
+                    f"expected the pack of key {key!r} in {path}, found something else"
+                )
+            if not _is_place(row.offset) or row.offset + row.stored > status.st_size:
+                raise CorruptEntryError(
+                    f"expected key {key!r} at bytes {row.offset} to {row.offset + row.stored} of "
+                    f"{path}, found {status.st_size} bytes in all"
+                )
+            held = self._maps.get(identity)
+            mapped = max(_PACK_MAP_BYTES, status.st_size)
+            base = map_file(fd, mapped) if held is None else held[0]
+        finally:
+            os.close(fd)
+        if len(self._maps) >= _MAX_PACK_MAPS:
+            self._maps.clear()
+        if identity in self._packs:  # not moved elsewhere meanwhile
+            self._maps[identity] = base, status.st_size
+        return base
+
+    def prefetch(self, row: Row) -> None:
+        """Ask the kernel to read a value ahead; a hint that cannot fail."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self._files.path(file_name(row)), READ_FLAGS)
+            try:
+                os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
+
+
+def _is_place(offset: int) -> bool:
+    """Whether a value may start there in a pack."""
+    return offset >= pack.HEADER_BYTES and offset % pack.ALIGN == 0

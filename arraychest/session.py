@@ -1,0 +1,303 @@
+"""One process's use of a chest's folder: opening, who may write, closing, and what a fork does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from arraychest import files as value_files
+from arraychest.budget import Budget
+from arraychest.catalog import is_foreign
+from arraychest.committer import Committer, logger
+from arraychest.errors import ClosedChestError, ReadOnlyChestError
+from arraychest.folder import Mode, empty_folder, open_folder
+from arraychest.index import Index
+from arraychest.resident import ResidentSet
+from arraychest.spill import WriteBehind
+from arraychest.store import Store
+from arraychest.values import OnPut
+
+
+class Options(NamedTuple):
+    """How a chest was opened."""
+
+    mode: Mode
+    private: bool
+    on_put: OnPut
+    allow_pickle: bool
+    durable: bool
+    on_miss: Callable[[Any], object] | None
+    on_overflow: Callable[[Any], object] | None
+
+
+class Session:
+    """The parts of an open chest, and whether they may be used.
+
+    Parameters
+    ----------
+    path
+        The chest's folder; None: a private one, made at the first spill and removed at the end.
+    budget
+        How much may stay in RAM.
+    options
+        How the chest is opened.
+    """
+
+    def __init__(self, path: str | None, budget: Budget, options: Options) -> None:
+        self.path = path
+        self.options = options
+        self.temporary = path is None
+        self.budget = budget
+        self._store: Store | None = None
+        self._store_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self.closed = False
+        self._closing = False
+        self._discarded = False
+        self.forked = False
+        # Whether a put has to find out why it is refused.
+        self._no_puts = options.mode == "r"
+        self.resident = ResidentSet()
+        self.index = Index(self.resident, returnable=not options.private)
+        self.committer = Committer(self.index, self.resident, self.open_store, options.on_overflow)
+        self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
+        if path is not None:
+            self._open_named(path)
+        _alive.add(self)
+
+    # --- opening -----------------------------------------------------------------------------
+
+    def _open_named(self, path: str) -> None:
+        fd = open_folder(path, self.options.mode)
+        try:
+            try:
+                store = self._make_store(path, fd)
+            except ValueError:
+                if self.options.mode != "w" or is_foreign(path):
+                    raise
+                empty_folder(path)
+                store = self._make_store(path, fd)
+        except BaseException:
+            if fd is not None:
+                value_files.unlock(fd)
+            raise
+        try:
+            if fd is not None:
+                if self.options.mode == "w":
+                    store.clear()
+                if store.catalog.meta("unclean"):
+                    swept = store.sweep()
+                    logger.info("swept %d orphans in %s after an unclean end", swept, path)
+            self.index.puts = store.catalog.last_seq()
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
+        self.index.attach(store.catalog, empty=self.index.puts == 0 and fd is not None)
+
+    def _make_store(self, path: str, fd: int | None) -> Store:
+        options = self.options
+        return Store(
+            path,
+            fd,
+            durable=options.durable,
+            allow_pickle=options.allow_pickle,
+            private=options.private,
+        )
+
+    def open_store(self) -> Store:
+        """The store; that of a temporary chest is made at the first call."""
+        store = self._store
+        if store is None:
+            with self._store_lock:
+                if self._store is None:
+                    self.check_open()
+                    root, fd = value_files.make_private_folder()
+                    try:
+                        self._store = self._make_store(root, fd)
+                    except BaseException:
+                        value_files.unlock(fd)
+                        value_files.remove_folder(root)
+                        raise
+                    self.path = root
+                    self.index.attach(self._store.catalog, empty=True)
+                store = self._store
+        return store
+
+    # --- who may do what -----------------------------------------------------------------------
+
+    def sole_writer(self) -> bool:
+        """Whether nobody else changes what is stored."""
+        return self.options.mode != "r" and not self.forked
+
+    def check_open(self) -> None:
+        """Raise ClosedChestError if the chest is closed."""
+        if self.closed or self._discarded:
+            raise ClosedChestError("the chest is closed")
+
+    def check_writable(self) -> None:
+        """Raise ClosedChestError or ReadOnlyChestError where nothing can be changed."""
+        self.check_open()
+        if self._closing:
+            raise ClosedChestError("the chest is being closed")
+        if self.forked:
+            raise ReadOnlyChestError(
+                "expected the process that opened the chest, found a forked child: it may read; "
+                "to write, open a chest of its own"
+            )
+        if self.options.mode == "r":
+            raise ReadOnlyChestError(f'expected mode "a", "w" or "x", found "r": {self.path}')
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Writing in a caller's thread: a close waits for its end.  Must not wait for writers."""
+        with self.writer.lock:
+            self.check_writable()
+            self.writer.begin_work()
+        try:
+            yield
+        finally:
+            with self.writer.lock:
+                self.writer.end_work()
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def close(self, *, discard: bool = False) -> None:
+        """Store what is not stored, and let go of everything; a second call does nothing.
+
+        A temporary chest, or one with `discard`, stores nothing and is removed.
+
+        Raises
+        ------
+        SpillError
+            Something could not be stored: the chest stays open, with nothing lost.
+        """
+        writer = self.writer
+        with self._close_lock:
+            if self.closed:
+                return
+            discard = discard or self.temporary
+            if not discard and self.sole_writer():
+                writer.flush()
+            with writer.lock:
+                self._closing = self._no_puts = True
+                try:
+                    if self.forked:
+                        discard = False
+                    elif discard:
+                        self.index.discard()
+                        for slot in self.resident.slots():
+                            self.committer.let_go(slot)
+                            slot.version = -1
+                        # What is let go of cannot be had again: from here on it is closed to
+                        # everybody but a second close, should this one be interrupted.
+                        self._discarded = True
+                        self.index.close()
+                    writer.wait_idle()
+                    while not discard and self.sole_writer() and writer.unsaved():
+                        # Put or deleted by another thread between the flush and here.
+                        writer.lock.release()
+                        try:
+                            writer.flush()
+                        finally:
+                            writer.lock.acquire()
+                        # A flush does not wait for the files of what it replaced to be removed.
+                        writer.wait_idle()
+                    self.closed = True
+                finally:
+                    self._closing = False
+                    self._no_puts = self.closed or not self.sole_writer()
+                store, self._store = self._store, None
+                self.index.close()
+                self._forget_kept()
+                writer.changed.notify_all()
+            if store is None:
+                return
+            if self.forked:
+                return
+            if discard:
+                try:
+                    store.catalog.close()
+                finally:
+                    try:
+                        value_files.remove_folder(store.root)
+                    finally:
+                        store.release_lock()
+            else:
+                store.close()
+
+    def _forget_kept(self) -> None:
+        """Let go of what is kept open beside the index."""
+
+    def finalize(self) -> None:
+        """What happens to a chest that nobody closed; raises nothing."""
+        if self.forked or self.closed:
+            return
+        if self.writer.is_writer_thread():
+            # The garbage collector ran in our own writer, which cannot wait for itself.
+            threading.Thread(target=self.finalize, name="arraychest-closer", daemon=False).start()
+            return
+        try:
+            self.close()
+        except Exception:
+            logger.exception("chest %s was not closed, and could not be stored", self.path)
+
+    # --- fork ------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Bring every lock into the parent's hands, so that none is held by a thread that a
+        child does not have.
+        """
+        self.committer.commit_lock.acquire()
+        self.writer.lock.acquire()
+        self._store_lock.acquire()
+        if self._store is not None:
+            # SQLite's locks are not inherited: hold none across the fork.
+            self._store.catalog.end_snapshot()
+
+    def after_fork_in_parent(self) -> None:
+        """Undo `before_fork`."""
+        self._store_lock.release()
+        self.writer.lock.release()
+        self.committer.commit_lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
+        self.forked = self._no_puts = True
+        self.writer.become_reader()
+        self._store_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        if self._store is not None:
+            self._store.become_reader()
+
+
+_alive: weakref.WeakSet[Session] = weakref.WeakSet()
+_forking: list[Session] = []
+
+
+def _before_fork() -> None:
+    _forking[:] = [session for session in _alive if not session.closed]
+    for session in _forking:
+        session.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        _forking.pop().after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        _forking.pop().after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
