@@ -8,6 +8,7 @@ of the machine, read anew from time to time.
 
 from __future__ import annotations
 
+import numbers
 import os
 import resource
 import time
@@ -158,6 +159,8 @@ class Budget:
             self._set(self._parse(size))
 
     def _parse(self, size: int | float | str) -> int:
+        if isinstance(size, numbers.Integral) and not isinstance(size, bool):
+            size = int(size)  # one of NumPy's, too
         if isinstance(size, bool) or not isinstance(size, int | float | str):
             raise TypeError(
                 'expected available_memory as bytes, "2 GiB", "50%", a fraction or None, '

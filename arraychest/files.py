@@ -424,6 +424,17 @@ def _lease(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
 
+def has_lock(root: str) -> bool:
+    """Whether anybody has ever locked the folder for writing."""
+    return os.path.lexists(os.path.join(root, _LOCK_NAME))
+
+
+def remove_lock(root: str) -> None:
+    """Remove the file that was locked, of a folder that turned out not to be a chest."""
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(root, _LOCK_NAME))
+
+
 def lock_for_writing(root: str) -> int:
     """Become the one writer of a folder; the descriptor returned holds the lock.
 

@@ -72,6 +72,7 @@ class Session:
     # --- opening -----------------------------------------------------------------------------
 
     def _open_named(self, path: str) -> None:
+        had_lock = value_files.has_lock(path)
         fd = open_folder(path, self.options.mode)
         try:
             try:
@@ -83,6 +84,8 @@ class Session:
                 store = self._make_store(path, fd)
         except BaseException:
             if fd is not None:
+                if not had_lock and is_foreign(path):
+                    value_files.remove_lock(path)
                 value_files.unlock(fd)
             raise
         try:
