@@ -40,6 +40,13 @@ MAX_KNOWN = 1 << 19
 BATCH_VALUES = 8192
 BATCH_BYTES = 8 << 20
 
+# Fresh values at most: to make batches of so many takes some 10 ms.
+_MOST_FRESH = 1 << 16
+
+# Fewer fresh values than this are given slots where they could be made a batch: one by one, each
+# would be written and committed alone.
+_FEW = 1024
+
 # Rows read with one that was asked for after its neighbour.
 _READ_AHEAD = 64
 
@@ -125,6 +132,10 @@ class Index:
         slot = self.slots.get(key)
         if slot is not None:
             return slot
+        if key in self._resident.fresh:
+            self.cut_fresh()
+            if key in self.slots:
+                return self.slots[key]
         known = self.rows.get(key)
         if known is not None:
             if isinstance(known, Batch):
@@ -134,9 +145,6 @@ class Index:
             del self.rows[key]
             slot.view = self._views.pop(key, None)
             return slot
-        if key in self._resident.fresh:
-            self.settle()
-            return self.slots[key]
         if self._closed:
             raise ClosedChestError("the chest is closed")
         if self.complete or key in self.tombstones or self._catalog is None:
@@ -189,8 +197,11 @@ class Index:
         slot = self.find(key)
         if slot is not None:
             return slot, False
-        if self._resident.fresh:
-            self.settle()  # what was put before has the lower numbers
+        # What was put before has the lower numbers.
+        if len(self._resident.fresh) < _FEW:
+            self.settle()
+        else:
+            self.cut_fresh()
         self.puts += 1
         return Slot(key, self.puts, None), True
 
@@ -207,13 +218,11 @@ class Index:
 
     # --- values without slots ----------------------------------------------------------------
 
-    def add_fresh(self, key: Any, array: np.ndarray) -> bool:
-        """Keep a small array that owns its buffer, without a slot; False if it needs one."""
-        if key in self.rows:
-            return False
-        if len(self._resident.fresh) >= BATCH_VALUES:
+    def may_be_fresh(self, key: Any) -> bool:
+        """Whether a small value of a key that has no slot can do without one."""
+        if len(self._resident.fresh) >= _MOST_FRESH:
             self.cut_fresh()
-        return self._resident.add_fresh(key, array)
+        return key not in self.rows
 
     def cut_fresh(self) -> None:
         """Make batches of everything fresh."""

@@ -287,30 +287,31 @@ class Tiers(Session):
             and (flags := value.flags).owndata
             and flags.forc
         ):
-            writer, resident = self.writer, self.resident
+            writer, resident, budget = self.writer, self.resident, self.budget
             nbytes = value.nbytes
             writer.acquire()
             try:
                 if not self._no_puts and writer.failure is None and nbytes < PACK_THRESHOLD:
-                    budget = writer.budget
                     if budget.adaptive:
                         budget.refresh(resident.charged)
-                    # The value itself may be larger than the budget.
-                    if resident.charged + nbytes > budget.bytes >= nbytes:
+                    charged = resident.charged + nbytes
+                    if charged > budget.bytes >= nbytes:
                         writer.make_room(nbytes)
-                    if resident.charged + nbytes <= budget.bytes and not self._no_puts:
+                        charged = resident.charged + nbytes
+                    if charged <= budget.bytes and not self._no_puts:
                         slot = self._slots.get(key)
                         if slot is None:
-                            added = self.index.add_fresh(key, value)
+                            added = self.index.may_be_fresh(key) and resident.add_fresh(key, value)
+                        elif slot.array is not None and slot.kind == "array":
+                            resident.replace(slot, value)
+                            self.index.puts = slot.version = self.index.puts + 1
+                            slot.value = None if self._private else value
+                            added = True
                         else:
-                            added = slot.array is not None and slot.kind == "array"
-                            if added:
-                                resident.replace(slot, value)
-                                self.index.puts = slot.version = self.index.puts + 1
-                                slot.value = None if self._private else value
+                            added = False
                         if added:
-                            value.setflags(write=False)
-                            if resident.charged > budget.high:
+                            value.setflags(False)  # write; by name it takes twice as long
+                            if charged > budget.high:
                                 writer.put_noted(slot)
                             return
             finally:
