@@ -65,6 +65,8 @@ class Tiers(Session):
     def __init__(self, path: str | None, budget: Budget, options: Options) -> None:
         # Slots that a thread is faulting in.
         self._loading: set[Slot] = set()
+        # Threads that wait for one of them, or for a value to be stored.
+        self._waiting_to_load = 0
         # Slots whose `value` is a mapped view, oldest first.
         self._kept: deque[Slot] = deque()
         # Whether a put may keep the very array.
@@ -82,6 +84,7 @@ class Tiers(Session):
         """See `Session`."""
         super().after_fork_in_child()
         self._loading.clear()
+        self._waiting_to_load = 0
 
     # --- get -------------------------------------------------------------------------------
 
@@ -106,7 +109,11 @@ class Tiers(Session):
                 raw = slot.raw
                 if raw is None or slot in self._loading:
                     # Another thread is faulting it in: once is enough.
-                    writer.changed.wait()
+                    self._waiting_to_load += 1
+                    try:
+                        writer.changed.wait()
+                    finally:
+                        self._waiting_to_load -= 1
                     continue
                 store = self._store
                 if store is None:
@@ -142,7 +149,8 @@ class Tiers(Session):
 
     def _done_loading(self, slot: Slot) -> None:
         self._loading.discard(slot)
-        self.writer.changed.notify_all()
+        if self._waiting_to_load:
+            self.writer.changed.notify_all()
 
     def _is_current(self, slot: Slot, raw: RawRow) -> bool:
         """Whether what was loaded from `raw` is still the slot's value."""
@@ -310,7 +318,8 @@ class Tiers(Session):
                         else:
                             added = False
                         if added:
-                            value.setflags(False)  # write; by name it takes twice as long
+                            # `write`, which by name takes twice as long.
+                            value.setflags(False)  # type: ignore[call-arg]
                             if charged > budget.high:
                                 writer.put_noted(slot)
                             return
