@@ -1,0 +1,276 @@
+"""Small values that go through in batches without slots, and what the index makes of them."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+
+import arraychest
+from arraychest import index as index_module
+from arraychest.entry import describe
+from arraychest.errors import SpillError
+from arraychest.slot import Batch
+from arraychest.store import Store
+
+SMALL = 16
+
+
+def value(number: int) -> np.ndarray:
+    return np.full(SMALL, number)
+
+
+@pytest.fixture(autouse=True)
+def _known_dtype():
+    # The first array of a dtype takes the long way, which gives it a slot.
+    describe(value(0).dtype)
+
+
+@pytest.fixture
+def reopened(path):
+    """A chest of ten small values in the order of the alphabet, of which nothing was read."""
+    with arraychest.open(path, "w") as chest:
+        for number, key in enumerate("abcdefghij"):
+            chest[key] = value(number)
+    with arraychest.open(path) as chest:
+        yield chest
+
+
+def states(chest: arraychest.Chest) -> dict[str, set[str]]:
+    """Which keys have a slot, a batch, a row, or are fresh."""
+    index = chest._tiers.index
+    batches = {key for key, known in index.rows.items() if isinstance(known, Batch)}
+    return {
+        "slot": set(index.slots),
+        "batch": batches,
+        "row": set(index.rows) - batches,
+        "fresh": set(chest._tiers.resident.fresh),
+    }
+
+
+class TestWithoutSlots:
+    def test_small_values_that_are_only_put_and_stored_get_no_slot(self, path):
+        with arraychest.open(path) as chest:
+            for number in range(100):
+                chest[f"k{number}"] = value(number)
+            assert len(states(chest)["fresh"]) == 100
+            chest.flush()
+            assert len(states(chest)["row"]) == 100
+            assert not states(chest)["slot"]
+            assert len(chest) == 100
+            assert list(chest) == [f"k{number}" for number in range(100)]
+            for number in range(100):
+                assert chest[f"k{number}"][0] == number
+            assert len(states(chest)["slot"]) == 100
+
+    def test_an_array_that_the_user_still_holds_is_what_a_get_returns(self, path):
+        held, dropped = value(1), value(2)
+        with arraychest.open(path) as chest:
+            chest["held"], chest["dropped"] = held, dropped
+            del dropped
+            chest.flush()
+            assert states(chest)["row"] == {"held", "dropped"}
+            assert chest["held"] is held
+            assert chest["dropped"][0] == 2
+            assert chest.memory_usage == 0
+
+    def test_asking_for_a_key_gives_slots_to_its_batch_only(self, path, monkeypatch):
+        monkeypatch.setattr(index_module, "BATCH_VALUES", 10)
+        with arraychest.open(path) as chest:
+            for number in range(30):
+                chest[f"k{number}"] = value(number)
+            assert chest["k15"][0] == 15
+            assert states(chest)["slot"] == {f"k{number}" for number in range(10, 20)}
+            assert list(chest) == [f"k{number}" for number in range(30)]
+            chest.flush()
+            chest._tiers.resident.check()
+            assert [chest[key][0] for key in chest] == list(range(30))
+
+    def test_one_array_under_two_keys_is_charged_once_and_stored_twice(self, path):
+        array = value(1)
+        with arraychest.open(path) as chest:
+            chest["a"] = chest["b"] = array
+            assert chest.memory_usage == array.nbytes
+            chest.flush()
+            assert chest.memory_usage == 0
+            chest._tiers.resident.check()
+        with arraychest.open(path, "r") as chest:
+            assert {key: found[0] for key, found in chest.items()} == {"a": 1, "b": 1}
+
+    def test_more_than_may_be_known_are_forgotten_and_found_again(self, path, monkeypatch):
+        monkeypatch.setattr(index_module, "MAX_KNOWN", 50)
+        held = value(7)
+        with arraychest.open(path) as chest:
+            chest._tiers.index._most_known = 50
+            chest["held"] = held
+            for number in range(200):
+                chest[f"k{number}"] = value(number)
+            chest.flush()
+            assert len(states(chest)["row"]) < 50
+            assert chest["held"] is held
+            chest["k3"] = value(-3)  # it is there, though the index does not know
+            chest["new"] = value(0)
+            assert len(chest) == 202
+            assert list(chest) == ["held", *(f"k{number}" for number in range(200)), "new"]
+            assert chest["k3"][0] == -3
+            assert chest["k199"][0] == 199
+
+
+class TestPuttingIntoWhatWasReopened:
+    def test_looks_up_nothing_until_it_must(self, reopened, monkeypatch):
+        def refuse(*_: object) -> None:
+            raise AssertionError("a look-up")
+
+        monkeypatch.setattr(reopened._tiers.index._catalog, "find", refuse)
+        for number, key in enumerate("cxey"):
+            reopened[key] = value(100 + number)
+        assert states(reopened)["fresh"] == set("cxey")
+
+    def test_overwrites_in_place_and_appends_in_order(self, reopened, path):
+        for number, key in enumerate("cxey"):
+            reopened[key] = value(100 + number)
+        assert len(reopened) == 12
+        assert "".join(reopened) == "abcdefghijxy"
+        assert "".join(reversed(reopened)) == "yxjihgfedcba"
+        reopened._tiers.resident.check()
+        reopened.close()
+        with arraychest.open(path, "r") as chest:
+            assert "".join(chest) == "abcdefghijxy"
+            found = "".join(f"{key}{array[0]} " for key, array in chest.items())
+        assert found == "a0 b1 c100 d3 e102 f5 g6 h7 i8 j9 x101 y103 "
+
+    def test_keeps_the_key_that_was_put_first(self, path):
+        with arraychest.open(path, "w") as chest:
+            chest[np.int64(1)] = value(1)
+            chest[True, "a"] = value(2)
+        with arraychest.open(path) as chest:
+            chest[1] = value(3)
+            chest[2] = value(4)
+            assert [type(key) for key in chest] == [np.int64, tuple, int]
+            chest.flush()
+        with arraychest.open(path, "r") as chest:
+            assert [type(key) for key in chest] == [np.int64, tuple, int]
+            assert chest[1][0] == 3
+
+    def test_deleting_what_was_just_overwritten_deletes_both(self, reopened, path):
+        reopened["c"] = value(100)
+        del reopened["c"]
+        assert "c" not in reopened
+        assert len(reopened) == 9
+        reopened["c"] = value(200)
+        assert "".join(reopened) == "abdefghijc"
+        reopened.close()
+        with arraychest.open(path, "r") as chest:
+            assert "".join(chest) == "abdefghijc"
+            assert chest["c"][0] == 200
+
+    def test_a_deletion_that_waits_does_not_come_back(self, reopened, path):
+        del reopened["c"]
+        reopened["c"] = value(100)
+        reopened["d"] = value(101)
+        reopened.flush()
+        assert len(reopened) == 10
+        assert "".join(reopened) == "abdefghijc"
+        assert reopened["c"][0] == 100
+
+    def test_reading_ahead_does_not_bring_the_old_value_back(self, reopened):
+        reopened["c"] = value(100)
+        assert reopened["a"][0] == 0
+        assert reopened["b"][0] == 1  # the neighbour: rows are read ahead
+        assert states(reopened)["row"] >= set("defghij")
+        assert reopened["c"][0] == 100
+
+    def test_frees_the_bytes_of_what_was_overwritten(self, reopened):
+        before = reopened.stats().bytes_spilled
+        for key in "abcdefghij":
+            reopened[key] = value(100)
+        reopened.flush()
+        assert reopened.stats().bytes_spilled - before == 10 * value(0).nbytes
+        assert reopened.compact() == 10 * 128
+        assert all(reopened[key][0] == 100 for key in "abcdefghij")
+
+    def test_a_catalog_that_cannot_be_read_keeps_the_values_in_ram(self, reopened, monkeypatch):
+        def refuse(*_: object) -> None:
+            raise OSError(5, "unreadable")
+
+        reopened["c"], reopened["new"] = value(100), value(101)
+        with monkeypatch.context() as broken:
+            broken.setattr(reopened._tiers.index._catalog, "find_all", refuse)
+            with pytest.raises(SpillError, match="unreadable"):
+                reopened.flush()
+            assert states(reopened)["fresh"] == {"c", "new"}
+        reopened.flush()
+        assert reopened["c"][0] == 100
+        assert reopened["new"][0] == 101
+
+
+class TestABatchThatIsBeingWritten:
+    @pytest.fixture
+    def writing(self, path, monkeypatch):
+        """A chest whose batch of a, b, c is being written until `go` is set; and a flush of it."""
+        started, go = threading.Event(), threading.Event()
+        append = Store.append
+
+        def slow(*arguments: object) -> object:
+            started.set()
+            assert go.wait(30)
+            return append(*arguments)
+
+        monkeypatch.setattr(Store, "append", slow)
+        with arraychest.open(path, "w") as chest:
+            for number, key in enumerate("abc"):
+                chest[key] = value(number)
+            flush = threading.Thread(target=chest.flush)
+            flush.start()
+            assert started.wait(30)
+
+            def finish() -> None:
+                go.set()
+                flush.join()
+                chest.flush()
+                chest._tiers.resident.check()
+                assert chest.memory_usage == 0
+
+            yield chest, finish
+            go.set()
+            flush.join()
+
+    def test_is_stored_whatever_is_asked_for_meanwhile(self, writing, path):
+        chest, finish = writing
+        assert states(chest)["batch"] == set("abc")
+        assert chest["b"][0] == 1
+        assert states(chest)["slot"] == set("abc")
+        finish()
+        assert [chest[key][0] for key in chest] == [0, 1, 2]
+
+    def test_may_be_overwritten(self, writing, path):
+        chest, finish = writing
+        chest["b"] = value(10)
+        finish()
+        assert [chest[key][0] for key in chest] == [0, 10, 2]
+        chest.close()
+        with sqlite3.connect(path + "/catalog.sqlite") as catalog:
+            assert catalog.execute("SELECT count(*) FROM entry").fetchone() == (3,)
+        catalog.close()
+
+    def test_may_be_deleted_and_put_again(self, writing, path):
+        chest, finish = writing
+        del chest["a"], chest["b"]
+        chest["a"] = value(20)
+        assert "".join(chest) == "ca"
+        finish()
+        assert "".join(chest) == "ca"
+        chest.close()
+        with arraychest.open(path, "r") as again:
+            assert {key: array[0] for key, array in again.items()} == {"c": 2, "a": 20}
+
+    def test_counts_and_comes_in_order(self, writing):
+        chest, finish = writing
+        chest["d"] = value(3)
+        assert len(chest) == 4
+        assert "".join(chest) == "abcd"
+        assert set(chest.inmem) == set("abcd")
+        finish()
+        assert not chest.inmem
