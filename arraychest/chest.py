@@ -287,9 +287,7 @@ class Chest(MutableMapping[Any, Any]):
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key inserted last and return it with its value.  Raises AbsentKeyError."""
         while True:
-            key = next(reversed(self), _MISSING)
-            if key is _MISSING:
-                raise AbsentKeyError("popitem(): the chest is empty")
+            key = self._tiers.last_key()
             value = self.pop(key, _MISSING)
             if value is not _MISSING:
                 return key, value

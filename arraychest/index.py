@@ -102,6 +102,9 @@ class Index:
         # is asked for, see `count`.
         self._count = 0
         self._counted = True
+        # Whether the slots were added in the order of their places, and the highest of these.
+        self._in_order = True
+        self._highest = 0
         # The place of the row that was looked up last.
         self._last_found = -1
         self._most_known = MAX_KNOWN
@@ -168,6 +171,8 @@ class Index:
 
     def _read_ahead(self, seq: int) -> None:
         assert self._catalog is not None
+        if len(self.rows) >= self._most_known:
+            self._forget_rows()
         slots, rows, tombstones = self.slots, self.rows, self.tombstones
         fresh = self._resident.fresh
         for raw in self._catalog.rows_after(seq, _READ_AHEAD):
@@ -190,7 +195,14 @@ class Index:
             # Looking through all of them must not happen at every new one when few are idle.
             self._most_known = max(MAX_KNOWN, 2 * len(self.slots))
         slot = self.slots[key] = Slot(key, raw[SEQ], raw)
+        self._note_order(slot.seq, slot.seq)
         return slot
+
+    def _note_order(self, first: int, last: int) -> None:
+        """Slots of these places have been added."""
+        if first < self._highest:
+            self._in_order = False
+        self._highest = max(self._highest, last)
 
     def slot_for_put(self, key: Any) -> tuple[Slot, bool]:
         """The slot of a key, and whether it is a new one, which `add` puts in the index."""
@@ -208,6 +220,7 @@ class Index:
     def add(self, slot: Slot) -> None:
         """Put a new slot in the index."""
         self.slots[slot.key] = slot
+        self._note_order(slot.seq, slot.seq)
         self._count += 1
 
     def delete(self, slot: Slot) -> None:
@@ -246,6 +259,7 @@ class Index:
                 self.puts += 1
                 self._set_array(slot, values.pop(slot.key), self.puts)
             self.slots.update((slot.key, slot) for slot in stored)
+            self._in_order = False
             resident.add_slots(stored)
             keys, arrays = list(values), list(values.values())
         if not keys:
@@ -325,6 +339,7 @@ class Index:
         self._resident.forget_batch(batch)
         self._resident.add_slots(slots)
         self.slots.update(zip(batch.keys, slots, strict=True))
+        self._note_order(batch.numbers[0], batch.numbers[-1])
         for key in batch.keys:
             del self.rows[key]
         batch.slots = slots
@@ -421,6 +436,21 @@ class Index:
     def known_keys(self, *, descending: bool) -> list[Any]:
         """Every key that is known here, in the order of insertion.  O(n log n)."""
         return [key for _, key in self._places(descending, unsaved=False)]
+
+    def last_known_key(self) -> Any:
+        """The key of the highest place that is known here; raises StopIteration if there is none.
+
+        O(1), but O(n log n) for the first of many in a row.
+        """
+        self.settle_all()
+        for key in list(self.rows):
+            self.find(key)
+        if not self._in_order:
+            in_order = sorted(self.slots.items(), key=lambda item: item[1].seq)
+            self.slots.clear()
+            self.slots.update(in_order)
+            self._in_order = True
+        return next(reversed(self.slots))
 
     def unsaved_keys(self, *, descending: bool) -> list[tuple[int, Any]]:
         """Place and key of whatever has no row in the catalog, in the order of insertion."""

@@ -246,6 +246,17 @@ class Tiers(Session):
             unsaved = self.index.unsaved_keys(descending=descending)
         return self._merged(unsaved, descending)
 
+    def last_key(self) -> Any:
+        """The key that was inserted last; raises AbsentKeyError if there is none."""
+        with self.writer.lock:
+            self.check_open()
+            if self.index.complete:
+                with contextlib.suppress(StopIteration):
+                    return self.index.last_known_key()
+        for key in self.keys(descending=True):
+            return key
+        raise AbsentKeyError("the chest is empty")
+
     def _merged(self, unsaved: Sequence[tuple[int, Any]], descending: bool) -> Iterator[Any]:
         last = None
         for seq, key in heapq.merge(

@@ -117,6 +117,22 @@ class TestWithoutSlots:
             assert chest["k3"][0] == -3
             assert chest["k199"][0] == 199
 
+    def test_popitem_takes_the_last_whatever_was_asked_for_before(self, path):
+        with arraychest.open(path) as chest:
+            for number, key in enumerate("abcde"):
+                chest[key] = value(number)
+            chest.flush()
+            for key in "dbc":  # which get slots in this order
+                assert key in chest
+                chest[key]
+            chest["f"] = value(5)
+            chest["a"] = value(10)
+            popped = [chest.popitem() for _ in range(6)]
+            assert "".join(key for key, _ in popped) == "fedcba"
+            assert [array[0] for _, array in popped] == [5, 4, 3, 2, 1, 10]
+            with pytest.raises(KeyError):
+                chest.popitem()
+
 
 class TestPuttingIntoWhatWasReopened:
     def test_looks_up_nothing_until_it_must(self, reopened, monkeypatch):
@@ -140,6 +156,12 @@ class TestPuttingIntoWhatWasReopened:
             assert "".join(chest) == "abcdefghijxy"
             found = "".join(f"{key}{array[0]} " for key, array in chest.items())
         assert found == "a0 b1 c100 d3 e102 f5 g6 h7 i8 j9 x101 y103 "
+
+    def test_popitem_takes_the_last(self, reopened):
+        reopened["c"], reopened["new"] = value(100), value(101)
+        popped = [reopened.popitem() for _ in range(11)]
+        assert [key for key, _ in popped] == ["new", *"jihgfedcba"]
+        assert not reopened
 
     def test_keeps_the_key_that_was_put_first(self, path):
         with arraychest.open(path, "w") as chest:
