@@ -191,8 +191,10 @@ class ResidentSet:
         keys = list(itertools.islice(self.fresh, most))
         arrays = list(itertools.islice(self.fresh.values(), most))
         ends = list(itertools.accumulate([array.nbytes for array in arrays]))
-        count = bisect.bisect_left(ends, most_bytes) + 1
-        return keys[:count], arrays[:count]
+        if ends[-1] > most_bytes:
+            count = bisect.bisect_left(ends, most_bytes) + 1
+            del keys[count:], arrays[count:]
+        return keys, arrays
 
     def drop_fresh(self, keys: list[Any]) -> None:
         """These values are fresh no longer; they stay charged."""
