@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
 import arraychest
 from arraychest import index as index_module
+from arraychest.catalog import Catalog
 from arraychest.entry import describe
 from arraychest.errors import SpillError
 from arraychest.slot import Batch
@@ -296,3 +301,97 @@ class TestABatchThatIsBeingWritten:
         assert set(chest.inmem) == set("abcd")
         finish()
         assert not chest.inmem
+
+
+class Player:
+    """A thread's share of the keys, what they should hold, and random operations on them."""
+
+    KEYS = 120
+
+    def __init__(self, number: int, seed: int) -> None:
+        self.number = number
+        self.model: dict[str, int] = {}
+        self.refused = 0
+        self.random = random.Random(seed * 100 + number)
+
+    def play(self, chest: arraychest.Chest, rounds: int) -> None:
+        for _ in range(rounds):
+            key = f"{self.number}-{self.random.randrange(self.KEYS)}"
+            self.random.choices(
+                [self.put, self.get, self.delete, self.look, self.store], [45, 25, 18, 8, 4]
+            )[0](chest, key)
+
+    def put(self, chest: arraychest.Chest, key: str) -> None:
+        number = self.random.randrange(1 << 40)
+        try:
+            chest[key] = np.full(self.random.choice((4, 16, 300)), number)
+            self.model[key] = number
+        except SpillError:
+            self.refused += 1
+
+    def get(self, chest: arraychest.Chest, key: str) -> None:
+        found = chest.get(key)
+        assert (None if found is None else int(found[0])) == self.model.get(key)
+
+    def delete(self, chest: arraychest.Chest, key: str) -> None:
+        found = chest.pop(key, None)
+        assert (None if found is None else int(found[0])) == self.model.pop(key, None)
+        chest.discard(f"{self.number}-absent")
+
+    def look(self, chest: arraychest.Chest, key: str) -> None:
+        assert (key in chest) == (key in self.model)
+        assert {each for each in chest if each.startswith(f"{self.number}-")} == set(self.model)
+        assert len(chest) >= len(self.model)
+
+    def store(self, chest: arraychest.Chest, key: str) -> None:
+        try:
+            self.random.choice((chest.flush, chest.compact, lambda: chest.prefetch([])))()
+            if key in self.model:
+                chest.spill(key)
+        except OSError:
+            self.refused += 1
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["", "failing"])
+@pytest.mark.parametrize(
+    ("rounds", "sessions"),
+    [(300, 2), pytest.param(4000, 8, marks=pytest.mark.stress)],
+    ids=["short", "long"],
+)
+@pytest.mark.parametrize("known", [60, 100_000])
+def test_many_threads_see_their_own_small_values(
+    path, monkeypatch, known, rounds, sessions, failing
+):
+    monkeypatch.setattr(index_module, "BATCH_VALUES", 10)
+    monkeypatch.setattr(index_module, "_MOST_FRESH", 30)
+    monkeypatch.setattr(index_module, "_FEW", 5)
+    monkeypatch.setattr(index_module, "MAX_KNOWN", known)
+    disk_is_full = failing
+
+    def fill(of: type, name: str, often: float) -> None:
+        do = getattr(of, name)
+
+        def sometimes(*arguments: Any, **options: Any) -> Any:
+            if disk_is_full and random.random() < often:
+                raise OSError(errno.ENOSPC, "full")
+            return do(*arguments, **options)
+
+        monkeypatch.setattr(of, name, sometimes)
+
+    fill(Store, "append", 0.1)
+    fill(Store, "write", 0.1)
+    fill(Catalog, "commit", 0.05)
+    players = [Player(number, seed=rounds + known) for number in range(4)]
+    for _ in range(sessions):
+        with arraychest.open(path, available_memory=20_000) as chest:
+            disk_is_full = failing
+            with ThreadPoolExecutor(len(players)) as pool:
+                list(pool.map(lambda player, chest=chest: player.play(chest, rounds), players))
+            disk_is_full = False
+            expected = {key: number for each in players for key, number in each.model.items()}
+            assert len(chest) == len(expected)
+            chest._tiers.resident.check()
+        with arraychest.open(path, "r") as chest:
+            assert {key: int(array[0]) for key, array in chest.items()} == expected
+    if failing:
+        assert any(player.refused for player in players)
