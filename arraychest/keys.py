@@ -127,6 +127,7 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
         OverflowError,
         OSError,  # zoneinfo opens a file named like the zone
         NotImplementedError,  # a path of another system
+        SyntaxError,  # NumPy parses a dtype
     ) as error:
         raise ValueError(f"expected an encoded key, found {canonical[:80]!r}") from error
     return key

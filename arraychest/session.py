@@ -13,7 +13,7 @@ from arraychest import files as value_files
 from arraychest.budget import Budget
 from arraychest.catalog import is_foreign
 from arraychest.committer import Committer, logger
-from arraychest.errors import ClosedChestError, ReadOnlyChestError
+from arraychest.errors import ChestFormatError, ClosedChestError, ReadOnlyChestError
 from arraychest.folder import Mode, empty_folder, open_folder
 from arraychest.index import Index
 from arraychest.resident import ResidentSet
@@ -82,9 +82,9 @@ class Session:
                     raise
                 empty_folder(path)
                 store = self._make_store(path, fd)
-        except BaseException:
+        except BaseException as error:
             if fd is not None:
-                if not had_lock and is_foreign(path):
+                if isinstance(error, ChestFormatError) and not had_lock and is_foreign(path):
                     value_files.remove_lock(path)
                 value_files.unlock(fd)
             raise

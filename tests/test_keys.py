@@ -540,6 +540,8 @@ class TestForeignCodes:
     @example(b"n3i4\0" + bytes(12))
     @example(b"ni4,i4\0" + bytes(8))
     @example(b"n((\0")
+    @example(b"n,\0")
+    @example(b"n,")
     @example(b"nO\0" + bytes(8))
     @example(b"l" + b"f" * 30)
     @example(b"(" * 1000)
