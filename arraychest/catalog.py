@@ -40,6 +40,7 @@ next writer sweeps it if the last one did not end cleanly.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import pathlib
@@ -132,12 +133,14 @@ class Catalog:
         with self._translate_errors():
             if writable:
                 self._writer = self._open_writer()
+            reader = None
             try:
-                self._reader = self._open_reader()
+                self._reader = reader = self._open_reader()
                 self._check_format()
             except BaseException:
-                if self._writer is not None:
-                    self._writer.close()
+                for connection in (reader, self._writer):
+                    if connection is not None:
+                        connection.close()
                 raise
         self._find = self._reader.cursor()
 
@@ -179,6 +182,9 @@ class Catalog:
             if os.access(folder, os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
                 raise
             connection = _connect(uri + "?mode=ro&immutable=1", uri=True)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _check_format(self) -> None:
@@ -210,9 +216,10 @@ class Catalog:
         """Read through a connection of this process's own after a fork.
 
         SQLite forbids to use, and even to close, one that was opened before the fork: the old
-        ones are kept for good.
+        ones are kept for good, also when the interpreter ends.
         """
-        _inherited.extend((self._reader, self._find, self._writer))
+        for inherited in (self._reader, self._writer):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
         self._writer = None
         self._writable = self._snapshot = False
         with self._translate_errors():
@@ -434,7 +441,6 @@ class Catalog:
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
 
-_inherited: list[Any] = []
 _FIND = "SELECT * FROM entry WHERE key = ?"
 
 

@@ -221,6 +221,7 @@ class Session:
             if store is None:
                 return
             if self.forked:
+                store.catalog.close()  # the child's own connection; the rest is its parent's
                 return
             if discard:
                 try:
