@@ -108,6 +108,10 @@ def encode_key(key: Hashable) -> KeyCode:
     return KeyCode(canonical, None if exact == canonical else exact)
 
 
+# Keys of these types can always be encoded: whoever counts nanoseconds need not try.
+PLAIN_TYPES = frozenset({str, int, bytes})
+
+
 def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
     """The key that `encode_key` was given.
 

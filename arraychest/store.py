@@ -33,7 +33,8 @@ class Store:
     """The stored values of one chest folder.
 
     `commit`, `compact` and `sweep` are called by one thread at a time (the chest's commit lock);
-    `write`, `append` and `load` from any; methods that read the catalog under the chest's lock.
+    `write` and `append` from any, as is `loader`; the methods that read the catalog under the
+    chest's lock.
 
     Parameters
     ----------

@@ -1,8 +1,6 @@
-"""Where each value is now, and how a get, a put and a delete find it.
+"""Get, put and delete: from RAM, from a view that is kept open, or from disk.
 
-The *index* maps a key to its slot, as far as the chest has met the key since it was opened: a
-chest of a million entries opens without reading them.  A key that is not in the index is looked
-up in the catalog, unless the index is known to be complete.
+Which keys there are is the `index`'s to say; what leaves RAM, `spill` decides.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from arraychest.errors import (
     ClosedChestError,
     CorruptEntryError,
 )
-from arraychest.keys import decode_key, encode_key
+from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.loader import file_name, value_name
 from arraychest.session import Options, Session
 from arraychest.slot import Slot
@@ -52,8 +50,6 @@ from arraychest.values import (
 # Mapped views that the chest keeps open, so that a repeated get costs no more than a resident
 # hit.  Each map counts against vm.max_map_count (65,530), most of which is left to the user.
 MAX_KEPT_VIEWS = 16_384
-
-_SIMPLE_KEYS = frozenset({str, int, bytes})
 
 
 class Tiers(Session):
@@ -301,7 +297,7 @@ class Tiers(Session):
             type(value) is np.ndarray
             and id(value.dtype) in DESCRIBED
             and value.base is None
-            and type(key) in _SIMPLE_KEYS
+            and type(key) in PLAIN_TYPES
             and self._adopts
             and (flags := value.flags).owndata
             and flags.forc
@@ -347,7 +343,7 @@ class Tiers(Session):
             The key has its old value, and the array is as it was.
         """
         array, kind, shown = accept(value, allow_pickle=self.options.allow_pickle)
-        if type(key) not in _SIMPLE_KEYS:
+        if type(key) not in PLAIN_TYPES:
             encode_key(key)
         if array.nbytes > self.budget.bytes:
             self._put_directly(key, array, kind, only_absent)
