@@ -1,13 +1,15 @@
 """The catalog: an SQLite database that alone says what a chest holds.
 
-This is the specification of the chest's format, version 1::
+This is the specification of the chest's format, version 2::
 
     PATH/
       catalog.sqlite           this database, in WAL mode (beside it -wal and -shm while in use)
-      writer.lock              flock'ed by the one writer; holds its process id
+      locks                    its bytes are locks between processes (see `locks`); empty
+      commits                  the commit counter (see `counter`); a cache
       data/HH/STEM-GEN.npy     one value; HH = GEN mod 256 and GEN in hexadecimal, STEM for people
       packs/GEN.pack           many small values; GEN in hexadecimal
-      spare/                   files waiting to be overwritten; never read
+      spare/SESSION/           files waiting to be overwritten; never read
+      quarantine/              what `repair` took out of use; never read
 
 ``PRAGMA application_id`` is ``0x41436873`` ("AChs"), ``PRAGMA user_version`` the format's version.
 
@@ -28,13 +30,25 @@ pack        id       its generation, which names its file
             bytes    up to where it is written; what lies behind is nobody's
             live     bytes of it that entries use, each rounded up to 64
             sealed   1: never append to it again
+checksum    file     the generation of a value in a file of its own, or a pack's id
+            start    the first byte that the sums are of
+            bytes    how many bytes they are of
+            sums     zlib.crc32 of each `PIECE_BYTES` of them, 4 bytes each, little-endian
+change      n        the number of a commit; only the last `_CHANGES` are kept
+            session  who made it
+            keys     canonical codes of the keys it changed (`pack_codes`); NULL: too many to say
+            gone     files that went out of use with it, separated by NUL; NULL once they are gone
+session     number   a writer that has not ended cleanly, or not yet
 meta        name     ``id`` (of the chest), ``session`` (counts writers; a generation is
-            value    ``session << 32`` plus a counter), ``unclean`` (1 while a writer is at work)
+            value    ``session << 32`` plus a counter)
 ==========  =======  =========================================================================
 
 A value's bytes are complete in its file before its row commits, and its file goes only after the
-row is gone: at any moment every row names complete bytes.  A file without a row is an orphan; the
-next writer sweeps it if the last one did not end cleanly.
+row is gone: at any moment every row names complete bytes.  A file without a row is an orphan: what
+a session had not committed, or not removed yet, when it died.  The next writer sweeps it.
+
+Several processes may write.  Whoever changes the database holds a lock (`locks.COMMIT`), has read
+every change before its own, and tells of its own by the commit counter.
 """
 
 from __future__ import annotations
@@ -45,14 +59,16 @@ import itertools
 import os
 import pathlib
 import sqlite3
+import sys
 import uuid
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from arraychest.entry import SEQ, RawRow, Row
+from arraychest.entry import KEY, SEQ, RawRow, Row
 from arraychest.errors import ChestFormatError, CorruptEntryError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "catalog.sqlite"
 _APPLICATION_ID = 0x41436873
 
@@ -66,6 +82,11 @@ CREATE UNIQUE INDEX entry_seq ON entry(seq);
 CREATE TABLE pack(
     id INTEGER PRIMARY KEY, stamp INTEGER NOT NULL, bytes INTEGER NOT NULL,
     live INTEGER NOT NULL, sealed INTEGER NOT NULL);
+CREATE TABLE checksum(
+    file INTEGER NOT NULL, start INTEGER NOT NULL, bytes INTEGER NOT NULL, sums BLOB NOT NULL,
+    PRIMARY KEY(file, start)) WITHOUT ROWID;
+CREATE TABLE change(n INTEGER PRIMARY KEY, session INTEGER NOT NULL, keys BLOB, gone BLOB);
+CREATE TABLE session(number INTEGER PRIMARY KEY);
 CREATE TABLE meta(name TEXT PRIMARY KEY NOT NULL, value) WITHOUT ROWID;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {FORMAT_VERSION};
@@ -73,10 +94,21 @@ COMMIT;
 """
 
 _COLUMNS = {
+    "change": ("n", "session", "keys", "gone"),
+    "checksum": ("file", "start", "bytes", "sums"),
     "entry": ("key", "seq", "exact", "form", "gen", "pack", "offset", "stored", "stamp"),
     "meta": ("name", "value"),
     "pack": ("id", "stamp", "bytes", "live", "sealed"),
+    "session": ("number",),
 }
+
+# Commits whose changes are kept for others to read.  Whoever has missed more forgets all it knew,
+# and looks each key up again when it is asked for.
+_CHANGES = 64
+
+# A commit of more keys than this does not say which: to look each up would take others longer than
+# to forget what they know.
+_MOST_TOLD = 4096
 
 # Rows that one statement takes.  `executemany` lets go of the interpreter lock at every row and,
 # beside a thread that computes, waits up to 5 ms to have it back (measured: 2,500 us a row); one
@@ -118,7 +150,7 @@ class Catalog:
     root
         The chest's folder.
     writable
-        Whether this chest is the folder's one writer.
+        Whether this chest may write.
     durable
         Whether a commit returns only once it is on stable storage.
     """
@@ -129,6 +161,10 @@ class Catalog:
         self._durable = durable
         self._snapshot = False
         self._held_back: BaseException | None = None
+        # The number of this writer, once it has begun; and the commit of it that told of files
+        # gone, if that was its last.
+        self.session = 0
+        self._told_gone = 0
         self._writer: sqlite3.Connection | None = None
         with self._translate_errors():
             if writable:
@@ -324,6 +360,10 @@ class Catalog:
         """The generations of all values in files of their own.  O(n): only a sweep asks."""
         return {row[0] for row in self._read("SELECT gen FROM entry WHERE pack IS NULL")}
 
+    def pack_ids(self) -> set[int]:
+        """The ids of all packs."""
+        return {row[0] for row in self._read("SELECT id FROM pack")}
+
     def stored_bytes(self) -> int:
         """Bytes of the files that hold the values.  O(n)."""
         own = self._read(
@@ -334,6 +374,45 @@ class Catalog:
             f"SELECT coalesce(sum(bytes), 0) FROM pack WHERE bytes BETWEEN 0 AND {_FAR}"
         )
         return int(own[0][0] + packed[0][0])
+
+    def last_commit(self) -> int:
+        """The number of the last commit; 0 if there is none."""
+        last = self._read("SELECT coalesce(max(n), 0) FROM change")[0][0]
+        if type(last) is not int or not 0 <= last < _FAR:
+            raise ChestFormatError(f"expected a number in {self.path}, found {last!r:.80} as n")
+        return last
+
+    def changes_since(self, commit: int, session: int) -> tuple[int, list[bytes] | None]:
+        """The last commit's number, and which keys other sessions' commits since have changed.
+
+        None if that is not known: any may have.
+        """
+        rows = self._read("SELECT n, session, keys FROM change WHERE n > ? ORDER BY n", commit)
+        if not rows:
+            return commit, []
+        last = rows[-1][0]
+        # The first one's own are still there if none in between was dropped.
+        known = len(rows) == last - commit
+        changed: dict[bytes, None] = {}
+        for _, by, keys in rows:
+            if by == session:
+                continue
+            codes = None if keys is None else unpack_codes(keys)
+            if codes is None:
+                known = False
+            else:
+                changed.update(dict.fromkeys(codes))
+        return last, list(changed) if known else None
+
+    def sessions(self) -> list[int]:
+        """The sessions that have not ended cleanly, or not yet."""
+        return [row[0] for row in self._read("SELECT number FROM session") if type(row[0]) is int]
+
+    def gone_files(self, session: int) -> list[str]:
+        """Files that a session's commits put out of use and that it may not have removed."""
+        rows = self._read("SELECT gone FROM change WHERE session = ? AND gone NOTNULL", session)
+        names = b"\0".join(bytes(row[0]) for row in rows if type(row[0]) is bytes)
+        return [os.fsdecode(name) for name in names.split(b"\0") if name]
 
     def meta(self, name: str) -> Any:
         """A value of the table ``meta``; None if it is not there."""
@@ -348,37 +427,48 @@ class Catalog:
     # --- writing ---------------------------------------------------------------------------
 
     def begin_session(self) -> int:
-        """Mark the chest as being written to, and return this session's number."""
+        """Note that a writer is at work, and return its number."""
         with self._transaction() as connection:
             rows = connection.execute("SELECT value FROM meta WHERE name = 'session'").fetchall()
-            session = (int(rows[0][0]) if rows else 0) + 1
-            self._set_meta(connection, "session", session)
-            self._set_meta(connection, "unclean", 1)
-        return session
+            self.session = (int(rows[0][0]) if rows else 0) + 1
+            self._set_meta(connection, "session", self.session)
+            connection.execute("INSERT INTO session VALUES (?)", (self.session,))
+        return self.session
 
-    def end_session(self) -> None:
-        """Mark the chest as closed with nothing left to sweep."""
+    def end_sessions(self, numbers: Sequence[int]) -> None:
+        """Note that nothing of these sessions is left to sweep."""
         with self._transaction() as connection:
-            self._set_meta(connection, "unclean", 0)
+            for number in numbers:
+                connection.execute("DELETE FROM session WHERE number = ?", (number,))
+                connection.execute("UPDATE change SET gone = NULL WHERE session = ?", (number,))
 
     def commit(
         self,
         *,
-        deleted: Sequence[int] = (),
+        deleted: Sequence[RawRow] = (),
         rows: Sequence[RawRow] = (),
         packs: Sequence[Pack] = (),
         dropped_packs: Sequence[int] = (),
+        dropped_files: Sequence[int] = (),
+        change: int | None = None,
+        gone: Sequence[str] = (),
     ) -> None:
         """Change the catalog in one transaction.
 
         Parameters
         ----------
         deleted
-            Places (`Row.seq`) whose entries go.
+            Entries that go.
         rows
             Entries to insert, or to put in the place of the same key's.
         packs, dropped_packs
             Packs to insert or update, and packs (their ids) to forget.
+        dropped_files
+            Generations of values in files of their own that are no more.
+        change
+            The number of this commit, where others are to know of it.
+        gone
+            Files that it puts out of use.
 
         Raises
         ------
@@ -387,7 +477,7 @@ class Catalog:
         """
         with self._transaction() as connection:
             # In the order of the B-trees: what lies on one page is changed together.
-            for group in _grouped(sorted(deleted)):
+            for group in _grouped(sorted([row[SEQ] for row in deleted])):
                 marks = ",".join("?" * len(group))
                 connection.execute(f"DELETE FROM entry WHERE seq IN ({marks})", group)
             for rows_group in _grouped(sorted(rows)):
@@ -400,12 +490,31 @@ class Catalog:
                 connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?)", pack)
             for identity in dropped_packs:
                 connection.execute("DELETE FROM pack WHERE id = ?", (identity,))
+            for group in _grouped(sorted([*dropped_packs, *dropped_files])):
+                marks = ",".join("?" * len(group))
+                connection.execute(f"DELETE FROM checksum WHERE file IN ({marks})", group)
+            if change is not None:
+                self._tell(connection, change, [*deleted, *rows], gone)
+
+    def _tell(
+        self, connection: sqlite3.Connection, n: int, changed: Sequence[RawRow], gone: Sequence[str]
+    ) -> None:
+        keys = None
+        if len(changed) <= _MOST_TOLD:
+            keys = pack_codes([row[KEY] for row in changed])
+        # What this session's last commit put out of use is removed before the next one begins.
+        if self._told_gone:
+            connection.execute("UPDATE change SET gone = NULL WHERE n = ?", (self._told_gone,))
+        self._told_gone = n if gone else 0
+        names = b"\0".join(map(os.fsencode, gone)) if gone else None
+        connection.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (n, self.session, keys, names))
+        connection.execute("DELETE FROM change WHERE n <= ? AND gone IS NULL", (n - _CHANGES,))
 
     def clear(self) -> None:
         """Remove every entry and pack."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM entry")
-            connection.execute("DELETE FROM pack")
+            for table in ("entry", "pack", "checksum", "change"):
+                connection.execute(f"DELETE FROM {table}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -510,11 +619,30 @@ def _tables(connection: sqlite3.Connection) -> int:
 def _check_identity(path: str, application: int, version: int) -> None:
     if application != _APPLICATION_ID:
         raise ChestFormatError(f"expected an arraychest catalog at {path}, found another database")
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        hint = "open it with a newer arraychest" if version > FORMAT_VERSION else "from a preview"
         raise ChestFormatError(
-            f"expected format {FORMAT_VERSION} or older at {path}, found format {version}: "
-            "open it with a newer arraychest"
+            f"expected format {FORMAT_VERSION} at {path}, found format {version}: {hint}"
         )
+
+
+def pack_codes(codes: Sequence[bytes]) -> bytes:
+    """Many codes as one: how many there are, their lengths (4 bytes each), then all of them."""
+    return array("I", [len(codes), *map(len, codes)]).tobytes() + b"".join(codes)
+
+
+def unpack_codes(data: object) -> list[bytes] | None:
+    """Undo `pack_codes`; None if these bytes are nothing that it makes."""
+    if type(data) is not bytes or len(data) < 4:
+        return None
+    count = int.from_bytes(data[:4], sys.byteorder)
+    if 4 * (count + 1) > len(data):
+        return None
+    lengths = array("I", data[4 : 4 * (count + 1)])
+    ends = list(itertools.accumulate(lengths, initial=4 * (count + 1)))
+    if ends[-1] != len(data):
+        return None
+    return [data[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _grouped(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -133,6 +133,17 @@ class Chest(MutableMapping[Any, Any]):
     >>> chest.close()
     """
 
+    def __new__(
+        cls,
+        data: object = None,  # noqa: ARG004  # as `__init__`
+        path: object = None,
+        *args: object,  # noqa: ARG004
+        **options: object,  # noqa: ARG004
+    ) -> Self:
+        """A chest; of a faster class where there is no path."""
+        kind: Any = _PrivateChest if cls is Chest and path is None else cls
+        return cast(Self, super().__new__(kind))
+
     def __init__(
         self,
         data: Mapping[Any, Any] | None = None,
@@ -163,6 +174,7 @@ class Chest(MutableMapping[Any, Any]):
         self._tiers = Tiers(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.
         self._index = self._tiers.index.slots
+        self._counter = self._tiers.counter
         self._finalizer = weakref.finalize(self, self._tiers.finalize)
         if data is not None:
             try:
@@ -188,6 +200,10 @@ class Chest(MutableMapping[Any, Any]):
         OSError
             The file could not be read.
         """
+        tiers = self._tiers
+        counter = self._counter
+        if counter.words[0] != counter.seen_word:
+            return tiers.get(key)
         # No lock: one look-up in a dict is atomic, and a slot's value is only ever replaced by
         # another complete one.  The count serves as the CLOCK's reference bit as well; losing a
         # few under threads is harmless, and a lock here would double the cost of a hit.
@@ -200,7 +216,7 @@ class Chest(MutableMapping[Any, Any]):
             if value is not None:
                 slot.hits += 1
                 return value
-        return self._tiers.get(key)
+        return tiers.get(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Put a value.
@@ -226,7 +242,11 @@ class Chest(MutableMapping[Any, Any]):
 
     def __contains__(self, key: object) -> bool:
         """Whether the chest has the key; reads no value."""
-        return key in self._index or self._tiers.contains(key)
+        tiers = self._tiers
+        counter = self._counter
+        if counter.words[0] == counter.seen_word and key in self._index:
+            return True
+        return tiers.contains(key)
 
     def __len__(self) -> int:
         """Number of keys.  O(1); the first time in a reopened chest O(n), some 20 ns an entry."""
@@ -489,9 +509,11 @@ class Chest(MutableMapping[Any, Any]):
         ------
         ReadOnlyChestError
             It was opened with ``mode="r"``, or by another process.
+        ChestInUseError
+            Another chest may write to the folder; nothing was removed.
         """
         self._tiers.check_writable()
-        self._tiers.close(discard=True)
+        self._tiers.drop()
         self._finalizer.detach()
 
     def __enter__(self) -> Self:
@@ -535,6 +557,26 @@ def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
     (2, 3)
     """
     return Chest(None, path, available_memory, mode=mode, **options)
+
+
+class _PrivateChest(Chest):
+    """A temporary chest, which no other process changes: a get need not ask whether one has."""
+
+    def __getitem__(self, key: Any) -> Any:
+        # As `Chest.__getitem__`, without the commit counter: 40 of 140 ns.
+        try:
+            slot = self._index[key]
+        except KeyError:
+            pass
+        else:
+            value = slot.value
+            if value is not None:
+                slot.hits += 1
+                return value
+        return self._tiers.get(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._index or self._tiers.contains(key)
 
 
 class _Items(ItemsView[Any, Any]):

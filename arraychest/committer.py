@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from arraychest.catalog import Pack
 from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
 from arraychest.errors import ArrayChestError, SpillError
+from arraychest.following import Follower
 from arraychest.index import Index
 from arraychest.keys import KeyCode, encode_key
 from arraychest.loader import pack_name, value_name
@@ -114,6 +116,7 @@ class Committer:
         self._on_overflow = on_overflow
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
+        self._follower = Follower(index, self._doomed, self._bury)
         self.make_locks()
 
     def make_locks(self) -> None:
@@ -121,6 +124,30 @@ class Committer:
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         self.commit_lock = threading.Lock()
+
+    # --- beside other processes ----------------------------------------------------------------
+
+    def follow(self, store: Store) -> bool:
+        """Note what others have committed; whether anything was.  Called under the lock."""
+        return self._follower.follow(store)
+
+    @contextlib.contextmanager
+    def committing(self) -> Iterator[Store]:
+        """Keep everybody else from committing, and know all that they have.
+
+        The lock is not held.
+
+        Raises
+        ------
+        OSError, ArrayChestError
+            The folder cannot be written to; nothing was changed.
+        """
+        store = self.open_store()
+        store.begin()
+        with self.commit_lock, store.exclusive():
+            with self.lock:
+                self.follow(store)
+            yield store
 
     # --- overwritten and deleted: called under the lock ---------------------------------------
 
@@ -210,7 +237,7 @@ class Committer:
             pairs = zip(job.slots, job.arrays, strict=True)
             rows = [store.write(*_encoded(slot, array)) for slot, array in pairs]
         try:
-            spilled = self._commit(store, job, rows)
+            spilled = self._commit(job, rows)
         finally:
             if job.small:
                 store.append_settled(rows)
@@ -225,10 +252,9 @@ class Committer:
                 except Exception:
                     logger.exception("on_overflow failed for key %r", key)
 
-    def _commit(self, store: Store, job: Job, rows: list[RawRow]) -> list[Any]:
+    def _commit(self, job: Job, rows: list[RawRow]) -> list[Any]:
         """Commit rows whose bytes are written; returns the keys that were stored."""
-        with self.commit_lock:
-            store.begin()
+        with self.committing() as store:
             unused: list[str] = []
             with self.lock:
                 slots, versions, arrays = job.slots, job.versions, job.arrays
@@ -247,14 +273,20 @@ class Committer:
                     versions = list(itertools.compress(versions, fresh))
                     arrays = list(itertools.compress(arrays, fresh))
                     rows = list(itertools.compress(rows, fresh))
+                if any(slot.seq != row[SEQ] for slot, row in zip(slots, rows, strict=False)):
+                    # Another process has given the key a place meanwhile.
+                    rows = [
+                        Row._make(row)._replace(seq=slot.seq)
+                        for slot, row in zip(slots, rows, strict=True)
+                    ]
                 deletions = list(self._doomed)
                 doomed_bytes = self._doomed_bytes
                 self._doomed.clear()
                 self._doomed_bytes = 0
-                freed = [slot.raw for slot in slots if slot.raw is not None]
-                gone = [slot.raw for slot in deletions if slot.raw is not None]
+                replaced = [slot.raw for slot in slots if slot.raw is not None]
+                deleted = [slot.raw for slot in deletions if slot.raw is not None]
             try:
-                unused += store.commit(rows, freed + gone, [row[SEQ] for row in gone])
+                unused += store.commit(rows, replaced, deleted)
             except BaseException:
                 with self.lock:
                     store.catalog.end_snapshot()
@@ -269,12 +301,69 @@ class Committer:
                     if slot.writing < 0:  # otherwise whoever writes it does
                         self._bury(slot)
                 self._publish(batch, slots, versions, arrays, rows)
-                self._note_sparse_packs(store, freed, gone)
+                self._note_sparse_packs(store, replaced, deleted)
                 self.changed.notify_all()
             # Last: who had looked up an old row before finds it changed when its file is gone.
             store.files.remove(unused)
             store.catalog.raise_interrupt()
         return [slot.key for slot in slots] if job.batch is None else job.batch.keys
+
+    def place(
+        self,
+        store: Store,
+        rows: Iterable[tuple[Any, Row]],
+        *,
+        deleted: Iterable[Any] = (),
+        adopted: Sequence[Pack] = (),
+    ) -> list[str]:
+        """Commit values that are written and never were in RAM, as one step.
+
+        Called in `committing`, under the lock: nobody can overwrite or delete a key between the
+        commit and what memory learns of it.  Returns the files to remove, without the lock.
+
+        Parameters
+        ----------
+        rows
+            Keys, each once, and their rows; place and exact code are filled in here.
+        deleted
+            Keys to delete, each once, that are not among these.
+        adopted
+            See `Store.commit`.
+
+        Raises
+        ------
+        OSError
+            Nothing was committed; the files of `rows` are removed.
+        """
+        index = self.index
+        placed = []
+        for key, row in rows:
+            slot, new = index.slot_for_put(key)
+            exact = encode_key(slot.key).exact
+            placed.append((slot, new, row._replace(exact=exact, seq=slot.seq)))
+        leaving = [slot for slot in map(index.find, deleted) if slot is not None]
+        try:
+            unused = store.commit(
+                [row for _, _, row in placed],
+                [slot.raw for slot, _, _ in placed if slot.raw is not None],
+                [slot.raw for slot in leaving if slot.raw is not None],
+                adopted,
+            )
+        finally:
+            store.catalog.end_snapshot()
+        for slot, new, row in placed:
+            self.let_go(slot)
+            index.puts += 1
+            slot.version = index.puts
+            slot.raw = row
+            if new:
+                index.add(slot)
+        for slot in leaving:
+            slot.raw = None
+            index.delete(slot)
+            self.doom(slot)
+        self.changed.notify_all()
+        return unused
 
     def _publish(
         self,
@@ -311,29 +400,17 @@ class Committer:
             if slots[at].kind != "scalar":
                 slots[at].view = weakref.ref(arrays[at])
 
-    @contextlib.contextmanager
-    def storing_directly(
-        self, key: Any, array: np.ndarray, kind: Kind
-    ) -> Iterator[tuple[Store, Row]]:
-        """Write a value that never enters RAM, and let the caller commit its row.
-
-        The commit lock is held meanwhile.
+    def write_directly(self, key: Any, array: np.ndarray, kind: Kind) -> Row:
+        """Write a value that never enters RAM to a file of its own, for `place` to commit.
 
         Raises
         ------
         SpillError
-            The value could not be written or committed; nothing of it is left.
+            Nothing of it is left.
         """
         try:
-            store = self.open_store()
             form, text = _form_of(array, kind)
-            row = store.write(encode_key(key), 0, array, form, text)
-            with self.commit_lock:
-                try:
-                    yield store, row
-                except ArrayChestError:
-                    store.files.remove([value_name(row)])
-                    raise
+            return self.open_store().write(encode_key(key), 0, array, form, text)
         except ArrayChestError:
             raise
         except OSError as error:
@@ -359,25 +436,25 @@ class Committer:
         OSError, CorruptEntryError
             What was not moved stays where it is.
         """
-        store = self.open_store()
-        with self.commit_lock:
+        with self.committing() as store:
             with self.lock:
-                known = store.has_pack(identity)
-                if known:
-                    store.seal(identity)
+                known = store.begin_compaction(identity)
                 steps = list(store.move_steps(identity)) if known else []
-            if known and not steps:
-                store.drop_pack(identity)
-            for rows in steps:
-                moved = {row.generation: row for row in store.move(rows)}
-                with self.lock:
-                    store.catalog.end_snapshot()
-                    self.index.moved(rows, moved)
-                    for slot in self._doomed:
-                        if slot.raw is not None:
-                            slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
-                if store.has_pack(identity):
-                    store.catalog.raise_interrupt()
+            try:
+                if known and not steps:
+                    store.drop_pack(identity)
+                for rows in steps:
+                    moved = {row.generation: row for row in store.move(rows)}
+                    with self.lock:
+                        store.catalog.end_snapshot()
+                        self.index.moved(rows, moved)
+                        for slot in self._doomed:
+                            if slot.raw is not None:
+                                slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
+                    if store.has_pack(identity):
+                        store.catalog.raise_interrupt()
+            finally:
+                store.end_compaction(identity)
             if known and not store.has_pack(identity):
                 store.files.remove([pack_name(identity)])
             store.catalog.raise_interrupt()

@@ -1,4 +1,4 @@
-"""Every change to a chest's folder but the catalog's own: reserve, write, sync, unlink, lock.
+"""Every change to a chest's folder but the catalog's own: reserve, write, sync, unlink.
 
 A value's file is written once, before the catalog names it, and never again while anything can
 see it.  Space is reserved first (`os.posix_fallocate`), so that a full disk is a clean ENOSPC and
@@ -26,14 +26,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from arraychest.errors import ChestFormatError, ChestInUseError
+from arraychest.errors import ChestFormatError
+from arraychest.locks import ATTACHED, LockFile
 
 T = TypeVar("T")
 # Whatever exports its bytes in one piece: bytes, memoryviews, contiguous arrays.
 Buffers = Sequence[Any]
 
-DATA, PACKS, SPARE = "data", "packs", "spare"
-_LOCK_NAME = "writer.lock"
+DATA, PACKS, SPARE, QUARANTINE = "data", "packs", "spare", "quarantine"
 _PRIVATE_PREFIX = "arraychest-"
 
 # Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
@@ -60,6 +60,8 @@ class Files:
         self.root = root
         self._durable = durable
         self._lock = threading.Lock()
+        # The session's, whose spares lie in a folder of their own.
+        self.session = 0
         self._spares: list[tuple[int, str]] = []
         self._spare_bytes = 0
         # Files that may be there without a row that names them: each goes in before it is made or
@@ -265,12 +267,12 @@ class Files:
             if self._spare_bytes + size > SPARE_BYTES:
                 return False
             self._spare_bytes += size
-        spare = self.path(os.path.join(SPARE, os.path.basename(name)))
+        spare = self.path(f"{SPARE}/{self.session:x}/{os.path.basename(name)}")
         kept = False
         self.loose.add(spare)
         try:
             # Out of reach first: from here on nobody can open it by the name the catalog gave.
-            os.rename(path, spare)
+            _make_parent_and(os.rename, path, spare)
             kept = _is_unseen(spare)
             if not kept:
                 self._unlink(spare)
@@ -301,6 +303,12 @@ class Files:
             with contextlib.suppress(OSError):
                 self._unlink(path)
         return bool(spares)
+
+    def end_session(self) -> None:
+        """Give the spares' space and their folder back."""
+        self.drop_spares()
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path(f"{SPARE}/{self.session:x}"))
 
     def names(self) -> Iterator[str]:
         """Every file in the chest's folders of values, relative to its own."""
@@ -424,72 +432,8 @@ def _lease(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
 
-def has_lock(root: str) -> bool:
-    """Whether anybody has ever locked the folder for writing."""
-    return os.path.lexists(os.path.join(root, _LOCK_NAME))
-
-
-def remove_lock(root: str) -> None:
-    """Remove the file that was locked, of a folder that turned out not to be a chest."""
-    with contextlib.suppress(OSError):
-        os.unlink(os.path.join(root, _LOCK_NAME))
-
-
-def lock_for_writing(root: str) -> int:
-    """Become the one writer of a folder; the descriptor returned holds the lock.
-
-    Raises
-    ------
-    ChestInUseError
-        Another chest, in this process or another, writes to it, or has just removed it.
-    ChestFormatError
-        The lock is no plain file.
-    """
-    path = os.path.join(root, _LOCK_NAME)
-    try:
-        # NOFOLLOW: a stranger's chest may hold a link to a file of ours in its place.
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise
-        raise ChestFormatError(f"expected a file at {path}, found something else") from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise ChestFormatError(f"expected a file with one name at {path}, found another")
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise ChestInUseError(
-            f"expected {root} to have no other writer, found it open in process {owner or '?'}; "
-            'open it with mode="r", or close the other chest first'
-        ) from None
-    except BaseException:
-        os.close(fd)
-        raise
-    try:
-        if not os.fstat(fd).st_nlink:
-            # Whoever had the lock removed the folder: a lock without a name keeps nobody out.
-            raise ChestInUseError(
-                f"expected {root} to stay, found it being removed by another process; try again"
-            )
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def unlock(fd: int) -> None:
-    """Stop being the writer, also for children that inherited the descriptor."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
-
-
-def make_private_folder() -> tuple[str, int]:
-    """A new folder for a temporary chest, and the descriptor that marks it as in use.
+def make_private_folder() -> tuple[str, LockFile]:
+    """A new folder for a temporary chest, and the lock that marks it as in use.
 
     It lies where `tempfile` puts things: set ``TMPDIR`` to have it elsewhere.  Folders whose
     owner died without removing them are removed on the way.
@@ -501,9 +445,12 @@ def make_private_folder() -> tuple[str, int]:
     while True:
         root = tempfile.mkdtemp(prefix=_PRIVATE_PREFIX, dir=parent)
         try:
-            return root, lock_for_writing(root)
-        except (ChestInUseError, FileNotFoundError):
+            held = LockFile(root)
+            if held.try_take(ATTACHED) and held.has_name:
+                return root, held
             # Another process took it for abandoned, between the lock's making and its taking.
+            held.close()
+        except FileNotFoundError:
             continue
         except BaseException:
             remove_folder(root)
@@ -513,15 +460,14 @@ def make_private_folder() -> tuple[str, int]:
 
 
 def _remove_if_abandoned(root: str) -> None:
-    with contextlib.suppress(OSError):
-        # Without O_CREAT: a folder that has no lock file yet is being made.
-        fd = os.open(os.path.join(root, _LOCK_NAME), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with contextlib.suppress(OSError, ChestFormatError):
+        # Not made where it is missing: such a folder is being made.
+        held = LockFile(root, create=False)
         try:
-            if os.fstat(fd).st_uid == os.getuid():
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if held.owner == os.getuid() and held.try_take(ATTACHED):
                 remove_folder(root)
         finally:
-            os.close(fd)
+            held.close()
 
 
 def remove_folder(root: str) -> None:

@@ -1,4 +1,4 @@
-"""A chest's folder as a whole: whether it is one, whether it may be made, and who writes to it."""
+"""A chest's folder as a whole: whether it is one, whether it may be made, and who may write."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import errno
 import os
 from typing import Literal
 
-from arraychest import files as value_files
 from arraychest.catalog import FILE_NAME as CATALOG_NAME
-from arraychest.errors import ChestFormatError
-from arraychest.files import DATA, PACKS, SPARE, Files
+from arraychest.counter import FILE_NAME as COUNTER_NAME
+from arraychest.errors import ChestFormatError, ChestInUseError
+from arraychest.files import DATA, PACKS, QUARANTINE, SPARE, Files
+from arraychest.locks import ATTACHED, LockFile
+from arraychest.locks import FILE_NAME as LOCKS_NAME
 
 Mode = Literal["r", "a", "w", "x"]
 
 
-def open_folder(path: str, mode: Mode) -> int | None:
-    """Check and, where the mode says so, create and lock a chest's folder.
+def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
+    """Check and, where the mode says so, create a chest's folder, and attach to it.
 
-    Returns the descriptor of the writer's lock, or None for ``mode="r"``.
+    Returns the folder's locks, None for ``mode="r"``, and whether nobody else may write: then no
+    one else can attach until `locks.ATTACHED` is shared again.
 
     Raises
     ------
@@ -27,7 +30,7 @@ def open_folder(path: str, mode: Mode) -> int | None:
     ChestFormatError
         The folder holds something else than a chest.  Nothing was touched.
     ChestInUseError
-        Another chest writes to it.
+        It should be emptied, and others use it.
     """
     catalog = os.path.join(path, CATALOG_NAME)
     if mode == "r":
@@ -35,7 +38,7 @@ def open_folder(path: str, mode: Mode) -> int | None:
             if os.path.isdir(path):
                 raise ChestFormatError(f"expected a chest at {path}, found no {CATALOG_NAME} in it")
             raise FileNotFoundError(errno.ENOENT, "expected a chest, found no such folder", path)
-        return None
+        return None, False
     created = False
     try:
         os.makedirs(path, exist_ok=False)
@@ -52,7 +55,8 @@ def open_folder(path: str, mode: Mode) -> int | None:
     if not is_chest and not created:
         present = sorted(set(os.listdir(path)))
         names = {CATALOG_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")}
-        if set(present) - {DATA, PACKS, SPARE, "writer.lock"} - names:
+        ours = {DATA, PACKS, SPARE, QUARANTINE, LOCKS_NAME, COUNTER_NAME}
+        if set(present) - ours - names:
             raise ChestFormatError(
                 f"expected a chest or an empty folder at {path}, found {present[:5]}"
             )
@@ -62,7 +66,28 @@ def open_folder(path: str, mode: Mode) -> int | None:
                 f"expected {CATALOG_NAME} in {path}, found none beside values such as {left}: "
                 'nothing was touched; mode="w" starts empty'
             )
-    return value_files.lock_for_writing(path)
+    return _attach(path, alone=mode == "w")
+
+
+def _attach(path: str, *, alone: bool) -> tuple[LockFile, bool]:
+    held = LockFile(path)
+    try:
+        is_alone = held.try_take(ATTACHED)
+        if not is_alone:
+            if alone:
+                raise ChestInUseError(
+                    f"expected {path} to be used by nobody else, found that it is: "
+                    "close the other chests first"
+                )
+            held.take(ATTACHED, shared=True)
+        if not held.has_name:
+            raise ChestInUseError(
+                f"expected {path} to stay, found it being removed by another process; try again"
+            )
+    except BaseException:
+        held.close()
+        raise
+    return held, is_alone
 
 
 def empty_folder(path: str) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -53,6 +53,10 @@ _READ_AHEAD = 64
 # Entries that one step of an iteration reads from the catalog.
 _PAGE = 1024
 
+# Places in the order of insertion that are taken at once.  What several processes put at the same
+# time comes in the order of such blocks; what one puts after it saw the other's, behind that.
+_PLACES = 1 << 20
+
 
 class Index:
     """The keys of one chest.  Every method is called under the chest's lock.
@@ -80,6 +84,9 @@ class Index:
         Says of a slot whether it must stay though it holds nothing; set by the chest.
     hits
         Gets that were answered by slots that are gone.
+    take_places
+        Takes places in the order of insertion that nobody else gets, above a number: returns the
+        first of as many as asked for; set by the chest where others put, too.
     """
 
     def __init__(self, resident: ResidentSet, *, returnable: bool) -> None:
@@ -90,6 +97,9 @@ class Index:
         self.complete = True
         self.pinned: Callable[[Slot], bool] = lambda _: False
         self.hits = 0
+        self.take_places: Callable[[int, int], int] = lambda least, _: least + 1
+        # Places up to this one are ours to give.
+        self._last_place = 0
         self._resident = resident
         self._returnable = returnable
         # Arrays that were stored from `rows` and that a user may still hold.
@@ -170,7 +180,7 @@ class Index:
     def _read_ahead(self, seq: int) -> None:
         assert self._catalog is not None
         if len(self.rows) >= self._most_known:
-            self._forget_rows()
+            self.forget_rows()
         slots, rows, tombstones = self.slots, self.rows, self.tombstones
         fresh = self._resident.fresh
         for raw in self._catalog.rows_after(seq, _READ_AHEAD):
@@ -212,8 +222,7 @@ class Index:
             self.settle()
         else:
             self.cut_fresh()
-        self.puts += 1
-        return Slot(key, self.puts, None), True
+        return Slot(key, self._take_places(1), None), True
 
     def add(self, slot: Slot) -> None:
         """Put a new slot in the index."""
@@ -262,8 +271,7 @@ class Index:
             keys, arrays = list(values), list(values.values())
         if not keys:
             return None
-        batch = Batch(keys, arrays, self.puts + 1)
-        self.puts += len(keys)
+        batch = Batch(keys, arrays, self._take_places(len(keys)))
         self._count += len(keys)
         resident.add_batch(batch)
         self.rows.update(dict.fromkeys(keys, batch))
@@ -354,7 +362,7 @@ class Index:
             self._views.update(zip(itertools.compress(batch.keys, held), views, strict=True))
         self.rows.update(zip(batch.keys, rows, strict=True))
         if len(self.rows) > self._most_known:
-            self._forget_rows()
+            self.forget_rows()
             self._most_known = max(MAX_KNOWN, 2 * len(self.rows))
 
     def moved(self, rows: Sequence[Row], to: dict[int, Row]) -> None:
@@ -366,6 +374,47 @@ class Index:
                 slot.raw = to.get(slot.raw[GENERATION], slot.raw)
             elif known is not None and not isinstance(known, Batch):
                 self.rows[key] = to.get(known[GENERATION], known)
+
+    # --- what others commit ------------------------------------------------------------------
+
+    def others_committed(self) -> None:
+        """Other processes have changed what is stored; what is known here was corrected."""
+        self._counted = self._in_order = False
+        # Whatever is new from here on comes behind what they have put.
+        self._last_place = self.puts
+
+    def rows_of(self, codes: list[bytes]) -> list[RawRow]:
+        """The catalog's rows of those of these canonical codes that have one."""
+        assert self._catalog is not None
+        return self._catalog.find_all(codes)
+
+    def give_slots_to(self, keys: Iterable[Any]) -> None:
+        """Give those of these keys slots whose values are in RAM."""
+        for key in keys:
+            if key in self._resident.fresh:
+                self.settle()
+            known = self.rows.get(key)
+            if isinstance(known, Batch):
+                self.give_slots(known)
+
+    def note_row(self, key: Any, raw: RawRow) -> None:
+        """Know what is stored of a key that has no slot."""
+        old = self.rows.get(key)
+        if old is not None and (isinstance(old, Batch) or old[GENERATION] != raw[GENERATION]):
+            self._views.pop(key, None)
+        self.rows[key] = raw
+        if len(self.rows) > self._most_known:
+            self.forget_rows()
+
+    def _take_places(self, count: int) -> int:
+        """The first of `count` new places in the order of insertion."""
+        if self.puts + count > self._last_place:
+            taken = max(count, _PLACES)
+            self.puts = self.take_places(self.puts, taken) - 1
+            self._last_place = self.puts + taken
+        first = self.puts + 1
+        self.puts += count
+        return first
 
     # --- forgetting --------------------------------------------------------------------------
 
@@ -389,7 +438,8 @@ class Index:
         self.hits += slot.hits
         self.slots.pop(slot.key, None)
 
-    def _forget_rows(self) -> None:
+    def forget_rows(self) -> None:
+        """Forget what is known of stored values without a slot."""
         self.complete = False
         self._views = {key: view for key, view in self._views.items() if view() is not None}
         self.rows = {

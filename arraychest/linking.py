@@ -8,7 +8,6 @@ from typing import Any
 from arraychest.committer import logger
 from arraychest.entry import Row, parse_form
 from arraychest.errors import AbsentKeyError, PickleRefusedError
-from arraychest.keys import encode_key
 from arraychest.loader import pack_name, value_name
 from arraychest.tiers import Tiers
 
@@ -102,29 +101,10 @@ def _link(
                 break
         if not linked:
             return 0
-        with mine.committer.commit_lock, mine.writer.lock:
-            mine.check_writable()
-            index = mine.index
-            placed = []
-            for key, row in linked:
-                slot, new = index.slot_for_put(key)
-                exact = encode_key(slot.key).exact
-                placed.append((slot, new, row._replace(exact=exact, seq=slot.seq)))
-            try:
-                unused = store.commit(
-                    [row for _, _, row in placed],
-                    [slot.raw for slot, _, _ in placed if slot.raw is not None],
-                    adopted=adopted,
-                )
-            finally:
-                store.catalog.end_snapshot()
-            for slot, new, row in placed:
-                mine.committer.let_go(slot)
-                index.puts += 1
-                slot.version = index.puts
-                slot.raw = row
-                if new:
-                    index.add(slot)
-        store.files.remove(unused)
-        store.catalog.raise_interrupt()
+        with mine.committer.committing():
+            with mine.writer.lock:
+                mine.check_writable()
+                unused = mine.committer.place(store, linked, adopted=adopted)
+            store.files.remove(unused)
+            store.catalog.raise_interrupt()
         return len(linked)

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from arraychest.catalog import Catalog, Pack
+from arraychest.catalog import Pack
 from arraychest.codecs import npy, pack
 from arraychest.entry import Form, RawRow, Row, parse_form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
@@ -55,12 +55,10 @@ class Loader:
 
     Parameters
     ----------
-    files, catalog
+    files
         The folder's.
     packs
-        What is known of the packs, by id; added to where another process writes them.
-    reads_only
-        Whether another process may be writing.
+        What is known of the packs, by id.
     allow_pickle
         Whether arrays of Python objects are read.
     private
@@ -70,17 +68,13 @@ class Loader:
     def __init__(
         self,
         files: Files,
-        catalog: Catalog,
         packs: dict[int, Pack],
         *,
-        reads_only: bool,
         allow_pickle: bool,
         private: bool,
     ) -> None:
         self._files = files
-        self._catalog = catalog
         self._packs = packs
-        self.reads_only = reads_only
         self._allow_pickle = allow_pickle
         self._private = private
         self._maps: dict[int, tuple[np.ndarray, int]] = {}
@@ -197,7 +191,7 @@ class Loader:
 
     def _map(self, fd: int, size: int) -> np.ndarray:
         try:
-            return map_file(fd, size, private=self._private)
+            return map_file(fd, size, "c" if self._private else "r")
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -226,10 +220,6 @@ class Loader:
             if stat.S_ISREG(status.st_mode):
                 stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
             known = self._packs.get(identity)
-            if known is None and self.reads_only:
-                # Begun after this reader opened the chest.
-                self._packs.update((each.id, each) for each in self._catalog.packs())
-                known = self._packs.get(identity)
             if known is None or stamp is None or stamp != known.stamp:
                 raise CorruptEntryError(
                     f"expected the pack of key {key!r} in {path}, found something else"

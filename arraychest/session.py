@@ -13,9 +13,17 @@ from arraychest import files as value_files
 from arraychest.budget import Budget
 from arraychest.catalog import is_foreign
 from arraychest.committer import Committer, logger
-from arraychest.errors import ChestFormatError, ClosedChestError, ReadOnlyChestError
+from arraychest.counter import unmoved
+from arraychest.errors import (
+    ChestFormatError,
+    ChestInUseError,
+    ClosedChestError,
+    ReadOnlyChestError,
+)
 from arraychest.folder import Mode, empty_folder, open_folder
 from arraychest.index import Index
+from arraychest.locks import FILE_NAME as LOCKS_NAME
+from arraychest.locks import LockFile
 from arraychest.resident import ResidentSet
 from arraychest.spill import WriteBehind
 from arraychest.store import Store
@@ -61,6 +69,7 @@ class Session:
         self.forked = False
         # Whether a put has to find out why it is refused.
         self._no_puts = options.mode == "r"
+        self.counter = unmoved()
         self.resident = ResidentSet()
         self.index = Index(self.resident, returnable=not options.private)
         self.committer = Committer(self.index, self.resident, self.open_store, options.on_overflow)
@@ -72,41 +81,47 @@ class Session:
     # --- opening -----------------------------------------------------------------------------
 
     def _open_named(self, path: str) -> None:
-        had_lock = value_files.has_lock(path)
-        fd = open_folder(path, self.options.mode)
+        mode = self.options.mode
+        had_locks = os.path.lexists(os.path.join(path, LOCKS_NAME))
+        locks, alone = open_folder(path, mode)
         try:
             try:
-                store = self._make_store(path, fd)
+                store = self._make_store(path, locks, alone)
             except ValueError:
-                if self.options.mode != "w" or is_foreign(path):
+                if mode != "w" or is_foreign(path):
                     raise
                 empty_folder(path)
-                store = self._make_store(path, fd)
+                store = self._make_store(path, locks, alone)
         except BaseException as error:
-            if fd is not None:
-                if isinstance(error, ChestFormatError) and not had_lock and is_foreign(path):
-                    value_files.remove_lock(path)
-                value_files.unlock(fd)
+            if locks is not None:
+                if isinstance(error, ChestFormatError) and not had_locks and is_foreign(path):
+                    locks.unlink(path)
+                locks.close()
             raise
         try:
-            if fd is not None:
-                if self.options.mode == "w":
+            if locks is not None:
+                if mode == "w":
                     store.clear()
-                if store.catalog.meta("unclean"):
-                    swept = store.sweep()
+                swept = store.sweep()
+                if swept:
                     logger.info("swept %d orphans in %s after an unclean end", swept, path)
+                self.index.take_places = store.take_places
             self.index.puts = store.catalog.last_seq()
+            store.attached()
         except BaseException:
             store.close()
             raise
         self._store = store
-        self.index.attach(store.catalog, empty=self.index.puts == 0 and fd is not None)
+        self.index.attach(store.catalog, empty=self.index.puts == 0 and alone)
+        self.counter = store.counter
 
-    def _make_store(self, path: str, fd: int | None) -> Store:
+    def _make_store(self, path: str, locks: LockFile | None, alone: bool) -> Store:
         options = self.options
         return Store(
             path,
-            fd,
+            locks,
+            shared=not self.temporary,
+            alone=alone,
             durable=options.durable,
             allow_pickle=options.allow_pickle,
             private=options.private,
@@ -119,11 +134,11 @@ class Session:
             with self._store_lock:
                 if self._store is None:
                     self.check_open()
-                    root, fd = value_files.make_private_folder()
+                    root, locks = value_files.make_private_folder()
                     try:
-                        self._store = self._make_store(root, fd)
+                        self._store = self._make_store(root, locks, True)
                     except BaseException:
-                        value_files.unlock(fd)
+                        locks.close()
                         value_files.remove_folder(root)
                         raise
                     self.path = root
@@ -131,10 +146,19 @@ class Session:
                 store = self._store
         return store
 
+    def follow(self) -> None:
+        """Note what other processes have committed.  Called under the lock.
+
+        Costs one read of memory where they have not.
+        """
+        counter = self.counter
+        if counter.words[0] != counter.seen_word and self._store is not None:
+            self.committer.follow(self._store)
+
     # --- who may do what -----------------------------------------------------------------------
 
-    def sole_writer(self) -> bool:
-        """Whether nobody else changes what is stored."""
+    def may_write(self) -> bool:
+        """Whether the chest can be changed by this process."""
         return self.options.mode != "r" and not self.forked
 
     def check_open(self) -> None:
@@ -184,7 +208,7 @@ class Session:
             if self.closed:
                 return
             discard = discard or self.temporary
-            if not discard and self.sole_writer():
+            if not discard and self.may_write():
                 writer.flush()
             with writer.lock:
                 self._closing = self._no_puts = True
@@ -201,7 +225,7 @@ class Session:
                         self._discarded = True
                         self.index.close()
                     writer.wait_idle()
-                    while not discard and self.sole_writer() and writer.unsaved():
+                    while not discard and self.may_write() and writer.unsaved():
                         # Put or deleted by another thread between the flush and here.
                         writer.lock.release()
                         try:
@@ -213,7 +237,7 @@ class Session:
                     self.closed = True
                 finally:
                     self._closing = False
-                    self._no_puts = self.closed or not self.sole_writer()
+                    self._no_puts = self.closed or not self.may_write()
                 store, self._store = self._store, None
                 self.index.close()
                 self._forget_kept()
@@ -230,9 +254,25 @@ class Session:
                     try:
                         value_files.remove_folder(store.root)
                     finally:
-                        store.release_lock()
+                        store.release_locks()
             else:
                 store.close()
+
+    def drop(self) -> None:
+        """Close the chest and remove its folder.
+
+        Raises
+        ------
+        ChestInUseError
+            Another chest may write to it; nothing was removed.
+        """
+        store = self._store
+        if store is not None and not store.detach_others():
+            raise ChestInUseError(
+                f"expected {self.path} to be used by nobody else, found that it is: "
+                "close the other chests first"
+            )
+        self.close(discard=True)
 
     def _forget_kept(self) -> None:
         """Let go of what is kept open beside the index."""

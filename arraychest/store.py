@@ -11,19 +11,22 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
 
-from arraychest import files as value_files
 from arraychest.catalog import Catalog, Pack
 from arraychest.codecs import npy, pack
-from arraychest.entry import PACK, Form, RawRow, Row, parse_form
-from arraychest.files import PACKS, SPARE, Files
+from arraychest.counter import open_counter, unmoved
+from arraychest.entry import GENERATION, PACK, Form, RawRow, Row, parse_form
+from arraychest.files import DATA, PACKS, SPARE, Files
 from arraychest.keys import KeyCode, decode_key
 from arraychest.loader import READ_FLAGS, Loader, pack_name, value_name
+from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
+from arraychest.locks import PACK as PACK_BYTE
 
 # Bytes of small values that one compaction step moves in one transaction.
 _MOVE_BYTES = 4 << 20
@@ -32,16 +35,20 @@ _MOVE_BYTES = 4 << 20
 class Store:
     """The stored values of one chest folder.
 
-    `commit`, `compact` and `sweep` are called by one thread at a time (the chest's commit lock);
-    `write` and `append` from any, as is `loader`; the methods that read the catalog under the
-    chest's lock.
+    `commit`, `move` and `drop_pack` are called by one thread at a time (the chest's commit lock),
+    and in `exclusive`; `write` and `append` from any, as is `loader`; the methods that read the
+    catalog under the chest's lock.
 
     Parameters
     ----------
     root
         The folder.
-    lock_fd
-        Descriptor that makes this the folder's writer; None: read only.
+    locks
+        The folder's; None: read only.
+    shared
+        Whether other processes may use the folder.
+    alone
+        Whether no other writer is attached, nor can be before `attached` is called.
     durable
         Whether a commit survives a power cut.
     allow_pickle
@@ -51,25 +58,44 @@ class Store:
     """
 
     def __init__(
-        self, root: str, lock_fd: int | None, *, durable: bool, allow_pickle: bool, private: bool
+        self,
+        root: str,
+        locks: LockFile | None,
+        *,
+        shared: bool,
+        alone: bool,
+        durable: bool,
+        allow_pickle: bool,
+        private: bool,
     ) -> None:
         self.root = root
         self.files = Files(root, durable=durable)
-        self.lock_fd = lock_fd
-        self.catalog = Catalog(root, writable=lock_fd is not None, durable=durable)
+        self.locks = locks
+        self.shared = shared
+        self.counter = unmoved()
+        # Whether commits are told to others.
+        self.tells = False
+        with self.exclusive():
+            self.catalog = Catalog(root, writable=locks is not None, durable=durable)
         try:
             self._packs = {known.id: known for known in self.catalog.packs()}
             self.loader = Loader(
                 self.files,
-                self.catalog,
                 self._packs,
-                reads_only=lock_fd is None,
                 allow_pickle=allow_pickle,
                 private=private,
             )
-            if lock_fd is not None:
+            if locks is not None:
                 # Last: in a folder that turns out to be another program's, nothing is made.
                 self.files.make_folders()
+            if shared:
+                with contextlib.suppress(FileNotFoundError, PermissionError):
+                    self.counter = open_counter(root, writable=locks is not None)
+                    self.tells = True
+                if self.tells:
+                    self.counter.saw(self.catalog.last_commit())
+                if alone:
+                    self.counter.reset(self.counter.seen, self.catalog.last_seq())
         except BaseException:
             self.catalog.close()
             raise
@@ -77,34 +103,87 @@ class Store:
         self._session_lock = threading.Lock()
         # The pack being appended to, and how far it is written (its row says how far committed).
         self._append_lock = threading.Lock()
-        self._open_pack: int | None = None
+        self._open_pack = 0
+        self._tail = 0
         # Packs with values that are written and not committed yet, and how many batches of them.
         self._pending: dict[int, int] = {}
-        self._tail = 0
+        # Packs that no other process may append to, compact or drop.
+        self._claimed: set[int] = set()
         self._unsure = False
         self.bytes_written = 0
+        if alone:
+            self._reopen_pack()
 
     def close(self) -> None:
-        """Close the catalog and stop being the writer, whatever goes wrong."""
+        """Close the catalog and stop being a writer, whatever goes wrong."""
         try:
-            if self.lock_fd is not None:
-                self.files.drop_spares()
-                if self._next_generation and not self._unsure and not self.files.loose:
+            if self.locks is not None and self._next_generation:
+                self.files.end_session()
+                if not self._unsure and not self.files.loose:
                     # All is stored: where this fails, on a full disk, the next writer sweeps.
-                    with contextlib.suppress(OSError):
-                        self.catalog.end_session()
+                    with contextlib.suppress(OSError), self.exclusive():
+                        self.catalog.end_sessions([self.catalog.session])
         finally:
             try:
                 self.catalog.close()
             finally:
-                self.release_lock()
+                self.release_locks()
         self.catalog.raise_interrupt()
 
-    def release_lock(self) -> None:
-        """Stop being the folder's writer."""
-        if self.lock_fd is not None:
-            value_files.unlock(self.lock_fd)
-            self.lock_fd = None
+    def release_locks(self) -> None:
+        """Stop being a writer of the folder."""
+        if self.locks is not None:
+            self.locks.close()
+
+    # --- beside other processes ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep all others, in this process and elsewhere, from changing the catalog."""
+        if self.locks is None or not self.shared:
+            yield
+            return
+        with self.locks.holding(COMMIT):
+            yield
+
+    def attached(self) -> None:
+        """Let others attach to the folder, too."""
+        if self.locks is not None and self.shared:
+            self.locks.take(ATTACHED, shared=True)
+
+    def detach_others(self) -> bool:
+        """Keep others from attaching; False if one is attached."""
+        return self.locks is not None and self.locks.try_take(ATTACHED)
+
+    def take_places(self, least: int, count: int) -> int:
+        """The first of `count` places in the order of insertion that nobody else gets."""
+        assert self.locks is not None
+        with self.locks.holding(NUMBERS):
+            return self.counter.take_places(least, count)
+
+    def reread_packs(self) -> None:
+        """Others have committed: note what became of the packs."""
+        found = {known.id: known for known in self.catalog.packs()}
+        for identity in list(self._packs):
+            # Ours may have values that are written and not committed yet.
+            if identity not in found and identity not in self._claimed:
+                self._forget_pack(identity)
+        self._packs.update(found)
+
+    def _claim(self, identity: int) -> bool:
+        """Keep other processes from appending to a pack, compacting or dropping it."""
+        if self.locks is None or not self.shared or identity in self._claimed:
+            return True
+        if not 0 < identity < PACK_BYTE or not self.locks.try_take(PACK_BYTE + identity):
+            return False
+        self._claimed.add(identity)
+        return True
+
+    def _unclaim(self, identity: int) -> None:
+        if identity in self._claimed:
+            self._claimed.discard(identity)
+            assert self.locks is not None
+            self.locks.let_go(PACK_BYTE + identity)
 
     # --- writing ---------------------------------------------------------------------------
 
@@ -113,7 +192,12 @@ class Store:
         with self._session_lock:
             if not self._next_generation:
                 # The first write of a session: from here on a crash leaves something to sweep.
-                self._next_generation = self.catalog.begin_session() << 32
+                with self.exclusive():
+                    session = self.catalog.begin_session()
+                    if self.locks is not None and self.shared:
+                        self.locks.take(SESSION + session)
+                self.files.session = session
+                self._next_generation = session << 32
                 self.catalog.raise_interrupt()
             first = self._next_generation
             self._next_generation += count
@@ -218,51 +302,68 @@ class Store:
             left = self._pending.pop(identity) - 1
             if left:
                 self._pending[identity] = left
+            elif identity != self._open_pack:
+                self._unclaim(identity)
 
     def _may_drop(self, known: Pack) -> bool:
         return not known.live and known.id not in self._pending
 
+    def _reopen_pack(self) -> None:
+        """Go on with the last pack of an earlier session, rather than leave many small ones.
+
+        Only where no other writer is attached, who might do the same.
+        """
+        newest = max(self._packs.values(), default=None)
+        if newest is not None and not newest.sealed and self._claim(newest.id):
+            self._open_pack, self._tail = newest.id, newest.bytes
+
     def _pack_to_append(self) -> tuple[Pack, int]:
         """The pack to append to and where it ends; a new one ends at 0."""
-        if self._open_pack is None:
-            # Go on with the last pack of an earlier session, rather than leave many small ones.
-            newest = max(list(self._packs.values()), default=None)
-            if newest is not None:
-                self._open_pack, self._tail = newest.id, newest.bytes
-        target = self._packs.get(self._open_pack or 0)
+        target = self._packs.get(self._open_pack)
         if target is not None and not target.sealed and self._tail < pack.PACK_BYTES:
             # Behind the end of a file that was truncated, what it has lost would read as zeros.
             name, head = pack_name(target.id), pack.header(target.stamp)
             if self._tail >= len(head) and self.files.may_append(name, self._tail, head):
                 return target, self._tail
-        return Pack(self._generation(), _new_stamp(), 0, 0, 0), 0
+        identity = self._generation()
+        self._claim(identity)
+        return Pack(identity, _new_stamp(), 0, 0, 0), 0
 
-    def seal(self, identity: int) -> None:
-        """Never append to this pack again."""
+    def begin_compaction(self, identity: int) -> bool:
+        """Never append to a pack again; False if it is gone, or another process appends to it."""
+        if identity not in self._packs or not self._claim(identity):
+            return False
         with self._append_lock:
             self._packs[identity] = self._packs[identity]._replace(sealed=1)
             if self._open_pack == identity:
                 self._open_pack = 0
+        return True
+
+    def end_compaction(self, identity: int) -> None:
+        """Let others compact a pack that is left, after all."""
+        with self._append_lock:
+            if identity not in self._pending:
+                self._unclaim(identity)
 
     def commit(
         self,
         rows: Sequence[RawRow] = (),
-        freed: Sequence[RawRow] = (),
-        deleted: Sequence[int] = (),
+        replaced: Sequence[RawRow] = (),
+        deleted: Sequence[RawRow] = (),
         adopted: Sequence[Pack] = (),
     ) -> list[str]:
         """Commit rows, and return the files that the catalog no longer names.
 
-        They are the caller's to remove once nobody looks for them any more.
+        They are the caller's to remove, before the next commit, once nobody here looks for them.
 
         Parameters
         ----------
         rows
             New rows, whose bytes are complete.
-        freed
-            Rows that `rows` or `deleted` put out of the catalog.
+        replaced
+            The rows of the same keys that are in the catalog now.
         deleted
-            Places whose entries go.
+            Entries that go.
         adopted
             Packs of another chest that `rows` lie in, already linked.
 
@@ -271,20 +372,10 @@ class Store:
         OSError
             Nothing was committed; the files of `rows` are removed.
         """
+        freed = [*replaced, *deleted]
         packs = self._packs_after(rows, freed, adopted)
-        with self._append_lock:
-            dropped = [
-                known.id
-                for known in packs.values()
-                if self._may_drop(known) and known.id != self._open_pack
-            ]
-            for identity in dropped:
-                # The first append of a session must not choose it from here on.
-                if identity in self._packs:
-                    self._packs[identity] = self._packs[identity]._replace(sealed=1)
-        changed = [known for known in packs.values() if known.id not in dropped]
         try:
-            self.catalog.commit(deleted=deleted, rows=rows, packs=changed, dropped_packs=dropped)
+            gone = self._commit(packs, rows, freed, deleted)
         except BaseException as error:
             if isinstance(error, OSError):
                 self.files.remove(_own_files(rows))
@@ -292,18 +383,58 @@ class Store:
                 # Interrupted: whether it was committed is for the next writer to see, who sweeps.
                 self._unsure = True
             raise
-        self.files.loose.difference_update(
-            _own_files(rows),
-            (pack_name(known.id) for known in changed),
-        )
+        self.files.loose.difference_update(_own_files(rows))
+        return gone
+
+    def _commit(
+        self,
+        packs: dict[int, Pack],
+        rows: Sequence[RawRow],
+        freed: Sequence[RawRow],
+        deleted: Sequence[RawRow],
+    ) -> list[str]:
+        """Change the catalog, and note what became of the packs; returns the files to remove."""
+        with self._append_lock:
+            dropped = [
+                known.id
+                for known in packs.values()
+                if self._may_drop(known) and known.id != self._open_pack and self._claim(known.id)
+            ]
+        changed = [known for known in packs.values() if known.id not in dropped]
+        gone = _own_files(freed) + [pack_name(identity) for identity in dropped]
+        change = None
+        if self.tells:
+            change = self.counter.seen + 1
+            self.counter.begin(change)
+        try:
+            self.catalog.commit(
+                deleted=deleted,
+                rows=rows,
+                packs=changed,
+                dropped_packs=dropped,
+                dropped_files=[row[GENERATION] for row in freed if row[PACK] is None],
+                change=change,
+                gone=gone,
+            )
+        except Exception:
+            if self.tells:
+                self.counter.end(self.counter.seen)
+            for identity in dropped:
+                self._unclaim(identity)
+            raise
+        if change is not None:
+            self.counter.end(change)
+            self.counter.saw(change)
+        self.files.loose.difference_update(pack_name(known.id) for known in changed)
         self._packs.update((known.id, known) for known in changed)
         for identity in dropped:
             self._forget_pack(identity)
-        return _own_files(freed) + [pack_name(identity) for identity in dropped]
+        return gone
 
     def _forget_pack(self, identity: int) -> None:
         self._packs.pop(identity, None)
         self.loader.forget_pack(identity)
+        self._unclaim(identity)
 
     def _packs_after(
         self, rows: Iterable[RawRow], freed: Iterable[RawRow], adopted: Iterable[Pack]
@@ -396,33 +527,30 @@ class Store:
             for row, new in zip(rows, appended, strict=True)
         ]
         try:
-            packs = self._packs_after(moved, rows, ())
-            dropped = [known.id for known in packs.values() if self._may_drop(known)]
-            changed = [known for known in packs.values() if known.id not in dropped]
-            self.catalog.commit(rows=moved, packs=changed, dropped_packs=dropped)
+            self._commit(self._packs_after(moved, rows, ()), moved, (), ())
         finally:
             self.append_settled(appended)
-        self.files.loose.difference_update(pack_name(known.id) for known in changed)
-        self._packs.update((known.id, known) for known in changed)
-        for identity in dropped:
-            self._forget_pack(identity)
         return moved
 
     def clear(self) -> None:
-        """Remove every entry, and then every file."""
+        """Remove every entry, and then every file.  Nobody else is attached."""
         self._generation()
-        self.catalog.clear()
+        with self.exclusive():
+            self.catalog.clear()
         self._packs.clear()
-        self.sweep()
+        self._open_pack = 0
+        if self.tells:
+            self.counter.reset(0, 0)
+            self.counter.saw(0)
+        self.files.remove(list(self.files.names()), keep_spares=False)
         self.catalog.raise_interrupt()
 
     def become_reader(self) -> None:
         """In a forked child: folder, lock and the catalog's connections are the parent's."""
-        if self.lock_fd is not None:
-            # Only this process's descriptor: the lock stays with the parent's.
-            os.close(self.lock_fd)
-            self.lock_fd = None
-            self.loader.reads_only = True
+        if self.locks is not None:
+            # Only this process's descriptor: the locks stay with the parent's.
+            self.locks.close()
+            self.locks = None
         self._append_lock = threading.Lock()
         self.catalog.reopen_in_child()
 
@@ -432,11 +560,9 @@ class Store:
 
     def drop_pack(self, identity: int) -> None:
         """Forget a pack that no entry uses; its file is the caller's to remove."""
-        if identity in self._pending:
-            return
-        self.begin()
-        self.catalog.commit(dropped_packs=[identity])
-        self._forget_pack(identity)
+        known = self._packs.get(identity)
+        if known is not None and identity not in self._pending:
+            self._commit({identity: known._replace(live=0)}, (), (), ())
 
     def adopt(self, source: str, row: Row) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
@@ -474,25 +600,52 @@ class Store:
         return self._packs[identity]
 
     def sweep(self) -> int:
-        """Remove every file that the catalog does not name; returns how many.  O(files)."""
-        named = self.catalog.file_generations()
-        packs = {pack_name(identity) for identity in self._packs}
+        """Remove what sessions left that died: what they had not committed, or not removed yet.
+
+        Returns how many files it was.  O(files), if any session died.
+        """
+        assert self.locks is not None
+        with self.exclusive():
+            dead = {
+                number
+                for number in self.catalog.sessions()
+                if not (0 < number < 1 << 31 and self.locks.is_held(SESSION + number))
+                and number != self.catalog.session
+            }
+            if not dead:
+                return 0
+            gone = [name for number in dead for name in self.catalog.gone_files(number)]
+            named = self.catalog.file_generations() | self.catalog.pack_ids()
         orphans = []
-        for name in self.files.names():
-            if name.startswith(PACKS):
-                known = name in packs
-            elif name.startswith(SPARE):
-                known = False
-            else:
-                with contextlib.suppress(ValueError):
-                    stem = name.rpartition("-")[2].removesuffix(".npy")
-                    if int(stem, 16) in named:
-                        continue
-                known = False
-            if not known:
+        for name in {*self.files.names(), *gone}:
+            generation = generation_of(name)
+            if generation is None or generation in named:
+                continue
+            session = generation >> 32
+            if name.startswith(SPARE):
+                session = int(name.split("/")[1], 16)
+            if session in dead or name in gone:
                 orphans.append(name)
         self.files.remove(orphans, keep_spares=False)
+        for number in dead:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.files.path(f"{SPARE}/{number:x}"))
+        with self.exclusive():
+            self.catalog.end_sessions(sorted(dead))
         return len(orphans)
+
+
+_VALUE_NAME = re.compile(
+    rf"(?:{DATA}/[0-9a-f]{{2}}/[^/]*-([0-9a-f]{{1,16}})\.npy"
+    rf"|{PACKS}/([0-9a-f]{{1,16}})\.pack"
+    rf"|{SPARE}/[0-9a-f]{{1,8}}/[^/]*-([0-9a-f]{{1,16}})\.npy)",
+)
+
+
+def generation_of(name: str) -> int | None:
+    """The generation in the name of a file, relative to the chest; None if it is none of ours."""
+    found = _VALUE_NAME.fullmatch(name)
+    return None if found is None else int(next(filter(None, found.groups())), 16)
 
 
 _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]

@@ -18,8 +18,6 @@ from arraychest.budget import Budget
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.entry import (
     DESCRIBED,
-    GENERATION,
-    KEY,
     PACK,
     STORED,
     Entry,
@@ -31,8 +29,10 @@ from arraychest.entry import (
 )
 from arraychest.errors import (
     AbsentKeyError,
+    ArrayChestError,
     ClosedChestError,
     CorruptEntryError,
+    SpillError,
 )
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.loader import file_name, value_name
@@ -94,6 +94,7 @@ class Tiers(Session):
         writer = self.writer
         while True:
             with writer.lock:
+                self.follow()
                 slot = self.index.find(key)
                 if slot is None:
                     self.committer.counters.absent += 1
@@ -115,6 +116,8 @@ class Tiers(Session):
                 if store is None:
                     raise ClosedChestError("the chest is closed")
                 self.committer.counters.misses += 1
+                if raw[PACK] is not None and not store.has_pack(raw[PACK]):
+                    store.reread_packs()  # begun by another process
                 if raw[PACK] is not None and self.options.on_miss is None:
                     value = store.loader.mapped_value(raw)
                     if value is not None:
@@ -154,17 +157,9 @@ class Tiers(Session):
             return False
         if slot.raw is not raw or slot.array is not None:
             return False
-        if self.sole_writer():
-            return True
         # Another process may have replaced it; its file is gone then.
-        found = self._store.catalog.find(raw[KEY])
-        if found is None:
-            self.index.forget(slot)
-            return False
-        if found[GENERATION] == raw[GENERATION] and found[PACK] == raw[PACK]:
-            return True
-        slot.raw = found
-        return False
+        self.follow()
+        return slot.raw is raw
 
     def _at_hand(self, slot: Slot) -> Any:
         """The value without I/O, or None."""
@@ -213,6 +208,7 @@ class Tiers(Session):
     def contains(self, key: Any) -> bool:
         """Whether the chest has the key.  Reads no value."""
         with self.writer.lock:
+            self.follow()
             index = self.index
             return key in index.rows or key in self.resident.fresh or index.find(key) is not None
 
@@ -220,13 +216,13 @@ class Tiers(Session):
         """Number of keys.  O(1), but O(n) the first time in a chest that was reopened."""
         with self.writer.lock:
             self.check_open()
+            self.follow()
             if self.index.is_counted:
                 return self.index.count(0)
         # No commit is under way under this lock, so that each row has been noted on its slot.
         with self.committer.commit_lock, self.writer.lock:
             self.check_open()
-            if not self.sole_writer():
-                return self.open_store().catalog.count()
+            self.follow()
             return self.index.count(self.committer.doomed_rows())
 
     def keys(self, *, descending: bool = False) -> Iterator[Any]:
@@ -237,6 +233,7 @@ class Tiers(Session):
         """
         with self.writer.lock:
             self.check_open()
+            self.follow()
             if self.index.complete:
                 return iter(self.index.known_keys(descending=descending))
             unsaved = self.index.unsaved_keys(descending=descending)
@@ -246,6 +243,7 @@ class Tiers(Session):
         """The key that was inserted last; raises AbsentKeyError if there is none."""
         with self.writer.lock:
             self.check_open()
+            self.follow()
             if self.index.complete:
                 with contextlib.suppress(StopIteration):
                     return self.index.last_known_key()
@@ -359,6 +357,8 @@ class Tiers(Session):
             if resident.charged + array.nbytes > self.budget.bytes:
                 writer.make_room(resident.weight(array))
                 self.check_writable()
+            if only_absent:
+                self.follow()
             slot, new = self.index.slot_for_put(key)
             if not new and only_absent:
                 return
@@ -384,39 +384,39 @@ class Tiers(Session):
         with writer.lock:
             self.check_writable()
             writer.report_failure()
+            self.follow()
             if only_absent and self.index.find(key) is not None:
                 return
-        with (
-            self.at_work(),
-            self.committer.storing_directly(key, array, kind) as (store, row),
-            writer.lock,
-        ):
-            # The lock is held during the commit, for once: a large value can wait for it, and
-            # nobody can overwrite or delete the key between commit and publication.
-            self.check_writable()
-            slot, new = self.index.slot_for_put(key)
-            if only_absent and not new:
-                store.files.remove([value_name(row)])
-                return
-            row = row._replace(seq=slot.seq, exact=encode_key(slot.key).exact)
+        with self.at_work():
+            row = self.committer.write_directly(key, array, kind)
             try:
-                unused = store.commit([row], [slot.raw] if slot.raw is not None else [])
-            finally:
-                store.catalog.end_snapshot()
-            self.committer.let_go(slot)
-            self.index.puts += 1
-            slot.version = self.index.puts
-            slot.raw = row
-            if new:
-                self.index.add(slot)
-            self.committer.count_spill(array.nbytes)
-            writer.changed.notify_all()
-        store.files.remove(unused)
-        store.catalog.raise_interrupt()
+                if not self._place_directly(key, row, only_absent):
+                    return
+            except ArrayChestError:
+                self.open_store().files.remove([value_name(row)])
+                raise
+            except OSError as error:
+                raise SpillError(
+                    f"the value of key {key!r} could not be stored: {error}"
+                ) from error
+            with writer.lock:
+                self.committer.count_spill(array.nbytes)
         if self.options.on_put == "freeze" and kind != "scalar" and is_handed_over(array):
             # As any other array that was put: writing to it now would go unnoticed.
             freeze(array)
         self.committer.tell_overflow([key])
+
+    def _place_directly(self, key: Any, row: Row, only_absent: bool) -> bool:
+        with self.committer.committing() as store:
+            with self.writer.lock:
+                self.check_writable()
+                wanted = not only_absent or self.index.find(key) is None
+                unused = [value_name(row)]
+                if wanted:
+                    unused = self.committer.place(store, [(key, row)])
+            store.files.remove(unused)
+            store.catalog.raise_interrupt()
+        return wanted
 
     def delete(self, key: Any, version: int | None = None) -> bool:
         """Remove a key; with `version`, only while its slot has that one.
@@ -433,6 +433,7 @@ class Tiers(Session):
         try:
             if self._no_puts:
                 self.check_writable()
+            self.follow()
             slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
@@ -456,6 +457,7 @@ class Tiers(Session):
         while True:
             with self.writer.lock:
                 self.check_writable()
+                self.follow()
                 slot = self.index.find(key)
                 if slot is None:
                     raise AbsentKeyError(key)
@@ -470,6 +472,7 @@ class Tiers(Session):
     def entry(self, key: Any) -> Entry:
         """What is known of a value; reads no data.  Raises AbsentKeyError."""
         with self.writer.lock:
+            self.follow()
             slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
@@ -525,6 +528,7 @@ class Tiers(Session):
         """Store one value now and drop it from RAM; nothing happens if it is stored already."""
         with self.writer.lock:
             self.check_writable()
+            self.follow()
             slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
@@ -541,6 +545,7 @@ class Tiers(Session):
         rows = []
         with self.writer.lock:
             self.check_open()
+            self.follow()
             for key in keys:
                 slot = self.index.find(key)
                 if slot is None:

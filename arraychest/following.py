@@ -1,0 +1,142 @@
+"""Keeping up with what other processes commit to the same chest.
+
+Each commit names the keys it changed (table ``change``), and moves the commit counter.  Whoever
+sees the counter moved reads the changes since it last did, and corrects what it knows of these
+keys; one that has missed too many forgets all that it can look up again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from arraychest.entry import EXACT, GENERATION, KEY, SEQ, RawRow
+from arraychest.index import Index
+from arraychest.keys import decode_key, encode_key
+from arraychest.slot import Slot
+from arraychest.store import Store
+
+# While a commit of another process is under way its changes may be looked for once in so long, in
+# seconds.  They are there only if it died between its commit and saying so.
+_PROBE_SECONDS = 0.001
+
+
+class Follower:
+    """Brings what a chest knows in memory up to what others have committed.
+
+    Parameters
+    ----------
+    index
+        The chest's.
+    doomed
+        Deleted slots whose rows are still in the catalog.
+    bury
+        Called with a doomed slot whose row somebody else has deleted.
+    """
+
+    def __init__(
+        self, index: Index, doomed: dict[Slot, None], bury: Callable[[Slot], None]
+    ) -> None:
+        self._index = index
+        self._doomed = doomed
+        self._bury = bury
+        self._probe_at = 0.0
+
+    def follow(self, store: Store) -> bool:
+        """Note what was committed since the last call; returns whether anything was.
+
+        Called under the chest's lock.  One statement to SQLite, and some 2 us a changed key.
+
+        Raises
+        ------
+        OSError, ChestFormatError
+            The catalog cannot be read; what was known stays.
+        """
+        counter = store.counter
+        word = counter.words[0]
+        if word == counter.seen_word:
+            return False
+        if word >> 1 <= counter.seen and word & 1:
+            now = time.monotonic()
+            if now < self._probe_at:
+                return False
+            self._probe_at = now + _PROBE_SECONDS
+        catalog = store.catalog
+        catalog.end_snapshot()
+        last, changed = catalog.changes_since(counter.seen, catalog.session)
+        if changed is None:
+            self._forget()
+        elif changed:
+            self._correct(changed)
+        if changed is None or changed:
+            store.reread_packs()
+            self._index.others_committed()
+        # Not `word`: where a commit is under way, it may be over without a sign.
+        counter.saw(last)
+        return changed is None or bool(changed)
+
+    def _correct(self, codes: list[bytes]) -> None:
+        """Look these keys up again."""
+        index = self._index
+        found = {raw[KEY]: raw for raw in index.rows_of(codes)}
+        keys = {}
+        for code in codes:
+            raw = found.get(code)
+            try:
+                keys[code] = decode_key(code, None if raw is None else raw[EXACT])
+            except ValueError:
+                # No key that can be told without its row, or a stranger's.
+                self._forget()
+                return
+        index.give_slots_to(keys.values())
+        for code, key in keys.items():
+            raw = found.get(code)
+            self._correct_doomed(key, raw)
+            slot = index.slots.get(key)
+            if slot is not None:
+                self._correct_slot(slot, raw)
+            elif raw is None:
+                index.rows.pop(key, None)
+            elif (key in index.rows or index.complete) and key not in index.tombstones:
+                index.note_row(key, raw)
+
+    def _correct_slot(self, slot: Slot, raw: RawRow | None) -> None:
+        old, slot.raw = slot.raw, raw
+        if raw is None:
+            if slot.array is None:
+                # Deleted by somebody else.
+                slot.value = slot.view = None
+                slot.version = -1
+                self._index.delete(slot)
+            return
+        slot.seq = raw[SEQ]
+        if slot.array is None and (old is None or old[GENERATION] != raw[GENERATION]):
+            slot.value = slot.view = None
+
+    def _correct_doomed(self, key: Any, raw: RawRow | None) -> None:
+        if key not in self._index.tombstones:
+            return
+        for slot in [slot for slot in self._doomed if slot.key == key]:
+            slot.raw = raw
+            if raw is None:
+                del self._doomed[slot]
+                if slot.writing < 0:
+                    self._bury(slot)
+
+    def _forget(self) -> None:
+        """Forget what can be looked up again, and look the rest up."""
+        index = self._index
+        index.settle_all()
+        for slot in list(index.slots.values()):
+            if slot.array is None and slot.key not in index.tombstones:
+                index.forget(slot)
+        index.forget_rows()
+        left: Iterable[Slot] = [*index.slots.values(), *self._doomed]
+        codes = {slot.key: encode_key(slot.key).canonical for slot in left}
+        found = {raw[KEY]: raw for raw in index.rows_of(list(codes.values()))}
+        for key, code in codes.items():
+            raw = found.get(code)
+            self._correct_doomed(key, raw)
+            if key in index.slots:
+                self._correct_slot(index.slots[key], raw)
