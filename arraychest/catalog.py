@@ -497,10 +497,14 @@ class Catalog:
                 self._tell(connection, change, [*deleted, *rows], gone)
 
     def _tell(
-        self, connection: sqlite3.Connection, n: int, changed: Sequence[RawRow], gone: Sequence[str]
+        self,
+        connection: sqlite3.Connection,
+        n: int,
+        changed: Sequence[RawRow] | None,
+        gone: Sequence[str],
     ) -> None:
         keys = None
-        if len(changed) <= _MOST_TOLD:
+        if changed is not None and len(changed) <= _MOST_TOLD:
             keys = pack_codes([row[KEY] for row in changed])
         # What this session's last commit put out of use is removed before the next one begins.
         if self._told_gone:
@@ -510,11 +514,12 @@ class Catalog:
         connection.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (n, self.session, keys, names))
         connection.execute("DELETE FROM change WHERE n <= ? AND gone IS NULL", (n - _CHANGES,))
 
-    def clear(self) -> None:
-        """Remove every entry and pack."""
+    def clear(self, gone: Sequence[str]) -> None:
+        """Remove every entry and pack; the commit's number is 1, and these files go with it."""
         with self._transaction() as connection:
             for table in ("entry", "pack", "checksum", "change"):
                 connection.execute(f"DELETE FROM {table}")
+            self._tell(connection, 1, None, gone)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from arraychest.errors import ChestFormatError
-from arraychest.locks import ATTACHED, LockFile
+from arraychest.locks import ATTACHED, PRIVATE, LockFile
 
 T = TypeVar("T")
 # Whatever exports its bytes in one piece: bytes, memoryviews, contiguous arrays.
@@ -446,7 +446,7 @@ def make_private_folder() -> tuple[str, LockFile]:
         root = tempfile.mkdtemp(prefix=_PRIVATE_PREFIX, dir=parent)
         try:
             held = LockFile(root)
-            if held.try_take(ATTACHED) and held.has_name:
+            if held.try_take(ATTACHED) and held.try_take(PRIVATE) and held.has_name:
                 return root, held
             # Another process took it for abandoned, between the lock's making and its taking.
             held.close()

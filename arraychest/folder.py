@@ -11,7 +11,7 @@ from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.counter import FILE_NAME as COUNTER_NAME
 from arraychest.errors import ChestFormatError, ChestInUseError
 from arraychest.files import DATA, PACKS, QUARANTINE, SPARE, Files
-from arraychest.locks import ATTACHED, LockFile
+from arraychest.locks import ATTACHED, PRIVATE, LockFile
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 
 Mode = Literal["r", "a", "w", "x"]
@@ -74,7 +74,7 @@ def _attach(path: str, *, alone: bool) -> tuple[LockFile, bool]:
     try:
         is_alone = held.try_take(ATTACHED)
         if not is_alone:
-            if alone:
+            if alone or held.is_held(PRIVATE):
                 raise ChestInUseError(
                     f"expected {path} to be used by nobody else, found that it is: "
                     "close the other chests first"

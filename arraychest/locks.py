@@ -11,6 +11,7 @@ bytes                   who holds them
 `COMMIT`                whoever changes the catalog
 `NUMBERS`               whoever takes places in the order of insertion
 `ATTACHED`              shared: every chest that may write; alone: whoever empties the folder
+`PRIVATE`               the one process whose temporary chest it is
 ``SESSION + number``    the session of that number, as long as it lives
 ``KEY + hash``          whoever locked or edits a key
 ``PACK + id``           the session that appends to a pack, or compacts it
@@ -33,7 +34,7 @@ from arraychest.errors import ChestFormatError
 
 FILE_NAME = "locks"
 
-COMMIT, NUMBERS, ATTACHED = 0, 1, 2
+COMMIT, NUMBERS, ATTACHED, PRIVATE = 0, 1, 2, 3
 SESSION = 1 << 32
 KEY = 1 << 60
 PACK = 1 << 62

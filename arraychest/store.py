@@ -535,14 +535,15 @@ class Store:
     def clear(self) -> None:
         """Remove every entry, and then every file.  Nobody else is attached."""
         self._generation()
+        names = list(self.files.names())
         with self.exclusive():
-            self.catalog.clear()
+            self.catalog.clear(names)
         self._packs.clear()
         self._open_pack = 0
         if self.tells:
-            self.counter.reset(0, 0)
-            self.counter.saw(0)
-        self.files.remove(list(self.files.names()), keep_spares=False)
+            self.counter.reset(1, 0)
+            self.counter.saw(1)
+        self.files.remove(names, keep_spares=False)
         self.catalog.raise_interrupt()
 
     def become_reader(self) -> None:
@@ -551,6 +552,8 @@ class Store:
             # Only this process's descriptor: the locks stay with the parent's.
             self.locks.close()
             self.locks = None
+        # What the parent commits is news to this process.
+        self.catalog.session = 0
         self._append_lock = threading.Lock()
         self.catalog.reopen_in_child()
 
@@ -606,14 +609,17 @@ class Store:
         """
         assert self.locks is not None
         with self.exclusive():
-            dead = {
+            open_ = self.catalog.sessions()
+            alive = {
                 number
-                for number in self.catalog.sessions()
-                if not (0 < number < 1 << 31 and self.locks.is_held(SESSION + number))
-                and number != self.catalog.session
+                for number in open_
+                if number == self.catalog.session
+                or (0 < number < 1 << 31 and self.locks.is_held(SESSION + number))
             }
+            dead = set(open_) - alive
             if not dead:
                 return 0
+            newest = self.catalog.meta("session")
             gone = [name for number in dead for name in self.catalog.gone_files(number)]
             named = self.catalog.file_generations() | self.catalog.pack_ids()
         orphans = []
@@ -624,7 +630,8 @@ class Store:
             session = generation >> 32
             if name.startswith(SPARE):
                 session = int(name.split("/")[1], 16)
-            if session in dead or name in gone:
+            # Sessions that began since may be writing; those that ended left nothing.
+            if (session <= newest and session not in alive) or name in gone:
                 orphans.append(name)
         self.files.remove(orphans, keep_spares=False)
         for number in dead:

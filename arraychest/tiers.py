@@ -159,6 +159,13 @@ class Tiers(Session):
             return False
         # Another process may have replaced it; its file is gone then.
         self.follow()
+        if self.forked and not self._store.tells:
+            # Our parent's temporary chest: nobody says when it commits.
+            slot.raw = self._store.catalog.find(raw[KEY])
+            if slot.raw is None:
+                self.index.forget(slot)
+                return False
+            return slot.raw[GENERATION] == raw[GENERATION] and slot.raw[PACK] == raw[PACK]
         return slot.raw is raw
 
     def _at_hand(self, slot: Slot) -> Any:

@@ -60,9 +60,7 @@ def audit(path: str) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         rows = connection.execute("SELECT gen, pack, offset, stored FROM entry").fetchall()
         packs = connection.execute("SELECT id, bytes, live FROM pack").fetchall()
-        (unclean,) = connection.execute(
-            "SELECT coalesce(max(value), 0) FROM meta WHERE name = 'unclean'"
-        ).fetchone()
+        (unclean,) = connection.execute("SELECT count(*) FROM session").fetchone()
     finally:
         connection.close()
     files = {

@@ -376,8 +376,8 @@ def test_a_link_in_a_strangers_chest_never_has_us_write_outside(folder, tmp_path
 def test_a_linked_lock_file_in_a_strangers_chest_is_not_written_to(folder, tmp_path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    (folder / "writer.lock").unlink()
-    (folder / "writer.lock").symlink_to(victim)
+    (folder / "locks").unlink()
+    (folder / "locks").symlink_to(victim)
     with pytest.raises(ChestFormatError, match=r"writer\.lock"):
         arraychest.open(folder)
     assert victim.read_bytes() == b"precious"
@@ -387,8 +387,8 @@ def test_a_linked_lock_file_in_a_strangers_chest_is_not_written_to(folder, tmp_p
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
 def test_something_else_as_lock_file_is_told(folder, make):
-    (folder / "writer.lock").unlink()
-    make(folder / "writer.lock")
+    (folder / "locks").unlink()
+    make(folder / "locks")
     with pytest.raises(ChestFormatError, match=r"writer\.lock"):
         arraychest.open(folder)
 
@@ -486,7 +486,7 @@ def test_another_programs_database_is_never_touched(folder, mode):
     with pytest.raises((ChestFormatError, FileExistsError)):
         arraychest.open(folder, mode)
     after = {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-    lock = folder / "writer.lock"
+    lock = folder / "locks"
     assert {**before, lock: b""} == {**after, lock: b""}
 
 

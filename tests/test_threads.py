@@ -227,7 +227,8 @@ def churn(path: Path, rounds: int, **options: Any) -> None:
         work.run()
         kept = {key: array.copy() for key, array in chest.items()}
         assert len(chest) == len(kept)
-        chest._tiers.resident.check()
+        with chest._tiers.writer.lock:
+            chest._tiers.resident.check()
     audit(str(path))
     with arraychest.open(path, "r") as chest:
         assert chest.keys() == kept.keys()
