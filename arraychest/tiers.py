@@ -18,6 +18,8 @@ from arraychest.budget import Budget
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.entry import (
     DESCRIBED,
+    GENERATION,
+    KEY,
     PACK,
     STORED,
     Entry,
