@@ -33,7 +33,8 @@ pack        id       its generation, which names its file
 checksum    file     the generation of a value in a file of its own, or a pack's id
             start    the first byte that the sums are of
             bytes    how many bytes they are of
-            sums     zlib.crc32 of each `PIECE_BYTES` of them, 4 bytes each, little-endian
+            sums     zlib.crc32 of each `PIECE_BYTES` of them, 4 bytes each, little-endian; empty
+                     for a file that is written in place (``mmap_mode="r+"``)
 change      n        the number of a commit; only the last `_CHANGES` are kept
             session  who made it
             keys     canonical codes of the keys it changed (`pack_codes`); NULL: too many to say
@@ -513,6 +514,17 @@ class Catalog:
         names = b"\0".join(map(os.fsencode, gone)) if gone else None
         connection.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (n, self.session, keys, names))
         connection.execute("DELETE FROM change WHERE n <= ? AND gone IS NULL", (n - _CHANGES,))
+
+    def note_written_in_place(self, generation: int) -> None:
+        """Note that a value's file changes while it is stored: no sums of it are right."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM checksum WHERE file = ?", (generation,))
+            connection.execute("INSERT INTO checksum VALUES (?, 0, 0, x'')", (generation,))
+
+    def is_written_in_place(self, generation: int) -> bool:
+        """Whether `note_written_in_place` was called for a value."""
+        sql = "SELECT count(*) FROM checksum WHERE file = ? AND start = 0 AND sums = x''"
+        return bool(self._read(sql, generation)[0][0])
 
     def clear(self, gone: Sequence[str]) -> None:
         """Remove every entry and pack; the commit's number is 1, and these files go with it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import weakref
 from collections.abc import (
@@ -14,6 +15,7 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
+from contextlib import AbstractContextManager
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NamedTuple, Self, cast
 
@@ -23,13 +25,17 @@ from arraychest.budget import Budget
 from arraychest.entry import Entry
 from arraychest.errors import AbsentKeyError
 from arraychest.folder import Mode
+from arraychest.handle import Handle, handle_of
+from arraychest.keys import encode_key
 from arraychest.linking import update_from
+from arraychest.locks import KeyLock
+from arraychest.mapping import MmapMode
+from arraychest.mutation import Creation, edited
 from arraychest.session import Options
 from arraychest.tiers import Tiers
+from arraychest.transaction import Transaction
 from arraychest.units import format_bytes
 from arraychest.values import OnPut
-
-MmapMode = Literal["r", "c"]
 
 _MISSING: Any = object()
 
@@ -87,7 +93,9 @@ class Chest(MutableMapping[Any, Any]):
         must not exist.
     mmap_mode
         What a get returns: ``"r"``, read-only arrays; ``"c"``, private arrays, writable without
-        any effect on the chest.
+        any effect on the chest; ``"r+"``, arrays that are what is stored: what is written to one
+        is the value from then on, for every reader, also after reopening.  A get then stores a
+        value that is in RAM first.  Nothing makes such writes atomic; see `edit`.
     on_put
         What becomes of an array that is put.  ``"freeze"``: the chest keeps that very array and
         clears its ``writeable`` flag, so that writing to it later fails; an array that does not
@@ -159,18 +167,26 @@ class Chest(MutableMapping[Any, Any]):
         on_overflow: Callable[[Any], object] | None = None,
     ) -> None:
         _check_choice("mode", mode, ("r", "a", "w", "x"))
-        if mmap_mode == cast(Any, "r+"):
-            raise ValueError('mmap_mode="r+" is not supported yet, expected "r" or "c"')
-        _check_choice("mmap_mode", mmap_mode, ("r", "c"))
+        _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
+        if mmap_mode == "r+" and mode == "r":
+            raise ValueError('expected mmap_mode="r" or "c" with mode="r", found "r+"')
         _check_choice("on_put", on_put, ("freeze", "copy", "share"))
         if path is None and mode == "r":
             raise ValueError('expected a path with mode="r", found None')
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"expected a mapping as data, found {type(data).__name__}")
+        self._arguments = {
+            "available_memory": available_memory,
+            "mode": "r" if mode == "r" else "a",
+            "mmap_mode": mmap_mode,
+            "on_put": on_put,
+            "allow_pickle": allow_pickle,
+            "durable": durable,
+            "on_miss": on_miss,
+            "on_overflow": on_overflow,
+        }
         folder = None if path is None else os.path.abspath(os.fsdecode(path))
-        options = Options(
-            mode, mmap_mode == "c", on_put, allow_pickle, durable, on_miss, on_overflow
-        )
+        options = Options(mode, mmap_mode, on_put, allow_pickle, durable, on_miss, on_overflow)
         self._tiers = Tiers(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.
         self._index = self._tiers.index.slots
@@ -339,6 +355,8 @@ class Chest(MutableMapping[Any, Any]):
     ) -> None:
         """Put every value of another mapping, of pairs, and of keyword arguments.
 
+        In a chest with a path this is a transaction: all is committed when it returns, or nothing.
+
         Parameters
         ----------
         other
@@ -350,19 +368,205 @@ class Chest(MutableMapping[Any, Any]):
         Raises
         ------
         SpillError, ValueTypeError, KeyTypeError
-            What came before it was put.
+            Nothing was put; in a temporary chest, what came before it was.
         """
-        if isinstance(other, Chest):
-            if other is not self:
-                update_from(self._tiers, other._tiers, overwrite=overwrite)
-        else:
-            # As dict does it: whatever has keys is a mapping, anything else is pairs.
-            keys = getattr(other, "keys", None)
-            pairs = other if keys is None else ((key, cast(Any, other)[key]) for key in keys())
-            for key, value in pairs:
+        if other is self:
+            other = ()
+        # As dict does it: whatever has keys is a mapping, anything else is pairs.
+        keys = getattr(other, "keys", None)
+        pairs: Any = other if keys is None else ((key, cast(Any, other)[key]) for key in keys())
+        if self._tiers.temporary and not isinstance(other, Chest):
+            # Nobody else can see a part of it, and it may stay in RAM.
+            for key, value in itertools.chain(pairs, named.items()):
                 self._tiers.put_any(key, value, only_absent=not overwrite)
-        for name, value in named.items():
-            self._tiers.put_any(name, value, only_absent=not overwrite)
+            return
+        with self._changing() as changes:
+            if isinstance(other, Chest):
+                update_from(self._tiers, other._tiers, changes, overwrite=overwrite)
+                pairs = ()
+            for key, value in itertools.chain(pairs, named.items()):
+                if overwrite or not self._tiers.contains(key):
+                    changes.put(key, value)
+
+    # --- several changes as one, and changes in place --------------------------------------------
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Self]:
+        """Commit what this thread puts and deletes in the block as one step, or none of it.
+
+        Until the end nobody else sees any of it.  Values go straight to disk, so that the budget
+        sets no limit; memory is O(values).  After an exception, or a crash at any instruction, the
+        chest is as it was.  A transaction inside another becomes part of it.
+
+        Raises
+        ------
+        SpillError
+            It could not be committed; the chest is as it was.
+        ReadOnlyChestError, ClosedChestError
+            Nothing can be changed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest({"old": np.arange(3)})
+        >>> with chest.transaction():
+        ...     chest["new"] = chest["old"] * 2
+        ...     del chest["old"]
+        >>> list(chest)
+        ['new']
+        """
+        with self._changing():
+            yield self
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Transaction]:
+        tiers = self._tiers
+        outer = tiers.own_changes()
+        if outer is not None:
+            yield cast(Transaction, outer)
+            return
+        changes = Transaction(tiers)
+        tiers.begin_changes(changes)
+        # An empty one: from here on each get asks whether its thread is in a transaction.
+        self._index = {}
+        try:
+            try:
+                yield changes
+            finally:
+                if tiers.end_changes():
+                    self._index = tiers.index.slots
+        except BaseException:
+            changes.roll_back()
+            raise
+        changes.commit()
+
+    def lock(self, key: Any) -> KeyLock:
+        """A lock on a key, between all threads and processes that use the chest.
+
+        It keeps nobody from putting: it is for those who agree to take it, as `edit` does.  The
+        key need not be there.  Waiting costs nothing; a process that dies lets go.
+
+        Returns
+        -------
+        KeyLock
+            A context manager, as `threading.Lock`: not to be taken twice by one thread.
+
+        Raises
+        ------
+        KeyTypeError
+            No key of a chest.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest(path="locked.chest")
+        >>> with chest.lock("x"):
+        ...     chest["x"] = chest.get("x", np.zeros(2)) + 1
+        ...     chest.flush()
+        >>> chest.close()
+        """
+        root = self._tiers.open_store().root
+        return KeyLock(root, encode_key(key).canonical)
+
+    def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
+        """Change a value in place, as one step.
+
+        The block is given a writable copy, which becomes the value when it ends without an
+        exception; until then, and after an exception or a crash, everybody sees the old value.
+        Editors of one key wait for each other, in all threads and processes.  The copy lies on
+        disk: it shares the old one's blocks where the file system can (Btrfs, XFS).
+
+        Raises
+        ------
+        AbsentKeyError
+            There is no such key.
+        ValueTypeError
+            The value is no array of plain elements.
+        SpillError
+            The copy could not be made or committed; the old value stays.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest({"x": np.zeros(3)})
+        >>> with chest.edit("x") as a:
+        ...     a[1] = 5
+        >>> chest["x"].tolist()
+        [0.0, 5.0, 0.0]
+        """
+        return edited(self._tiers, key)
+
+    def create(
+        self,
+        key: Any,
+        shape: int | tuple[int, ...],
+        dtype: Any = float,
+        order: Literal["C", "F"] = "C",
+        fill: Any = None,
+    ) -> Creation:
+        """Make an array on disk to be filled in place; it becomes the value when it is sealed.
+
+        Its space is reserved first, so that a full disk is an error here and not while it is
+        filled.  Other processes may fill parts of it: pickle what this returns, and see `Part`.
+
+        Parameters
+        ----------
+        shape, dtype, order
+            As `numpy.empty` takes them.
+        fill
+            What each element is at first; zero bytes if None.
+
+        Returns
+        -------
+        Creation
+            A context manager that gives the array; at the end of its block it is sealed, or
+            discarded after an exception.
+
+        Raises
+        ------
+        ValueTypeError, KeyTypeError
+            The dtype or the key cannot be stored.
+        SpillError
+            There is no room for it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest()
+        >>> with chest.create("x", (1000, 1000), np.float32) as a:
+        ...     for row in range(1000):
+        ...         a[row] = row
+        >>> chest["x"].shape
+        (1000, 1000)
+        """
+        return Creation(self._tiers, key, shape, dtype, order, fill)
+
+    def handle(self, key: Any) -> Handle:
+        """What stands for a stored value: a few hundred bytes when pickled.
+
+        Another process makes the array of it, mapped, without opening the chest.  A value in RAM is
+        stored first.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is no such key.
+        SpillError
+            It could not be stored.
+        """
+        return handle_of(self._tiers, key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A chest pickles to its path and options; what was put is flushed, for others to see."""
+        tiers = self._tiers
+        if tiers.temporary:
+            raise TypeError(
+                "expected a chest with a path, found a temporary one, which no other process "
+                "can open"
+            )
+        if tiers.may_write() and not tiers.closed:
+            self.flush()
+        return _reopen, (type(self), tiers.path, self._arguments)
 
     # --- what it holds ---------------------------------------------------------------------
 
@@ -557,6 +761,10 @@ def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
     (2, 3)
     """
     return Chest(None, path, available_memory, mode=mode, **options)
+
+
+def _reopen(kind: type[Chest], path: str, arguments: dict[str, Any]) -> Chest:
+    return kind(path=path, **arguments)
 
 
 class _PrivateChest(Chest):

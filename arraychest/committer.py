@@ -416,6 +416,22 @@ class Committer:
         except OSError as error:
             raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
 
+    def append_directly(
+        self, keys: list[Any], arrays: list[np.ndarray], kinds: list[Kind]
+    ) -> list[Row]:
+        """Write small values that never enter RAM to a pack, for `place` to commit.
+
+        Until `Store.append_settled` is called with one of the rows the pack stays.
+
+        Raises
+        ------
+        OSError
+            Nothing of them is left.
+        """
+        same = None if set(kinds) == {"array"} else kinds
+        rows = self.open_store().append(*_columns(keys, [0] * len(keys), arrays, same))
+        return [Row._make(row) for row in rows]
+
     def count_spill(self, nbytes: int) -> None:
         """Note that a value was stored.  Called under the lock."""
         self.counters.spills += 1

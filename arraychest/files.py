@@ -130,8 +130,43 @@ class Files:
                 self.loose.discard(name)
             raise
 
-    def _create(self, name: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    def create(self, name: str, nbytes: int, source: str | None) -> int:
+        """Make a file with its space reserved, and return a descriptor to read and write it.
+
+        Parameters
+        ----------
+        source
+            The path of a file whose first bytes are its first bytes: shared with it where the
+            file system can, copied otherwise.  None: zero bytes.
+
+        Raises
+        ------
+        OSError
+            Nothing of the file is left.
+        """
+        self.loose.add(name)
+        fd = self._create(name, os.O_RDWR)
+        try:
+            if source is None or not _clone(source, fd, nbytes):
+                reserve(fd, 0, nbytes)
+                if source is not None:
+                    _copy(source, fd, nbytes)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                self._unlink(self.path(name))
+                self.loose.discard(name)
+            raise
+        return fd
+
+    def sync(self, name: str, fd: int) -> None:
+        """Put a file that was made by `create` on stable storage, if that is asked for."""
+        if self._durable:
+            os.fsync(fd)
+            self._sync_folder(self.path(name))
+
+    def _create(self, name: str, access: int = os.O_WRONLY) -> int:
+        flags = access | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
         def create(path: str) -> int:
             return os.open(path, flags, 0o666)
@@ -329,6 +364,50 @@ class Files:
             if folder == self.root:
                 return
             folder = os.path.dirname(folder)
+
+
+# linux/fs.h: share the blocks of another file.
+_FICLONE = 0x40049409
+
+
+def _clone(source: str, fd: int, nbytes: int) -> bool:
+    """Let an empty file share the first `nbytes` bytes of another; False where that cannot be.
+
+    A write to a shared block needs room for a block of its own, and through a map it is SIGBUS
+    where there is none: so only where there is room for all of them.
+    """
+    try:
+        free = os.fstatvfs(fd)
+        if free.f_bavail * free.f_frsize < 2 * nbytes:
+            return False
+        other = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _FICLONE, other)
+        finally:
+            os.close(other)
+        os.ftruncate(fd, nbytes)
+    except OSError:
+        return False
+    return True
+
+
+def _copy(source: str, fd: int, nbytes: int) -> None:
+    """Copy the first `nbytes` bytes of a file, inside the kernel."""
+    other = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        left = min(nbytes, os.fstat(other).st_size)
+        while left > 0:
+            count = os.sendfile(fd, other, None, left)
+            if not count:
+                raise OSError(errno.EIO, "the file ended while it was copied", source)
+            left -= count
+    finally:
+        os.close(other)
+
+
+def open_draft(root: str, name: str) -> int:
+    """Open a value file that another process is making, to read and write it."""
+    return os.open(f"{root}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def reserve(fd: int, offset: int, nbytes: int) -> None:

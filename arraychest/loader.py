@@ -20,7 +20,7 @@ from arraychest.entry import Form, RawRow, Row, parse_form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, Files
 from arraychest.keys import file_stem
-from arraychest.mapping import map_file
+from arraychest.mapping import MmapMode, map_file
 from arraychest.values import copied, scalar_of
 
 # A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
@@ -61,8 +61,8 @@ class Loader:
         What is known of the packs, by id.
     allow_pickle
         Whether arrays of Python objects are read.
-    private
-        Whether `load` gives writable, private maps.
+    mmap_mode
+        What `load` gives: see `mapping.map_file`.  With ``"r+"`` a packed value is read-only.
     """
 
     def __init__(
@@ -71,12 +71,14 @@ class Loader:
         packs: dict[int, Pack],
         *,
         allow_pickle: bool,
-        private: bool,
+        mmap_mode: MmapMode,
     ) -> None:
         self._files = files
         self._packs = packs
         self._allow_pickle = allow_pickle
-        self._private = private
+        self._mode = mmap_mode
+        self._private = mmap_mode == "c"
+        self._flags = (READ_FLAGS & ~os.O_RDONLY) | os.O_RDWR if mmap_mode == "r+" else READ_FLAGS
         self._maps: dict[int, tuple[np.ndarray, int]] = {}
 
     def forget_pack(self, identity: int) -> None:
@@ -148,7 +150,7 @@ class Loader:
             ) from error
 
     def _load_file(self, path: str, row: Row, form: Form, key: Any) -> Any:
-        fd = os.open(path, READ_FLAGS)
+        fd = os.open(path, self._flags)
         try:
             status = os.fstat(fd)
             size = status.st_size
@@ -191,9 +193,9 @@ class Loader:
 
     def _map(self, fd: int, size: int) -> np.ndarray:
         try:
-            return map_file(fd, size, "c" if self._private else "r")
+            return map_file(fd, size, self._mode)
         except OSError as error:
-            if error.errno != errno.ENOMEM:
+            if error.errno != errno.ENOMEM or self._mode == "r+":
                 raise
         # As many maps as the system allows (vm.max_map_count) are alive: read it instead.
         copy = np.empty(size, np.uint8)

@@ -28,7 +28,10 @@ import os
 import stat
 import struct
 import threading
+import weakref
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 from arraychest.errors import ChestFormatError
 
@@ -42,6 +45,10 @@ _SESSIONS = 1 << 32
 
 # struct flock on 64-bit Linux: type, whence, start, length, process id (0 for these locks).
 _FLOCK = struct.Struct("hh4xqqi4x")
+# A forked child shares its parent's openings, and with them the locks: as long as it kept one, a
+# lock of a parent that died would stay.
+_open_files: weakref.WeakSet[LockFile] = weakref.WeakSet()
+
 _REFUSED = (errno.EAGAIN, errno.EACCES)
 
 
@@ -77,6 +84,7 @@ class LockFile:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             os.close(self._fd)
             raise ChestFormatError(f"expected a file with one name at {path}, found another")
+        _open_files.add(self)
         self._held = {COMMIT: threading.Lock(), NUMBERS: threading.Lock()}
 
     def close(self) -> None:
@@ -146,9 +154,81 @@ class LockFile:
         fcntl.fcntl(self._fd, command, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
 
 
+def hold_file(fd: int, *, shared: bool = False) -> None:
+    """Wait for a lock on an open file as a whole."""
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+
+
+def let_go_of_file(fd: int) -> None:
+    """Undo `hold_file`, for a file that stays mapped: a map keeps its opening, and so the lock."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+
+
+class KeyLock:
+    """A lock on one key of a chest, between threads and processes; see `Chest.lock`.
+
+    Parameters
+    ----------
+    root
+        The chest's folder.
+    code
+        The key's canonical code.
+    """
+
+    def __init__(self, root: str, code: bytes) -> None:
+        self._root = root
+        self._byte = key_byte(code)
+        # Each holder has an opening of the file of its own, and so waits for the others.
+        self._held: LockFile | None = None
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take the lock; returns whether it was taken, which it always is if `blocking`."""
+        mine = LockFile(self._root)
+        try:
+            if blocking:
+                mine.take(self._byte)
+            elif not mine.try_take(self._byte):
+                mine.close()
+                return False
+        except BaseException:
+            mine.close()
+            raise
+        self._held = mine
+        return True
+
+    def release(self) -> None:
+        """Let go of the lock; raises RuntimeError if it is not held."""
+        mine, self._held = self._held, None
+        if mine is None:
+            raise RuntimeError("expected a lock that is held, found one that is not")
+        mine.close()
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
 def key_byte(code: bytes) -> int:
     """The byte that stands for a key, by its canonical code.
 
     Two keys of one byte (one pair in 2^59) wait for each other, and nothing worse.
     """
     return KEY + (int.from_bytes(hashlib.blake2b(code, digest_size=8).digest(), "little") >> 5)
+
+
+def _after_fork_in_child() -> None:
+    for each in list(_open_files):
+        each.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -24,6 +24,7 @@ from arraychest.folder import Mode, empty_folder, open_folder
 from arraychest.index import Index
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 from arraychest.locks import LockFile
+from arraychest.mapping import MmapMode
 from arraychest.resident import ResidentSet
 from arraychest.spill import WriteBehind
 from arraychest.store import Store
@@ -34,7 +35,7 @@ class Options(NamedTuple):
     """How a chest was opened."""
 
     mode: Mode
-    private: bool
+    mmap_mode: MmapMode
     on_put: OnPut
     allow_pickle: bool
     durable: bool
@@ -71,7 +72,7 @@ class Session:
         self._no_puts = options.mode == "r"
         self.counter = unmoved()
         self.resident = ResidentSet()
-        self.index = Index(self.resident, returnable=not options.private)
+        self.index = Index(self.resident, returnable=options.mmap_mode == "r")
         self.committer = Committer(self.index, self.resident, self.open_store, options.on_overflow)
         self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
         if path is not None:
@@ -124,7 +125,7 @@ class Session:
             alone=alone,
             durable=options.durable,
             allow_pickle=options.allow_pickle,
-            private=options.private,
+            mmap_mode=options.mmap_mode,
         )
 
     def open_store(self) -> Store:

@@ -18,6 +18,7 @@ from typing import cast
 
 import numpy as np
 
+from arraychest import files as value_files
 from arraychest.catalog import Catalog, Pack
 from arraychest.codecs import npy, pack
 from arraychest.counter import open_counter, unmoved
@@ -27,6 +28,7 @@ from arraychest.keys import KeyCode, decode_key
 from arraychest.loader import READ_FLAGS, Loader, pack_name, value_name
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.locks import PACK as PACK_BYTE
+from arraychest.mapping import MmapMode
 
 # Bytes of small values that one compaction step moves in one transaction.
 _MOVE_BYTES = 4 << 20
@@ -53,8 +55,8 @@ class Store:
         Whether a commit survives a power cut.
     allow_pickle
         Whether arrays of Python objects are read.
-    private
-        Whether `load` gives writable, private maps.
+    mmap_mode
+        What a value is loaded as; see `mapping.map_file`.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Store:
         alone: bool,
         durable: bool,
         allow_pickle: bool,
-        private: bool,
+        mmap_mode: MmapMode,
     ) -> None:
         self.root = root
         self.files = Files(root, durable=durable)
@@ -83,7 +85,7 @@ class Store:
                 self.files,
                 self._packs,
                 allow_pickle=allow_pickle,
-                private=private,
+                mmap_mode=mmap_mode,
             )
             if locks is not None:
                 # Last: in a folder that turns out to be another program's, nothing is made.
@@ -229,6 +231,85 @@ class Store:
         self.files.write(value_name(row), [head, *body, npy.trailer(stamp, nbytes)])
         self.bytes_written += stored
         return row
+
+    def create(self, code: KeyCode, form: Form, text: str, source: Row | None) -> tuple[Row, int]:
+        """Make a value's file with its space reserved, to be written to through a map.
+
+        Parameters
+        ----------
+        source
+            The value that its data are a copy of; None: zero bytes.
+
+        Returns
+        -------
+        tuple[Row, int]
+            The row that would name it once it is sealed, and its descriptor.
+
+        Raises
+        ------
+        OSError
+            Nothing is left of the file.
+        """
+        head = npy.header(form)
+        body = len(head) + form.nbytes
+        stamp, generation = _new_stamp(), self._generation()
+        stored = body + npy.TRAILER_BYTES
+        row = Row(code.canonical, 0, code.exact, text, generation, None, len(head), stored, stamp)
+        name = value_name(row)
+        copied = None
+        if source is not None and (source.offset, source.stored) == (row.offset, row.stored):
+            copied = self.files.path(value_name(source))
+        fd = self.files.create(name, stored, copied)
+        try:
+            # Not sealed yet, also where it began as a copy of a file that is.
+            tail = bytes(npy.TRAILER_BYTES)
+            value_files.write_all(fd, [tail], [len(tail)], body)
+            value_files.write_all(fd, [head], [len(head)], 0)
+        except BaseException:
+            os.close(fd)
+            self.remove_draft(row)
+            raise
+        return row, fd
+
+    def fill(self, fd: int, row: Row, array: np.ndarray, form: Form) -> None:
+        """Write an array's elements to a file that `create` made."""
+        body = npy.payload(array, form)
+        value_files.write_all(fd, body, list(map(len, body)), row.offset)
+
+    def seal(self, row: Row, fd: int) -> None:
+        """Complete a file that `create` made: from here on it is as one that `write` wrote."""
+        assert row.stamp is not None
+        body = row.stored - npy.TRAILER_BYTES
+        tail = npy.trailer(row.stamp, body)
+        value_files.write_all(fd, [tail], [len(tail)], body)
+        self.files.sync(value_name(row), fd)
+        self.bytes_written += row.stored
+
+    def remove_draft(self, row: Row) -> None:
+        """Remove a file that `create` made."""
+        self.files.remove([value_name(row)], keep_spares=False)
+
+    def sync(self, row: Row) -> None:
+        """Put what was written in place on stable storage."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(self.files.path(value_name(row)), READ_FLAGS)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def write_in_place(self, row: Row) -> None:
+        """Note that a value's file is written to through maps from here on.
+
+        It has no checksum, and shares its file with no other chest.  Called in `exclusive`.
+        """
+        self.catalog.note_written_in_place(row.generation)
+
+    def may_write_in_place(self, row: Row) -> bool:
+        """Whether a value has a file that nothing else shares."""
+        if row.pack is not None:
+            return False
+        return os.stat(self.files.path(value_name(row)), follow_symlinks=False).st_nlink == 1
 
     def append(
         self,
@@ -570,6 +651,8 @@ class Store:
 
     def adopt(self, source: str, row: Row) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
+        if row.stamp is None:
+            raise OSError(errno.EINVAL, "expected a value with a file of its own", source)
         mine = row._replace(generation=self._generation())
         name = value_name(mine)
         self.files.link(source, name)
@@ -598,6 +681,10 @@ class Store:
     def adopt_packed(self, row: Row, identity: int) -> Row:
         """The row that names a value in a pack that was adopted as `identity`."""
         return row._replace(generation=self._generation(), pack=identity)
+
+    def pack_file(self, known: Pack) -> str:
+        """The file of a pack, relative to the chest."""
+        return pack_name(known.id)
 
     def pack_record(self, identity: int) -> Pack:
         """What the catalog knows of a pack."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,6 +55,26 @@ from arraychest.values import (
 MAX_KEPT_VIEWS = 16_384
 
 
+class Changes(Protocol):
+    """What a thread has changed in a transaction; see `transaction`."""
+
+    def __contains__(self, key: Any) -> bool: ...
+
+    def has(self, key: Any) -> bool: ...  # noqa: D102
+
+    def get(self, key: Any) -> Any: ...  # noqa: D102
+
+    def row(self, key: Any) -> Row: ...  # noqa: D102
+
+    def put(self, key: Any, value: Any) -> None: ...  # noqa: D102
+
+    def put_row(self, key: Any, row: Row) -> None: ...  # noqa: D102
+
+    def merged(self, stored: Iterable[Any], *, descending: bool) -> Iterator[Any]: ...  # noqa: D102
+
+    def delete(self, key: Any) -> None: ...  # noqa: D102
+
+
 class Tiers(Session):
     """The values of one chest, in RAM and on disk.  Every method is safe from many threads.
 
@@ -67,9 +88,14 @@ class Tiers(Session):
         self._waiting_to_load = 0
         # Slots whose `value` is a mapped view, oldest first.
         self._kept: deque[Slot] = deque()
+        # By thread, the transaction that it is in.
+        self._changes: dict[int, Changes] = {}
         # Whether a put may keep the very array.
         self._adopts = options.on_put == "freeze"
-        self._private = options.private
+        # Whether a get returns the very array that is kept in RAM.
+        self._shows_resident = options.mmap_mode == "r"
+        # Generations whose files are written to through our maps.
+        self._in_place: dict[int, Row] = {}
         super().__init__(path, budget, options)
         self.index.pinned = self._loading.__contains__
         # A name of its own for what every put asks.
@@ -83,6 +109,27 @@ class Tiers(Session):
         super().after_fork_in_child()
         self._loading.clear()
         self._waiting_to_load = 0
+        self._changes.clear()
+
+    # --- transactions --------------------------------------------------------------------------
+
+    def own_changes(self) -> Changes | None:
+        """The transaction that the calling thread is in."""
+        return self._changes.get(threading.get_ident()) if self._changes else None
+
+    def begin_changes(self, changes: Changes) -> None:
+        """From here on what the calling thread puts and deletes goes into a transaction."""
+        with self.writer.lock:
+            self.check_writable()
+            self._changes[threading.get_ident()] = changes
+            self._adopts = False
+
+    def end_changes(self) -> bool:
+        """Undo `begin_changes`; returns whether no thread is in a transaction any more."""
+        with self.writer.lock:
+            del self._changes[threading.get_ident()]
+            self._adopts = self.options.on_put == "freeze" and not self._changes
+            return not self._changes
 
     # --- get -------------------------------------------------------------------------------
 
@@ -93,6 +140,9 @@ class Tiers(Session):
         ------
         AbsentKeyError, CorruptEntryError, PickleRefusedError, ClosedChestError, OSError
         """
+        changes = self.own_changes()
+        if changes is not None and key in changes:
+            return changes.get(key)
         writer = self.writer
         while True:
             with writer.lock:
@@ -105,6 +155,10 @@ class Tiers(Session):
                 if value is not None:
                     slot.hits += 1
                     return value
+                if slot.array is not None:
+                    # To be written to it must be a file: memory pressure changes nothing then.
+                    writer.spill(slot)
+                    continue
                 raw = slot.raw
                 if raw is None or slot in self._loading:
                     # Another thread is faulting it in: once is enough.
@@ -120,11 +174,27 @@ class Tiers(Session):
                 self.committer.counters.misses += 1
                 if raw[PACK] is not None and not store.has_pack(raw[PACK]):
                     store.reread_packs()  # begun by another process
-                if raw[PACK] is not None and self.options.on_miss is None:
+                if (
+                    raw[PACK] is not None
+                    and self.options.on_miss is None
+                    and self.options.mmap_mode != "r+"
+                ):
                     value = store.loader.mapped_value(raw)
                     if value is not None:
                         return self._keep(slot, raw, value)
                 self._loading.add(slot)
+            if self.options.mmap_mode == "r+" and raw[GENERATION] not in self._in_place:
+                try:
+                    current = self._write_in_place(slot, raw)
+                finally:
+                    with writer.lock:
+                        self._done_loading(slot)
+                if not current:
+                    continue
+                with writer.lock:
+                    if slot in self._loading or slot.raw is not raw:
+                        continue
+                    self._loading.add(slot)
             try:
                 if self.options.on_miss is not None:
                     self.options.on_miss(slot.key)
@@ -147,6 +217,42 @@ class Tiers(Session):
                 if self._is_current(slot, raw):
                     self._keep(slot, raw, value)
                 return value
+
+    def _write_in_place(self, slot: Slot, raw: RawRow) -> bool:
+        """See to it that a stored value may be written to through its map.
+
+        One that shares its file, with other small values or with another chest, is given a file
+        of its own.  Returns False where the slot has another row now.
+        """
+        row = Row._make(raw)
+        store = self.open_store()
+        self.check_writable()
+        if parse_form(row.form).kind != "array":
+            self._in_place[row.generation] = row
+            return True
+        moved = None
+        try:
+            if not store.may_write_in_place(row):
+                array = store.loader.load(row, slot.key)
+                moved = self.committer.write_directly(slot.key, array, "array")
+            with self.committer.committing():
+                with self.writer.lock:
+                    current = slot.raw is raw and self.index.slots.get(slot.key) is slot
+                    unused = []
+                    if moved is not None:
+                        unused = [value_name(moved)]
+                        if current:
+                            unused = self.committer.place(store, [(slot.key, moved)])
+                if current and moved is None:
+                    store.write_in_place(row)
+                    self._in_place[row.generation] = row
+                store.files.remove(unused)
+                store.catalog.raise_interrupt()
+        except FileNotFoundError as error:
+            raise CorruptEntryError(
+                f"expected the value of key {slot.key!r} in {self.file_of(row)}, found no such file"
+            ) from error
+        return current and moved is None
 
     def _done_loading(self, slot: Slot) -> None:
         self._loading.discard(slot)
@@ -178,16 +284,17 @@ class Tiers(Session):
         if array is not None:
             if slot.kind == "scalar":
                 return scalar_of(array)
-            # Only a chest with mmap_mode="c" has a resident value that is not at hand.
-            return copied(array) if self.options.private else array
-        return slot.view() if slot.view is not None and not self.options.private else None
+            if self.options.mmap_mode == "c":
+                return copied(array)
+            return array if self._shows_resident else None
+        return slot.view() if slot.view is not None and self._shows_resident else None
 
     def _keep(self, slot: Slot, raw: RawRow, value: Any) -> Any:
         """Note a value that was faulted in; further gets of it are hits."""
         counters = self.committer.counters
         counters.faults += 1
         counters.bytes_faulted += raw[STORED]
-        if type(value) is not np.ndarray or self.options.private:
+        if type(value) is not np.ndarray or self.options.mmap_mode == "c":
             return value
         if value.dtype.hasobject:
             # Unpickled into RAM: the chest keeps it no longer than its user does.
@@ -216,6 +323,9 @@ class Tiers(Session):
 
     def contains(self, key: Any) -> bool:
         """Whether the chest has the key.  Reads no value."""
+        changes = self.own_changes()
+        if changes is not None and key in changes:
+            return changes.has(key)
         with self.writer.lock:
             self.follow()
             index = self.index
@@ -223,6 +333,8 @@ class Tiers(Session):
 
     def count(self) -> int:
         """Number of keys.  O(1), but O(n) the first time in a chest that was reopened."""
+        if self.own_changes() is not None:
+            return sum(1 for _ in self.keys())
         with self.writer.lock:
             self.check_open()
             self.follow()
@@ -240,6 +352,11 @@ class Tiers(Session):
         A key that is there throughout comes exactly once; one put or deleted meanwhile may or
         may not come.  Reads no value; memory is O(keys that the chest has met).
         """
+        changes = self.own_changes()
+        stored = self._all_keys(descending)
+        return stored if changes is None else changes.merged(stored, descending=descending)
+
+    def _all_keys(self, descending: bool) -> Iterator[Any]:
         with self.writer.lock:
             self.check_open()
             self.follow()
@@ -253,7 +370,7 @@ class Tiers(Session):
         with self.writer.lock:
             self.check_open()
             self.follow()
-            if self.index.complete:
+            if self.index.complete and self.own_changes() is None:
                 with contextlib.suppress(StopIteration):
                     return self.index.last_known_key()
         for key in self.keys(descending=True):
@@ -327,7 +444,7 @@ class Tiers(Session):
                         elif slot.array is not None and slot.kind == "array":
                             resident.replace(slot, value)
                             self.index.puts = slot.version = self.index.puts + 1
-                            slot.value = None if self._private else value
+                            slot.value = value if self._shows_resident else None
                             added = True
                         else:
                             added = False
@@ -349,6 +466,11 @@ class Tiers(Session):
         ValueTypeError, KeyTypeError, SpillError, ReadOnlyChestError, ClosedChestError
             The key has its old value, and the array is as it was.
         """
+        changes = self.own_changes()
+        if changes is not None:
+            if not (only_absent and self.contains(key)):
+                changes.put(key, value)
+            return
         array, kind, shown = accept(value, allow_pickle=self.options.allow_pickle)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
@@ -378,7 +500,7 @@ class Tiers(Session):
             slot.view = None
             self.index.puts += 1
             slot.version = self.index.puts
-            slot.value = None if self._private and kind != "scalar" else shown
+            slot.value = shown if self._shows_resident or kind == "scalar" else None
             writer.put_noted(slot)
 
     def _set_resident(self, slot: Slot, array: np.ndarray, kind: Kind) -> None:
@@ -437,6 +559,12 @@ class Tiers(Session):
         AbsentKeyError, ReadOnlyChestError, ClosedChestError
             Nothing was changed.
         """
+        changes = self.own_changes()
+        if changes is not None:
+            if not self.contains(key):
+                raise AbsentKeyError(key)
+            changes.delete(key)
+            return True
         writer = self.writer
         writer.acquire()
         try:
@@ -463,6 +591,10 @@ class Tiers(Session):
         AbsentKeyError, ReadOnlyChestError, ClosedChestError, CorruptEntryError
             Nothing was changed.
         """
+        if self.own_changes() is not None:
+            value = self.get(key)
+            self.delete(key)
+            return value
         while True:
             with self.writer.lock:
                 self.check_writable()
@@ -480,6 +612,10 @@ class Tiers(Session):
 
     def entry(self, key: Any) -> Entry:
         """What is known of a value; reads no data.  Raises AbsentKeyError."""
+        changes = self.own_changes()
+        if changes is not None and key in changes:
+            own = changes.row(key)
+            return _entry(parse_form(own.form), own, self.file_of(own), resident=False)
         with self.writer.lock:
             self.follow()
             slot = self.index.find(key)
@@ -500,6 +636,13 @@ class Tiers(Session):
         """The path of the file that holds a stored value."""
         store = self.open_store()
         return store.files.path(file_name(row))
+
+    def stored_row(self, key: Any) -> Row | None:
+        """The row of a value that is stored, and not in RAM; None if there is no such."""
+        with self.writer.lock:
+            self.follow()
+            slot = self.index.find(key)
+            return None if slot is None or slot.array is not None else slot.row
 
     def resident_values(self) -> dict[Any, Any]:
         """What is in RAM and not yet stored, by key."""
@@ -548,6 +691,9 @@ class Tiers(Session):
         with self.writer.lock:
             self.check_writable()
         self.writer.flush()
+        if self.options.durable:
+            for row in list(self._in_place.values()):
+                self.open_store().sync(row)
 
     def prefetch(self, keys: Sequence[Any]) -> None:
         """Map stored values, and ask the kernel to read them ahead."""

@@ -38,11 +38,14 @@ RANKS = {
     "spill": 10,
     "session": 11,
     "tiers": 12,
-    "linking": 13,
-    "chest": 14,
-    "": 15,  # the package itself
-    "cli": 16,
-    "__main__": 17,
+    "transaction": 13,
+    "handle": 13,
+    "linking": 14,
+    "mutation": 14,
+    "chest": 15,
+    "": 16,  # the package itself
+    "cli": 17,
+    "__main__": 18,
 }
 
 

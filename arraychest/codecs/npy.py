@@ -14,6 +14,7 @@ An array of Python objects is pickled behind the header, as ``np.save`` does.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Sequence
 
@@ -75,6 +76,11 @@ def unpickle(data: bytes, form: Form) -> np.ndarray:
     """The array of Python objects that `payload` pickled.  Runs what the pickle says."""
     array: np.ndarray = npy_format.read_array(io.BytesIO(header(form) + data), allow_pickle=True)
     return array
+
+
+def is_sealed(fd: int, size: int) -> bool:
+    """Whether an open file of `size` bytes has a trailer already."""
+    return os.pread(fd, TRAILER_BYTES, max(size - TRAILER_BYTES, 0)) != bytes(TRAILER_BYTES)
 
 
 def stamp_of(tail: bytes) -> tuple[int, int] | None:

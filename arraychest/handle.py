@@ -1,0 +1,103 @@
+"""What stands for a stored value in another process: where it lies, and not its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from arraychest.catalog import Pack
+from arraychest.entry import Row, parse_form
+from arraychest.errors import AbsentKeyError, CorruptEntryError
+from arraychest.files import Files
+from arraychest.loader import Loader
+from arraychest.mapping import MmapMode
+from arraychest.tiers import Tiers
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A stored value, by its place; `Chest.handle` gives one.
+
+    It pickles to a few hundred bytes, and is good for as long as the value is neither overwritten
+    nor deleted: it stands for this value, and not for whatever the key has later.
+
+    Attributes
+    ----------
+    path
+        The chest's folder.
+    key
+        The value's key.
+    """
+
+    path: str
+    key: Any
+    _row: Row
+    _pack: Pack | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return parse_form(self._row.form).shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's dtype."""
+        return parse_form(self._row.form).dtype
+
+    def array(self, mmap_mode: MmapMode = "r") -> Any:
+        """The value: an array that is a view of its mapped file, or a NumPy scalar.
+
+        Parameters
+        ----------
+        mmap_mode
+            ``"r"``: read-only; ``"c"``: private and writable.
+
+        Raises
+        ------
+        AbsentKeyError
+            The value is gone: its key was overwritten or deleted, or the chest removed.
+        CorruptEntryError
+            What lies there is not what was stored.
+        PickleRefusedError
+            It holds Python objects.
+        """
+        if mmap_mode not in ("r", "c"):
+            raise ValueError(f'expected mmap_mode to be "r" or "c", found {mmap_mode!r}')
+        files = Files(self.path, durable=False)
+        packs = {} if self._pack is None else {self._pack.id: self._pack}
+        loader = Loader(files, packs, allow_pickle=False, mmap_mode=mmap_mode)
+        try:
+            return loader.load(self._row, self.key)
+        except CorruptEntryError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise AbsentKeyError(self.key) from error
+            raise
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """As NumPy asks for it."""
+        return np.array(self.array(), dtype=dtype, copy=copy)
+
+
+def handle_of(tiers: Tiers, key: Any) -> Handle:
+    """The handle of a value, which is stored first if it is not."""
+    while True:
+        if tiers.may_write():
+            tiers.spill(key)
+        with tiers.writer.lock:
+            tiers.check_open()
+            tiers.follow()
+            slot = tiers.index.find(key)
+            if slot is None:
+                raise AbsentKeyError(key)
+            row = slot.row
+            if slot.array is not None or row is None:
+                if tiers.may_write():
+                    continue  # put anew meanwhile
+                raise AbsentKeyError(key)  # what a parent had not stored before the fork
+            store = tiers.open_store()
+            if row.pack is not None and not store.has_pack(row.pack):
+                store.reread_packs()
+            pack = None if row.pack is None else store.pack_record(row.pack)
+            return Handle(store.root, slot.key, row, pack)

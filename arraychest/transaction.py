@@ -1,0 +1,223 @@
+"""Several changes as one: `Chest.transaction`, and an update of a chest that others may read.
+
+What is put in a transaction goes straight to disk, where the catalog does not name it yet; at the
+end one commit names it all.  Other threads and processes see nothing of it before, and nothing is
+left of it after an exception or a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+
+from arraychest.catalog import Pack
+from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.entry import Kind, Row
+from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
+from arraychest.index import BATCH_BYTES, BATCH_VALUES
+from arraychest.keys import PLAIN_TYPES, encode_key
+from arraychest.loader import value_name
+from arraychest.tiers import Tiers
+from arraychest.values import accept, array_to_keep, freeze, is_handed_over, scalar_of
+
+_DELETED: Final = object()
+_SMALL: Final = object()
+
+
+class Transaction:
+    """The changes of one thread that are committed together.
+
+    Parameters
+    ----------
+    tiers
+        The chest's.
+
+    Attributes
+    ----------
+    adopted
+        Packs of another chest that rows lie in.
+    """
+
+    def __init__(self, tiers: Tiers) -> None:
+        self._tiers = tiers
+        # By key: the row of what is written, `_SMALL` for what is not yet, or `_DELETED`.
+        self._changes: dict[Any, Row | object] = {}
+        self._small: dict[Any, tuple[np.ndarray, Kind]] = {}
+        self._small_bytes = 0
+        # Of each append to a pack, one row.
+        self._appended: list[Row] = []
+        self.adopted: list[Pack] = []
+
+    # --- what the thread sees ------------------------------------------------------------------
+
+    def __contains__(self, key: Any) -> bool:
+        """Whether the key was put or deleted in this transaction."""
+        return key in self._changes
+
+    def has(self, key: Any) -> bool:
+        """Whether the key is there after what was done to it in this transaction."""
+        return self._changes.get(key) is not _DELETED
+
+    def get(self, key: Any) -> Any:
+        """The value that was put; raises AbsentKeyError if the key was deleted."""
+        if key in self._small:
+            array, kind = self._small[key]
+            return scalar_of(array) if kind == "scalar" else array
+        row = self._changes[key]
+        if not isinstance(row, Row):
+            raise AbsentKeyError(key)
+        return self._tiers.open_store().loader.load(row, key)
+
+    def row(self, key: Any) -> Row:
+        """The row of a value that was put; raises AbsentKeyError if the key was deleted."""
+        if key in self._small:
+            self._append()
+        row = self._changes[key]
+        if not isinstance(row, Row):
+            raise AbsentKeyError(key)
+        return row
+
+    def merged(self, stored: Iterable[Any], *, descending: bool) -> Iterator[Any]:
+        """The keys of the chest as the thread sees them: new ones come last."""
+        known = set()
+
+        def there() -> Iterator[Any]:
+            for key in stored:
+                known.add(key)
+                if self.has(key):
+                    yield key
+
+        if not descending:
+            yield from there()
+            yield from self._new(known)
+            return
+        before = list(there())
+        yield from reversed(self._new(known))
+        yield from before
+
+    def _new(self, known: set[Any]) -> list[Any]:
+        """The keys that were put, apart from these."""
+        changes = self._changes.items()
+        return [key for key, row in changes if row is not _DELETED and key not in known]
+
+    # --- changes -------------------------------------------------------------------------------
+
+    def put(self, key: Any, value: Any) -> None:
+        """Write a value.
+
+        Raises
+        ------
+        ValueTypeError, KeyTypeError, SpillError
+            The key has the value it had, and the transaction goes on.
+        """
+        tiers = self._tiers
+        array, kind, _ = accept(value, allow_pickle=tiers.options.allow_pickle)
+        if type(key) not in PLAIN_TYPES:
+            encode_key(key)
+        on_put = tiers.options.on_put
+        if array.nbytes < PACK_THRESHOLD and kind != "pickle":
+            kept = array_to_keep(array, on_put) if kind != "scalar" else array
+            freeze(kept)
+            self._forget(key)
+            self._changes[key] = _SMALL
+            self._small[key] = kept, kind
+            self._small_bytes += array.nbytes
+            if self._small_bytes >= BATCH_BYTES or len(self._small) >= BATCH_VALUES:
+                self._append()
+            return
+        row = tiers.committer.write_directly(key, array, kind)
+        self.put_row(key, row)
+        if on_put == "freeze" and kind != "scalar" and is_handed_over(array):
+            freeze(array)
+
+    def put_row(self, key: Any, row: Row) -> None:
+        """Take over a value that is written."""
+        self._forget(key)
+        self._changes[key] = row
+
+    def delete(self, key: Any) -> None:
+        """Delete a key that is there."""
+        self._forget(key)
+        self._changes[key] = _DELETED
+
+    def _forget(self, key: Any) -> None:
+        """Undo what was done to a key before."""
+        old = self._changes.get(key)
+        if isinstance(old, Row) and old.pack is None:
+            self._tiers.open_store().files.remove([value_name(old)])
+        small = self._small.pop(key, None)
+        if small is not None:
+            self._small_bytes -= small[0].nbytes
+
+    def _append(self) -> None:
+        """Write the small values to a pack."""
+        if not self._small:
+            return
+        keys = list(self._small)
+        arrays = [array for array, _ in self._small.values()]
+        kinds = [kind for _, kind in self._small.values()]
+        try:
+            rows = self._tiers.committer.append_directly(keys, arrays, kinds)
+        except OSError as error:
+            raise SpillError(f"{len(keys)} values could not be stored: {error}") from error
+        self._appended.append(rows[0])
+        self._small.clear()
+        self._small_bytes = 0
+        self._changes.update(zip(keys, rows, strict=True))
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Commit everything.
+
+        Raises
+        ------
+        SpillError, ClosedChestError, ReadOnlyChestError
+            Nothing of it was committed, and nothing is left of it.
+        """
+        tiers = self._tiers
+        # After an interrupt too: what came of the commit is then for the next writer to see.
+        remove = True
+        try:
+            with tiers.at_work():
+                self._append()
+                if not self._changes:
+                    return
+                with tiers.committer.committing() as store:
+                    rows = [(k, row) for k, row in self._changes.items() if isinstance(row, Row)]
+                    deleted = [key for key, row in self._changes.items() if row is _DELETED]
+                    with tiers.writer.lock:
+                        tiers.check_writable()
+                        remove = False
+                        unused = tiers.committer.place(
+                            store, rows, deleted=deleted, adopted=self.adopted
+                        )
+                    store.files.remove(unused)
+                    store.catalog.raise_interrupt()
+        except ArrayChestError:
+            remove = True
+            raise
+        except OSError as error:
+            remove = True
+            raise SpillError(f"the transaction could not be committed: {error}") from error
+        finally:
+            self._end(remove=remove)
+
+    def roll_back(self) -> None:
+        """Leave nothing of it."""
+        self._end(remove=True)
+
+    def _end(self, *, remove: bool) -> None:
+        if self._changes or self._appended:
+            store = self._tiers.open_store()
+            if remove:
+                rows = [row for row in self._changes.values() if isinstance(row, Row)]
+                names = [value_name(row) for row in rows if row.pack is None]
+                store.files.remove([*names, *map(store.pack_file, self.adopted)])
+            for row in self._appended:
+                store.append_settled([row])
+        self._changes.clear()
+        self._small.clear()
+        self._appended.clear()
