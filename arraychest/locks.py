@@ -82,7 +82,7 @@ class LockFile:
             raise ChestFormatError(f"expected a file at {path}, found something else") from error
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            os.close(self._fd)
+            self.close()
             raise ChestFormatError(f"expected a file with one name at {path}, found another")
         _open_files.add(self)
         self._held = {COMMIT: threading.Lock(), NUMBERS: threading.Lock()}
@@ -92,6 +92,10 @@ class LockFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
 
     def unlink(self, root: str) -> None:
         """Remove the file, of a folder that turned out not to be a chest."""

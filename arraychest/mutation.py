@@ -157,6 +157,7 @@ class _Draft:
             self.array.setflags(write=False)
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            let_go_of_file(fd)
             os.close(fd)
 
 
@@ -272,7 +273,7 @@ class Part:
                 raise CorruptEntryError(
                     f"expected {known.stored} bytes for the part of key {key!r}, found {size}"
                 )
-            if npy.is_sealed(self._fd, size):
+            if npy.is_sealed(self._fd, size) or not os.fstat(self._fd).st_nlink:
                 raise AbsentKeyError(key)
             self._base: np.ndarray | None = map_file(self._fd, size, "r+")
         except BaseException:

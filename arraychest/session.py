@@ -322,9 +322,12 @@ class Session:
 
 _alive: weakref.WeakSet[Session] = weakref.WeakSet()
 _forking: list[Session] = []
+# Threads that fork at once take turns: each has all locks, and its own list of whose they are.
+_fork_lock = threading.Lock()
 
 
 def _before_fork() -> None:
+    _fork_lock.acquire()
     _forking[:] = [session for session in _alive if not session.closed]
     for session in _forking:
         session.before_fork()
@@ -333,11 +336,13 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     while _forking:
         _forking.pop().after_fork_in_parent()
+    _fork_lock.release()
 
 
 def _after_fork_in_child() -> None:
     while _forking:
         _forking.pop().after_fork_in_child()
+    _fork_lock.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -111,6 +111,9 @@ class Store:
         self._pending: dict[int, int] = {}
         # Packs that no other process may append to, compact or drop.
         self._claimed: set[int] = set()
+        # Counts the changes that commits made to `_packs`.
+        self._packs_version = 0
+        self._packs_lock = threading.Lock()
         self._unsure = False
         self.bytes_written = 0
         if alone:
@@ -165,13 +168,20 @@ class Store:
             return self.counter.take_places(least, count)
 
     def reread_packs(self) -> None:
-        """Others have committed: note what became of the packs."""
-        found = {known.id: known for known in self.catalog.packs()}
-        for identity in list(self._packs):
-            # Ours may have values that are written and not committed yet.
-            if identity not in found and identity not in self._claimed:
-                self._forget_pack(identity)
-        self._packs.update(found)
+        """Others have committed: note what became of the packs.  Called under the chest's lock."""
+        while True:
+            version = self._packs_version
+            self.catalog.end_snapshot()
+            found = {known.id: known for known in self.catalog.packs()}
+            with self._packs_lock:
+                if version != self._packs_version:
+                    continue  # a commit of our own has changed them meanwhile, and knows better
+                for identity in list(self._packs):
+                    # Ours may have values that are written and not committed yet.
+                    if identity not in found and identity not in self._claimed:
+                        self._forget_pack(identity)
+                self._packs.update(found)
+                return
 
     def _claim(self, identity: int) -> bool:
         """Keep other processes from appending to a pack, compacting or dropping it."""
@@ -508,9 +518,11 @@ class Store:
             self.counter.end(change)
             self.counter.saw(change)
         self.files.loose.difference_update(pack_name(known.id) for known in changed)
-        self._packs.update((known.id, known) for known in changed)
-        for identity in dropped:
-            self._forget_pack(identity)
+        with self._packs_lock:
+            self._packs_version += 1
+            self._packs.update((known.id, known) for known in changed)
+            for identity in dropped:
+                self._forget_pack(identity)
         return gone
 
     def _forget_pack(self, identity: int) -> None:
@@ -637,6 +649,7 @@ class Store:
         # What the parent commits is news to this process.
         self.catalog.session = 0
         self._append_lock = threading.Lock()
+        self._packs_lock = threading.Lock()
         self.catalog.reopen_in_child()
 
     def has_pack(self, identity: int) -> bool:

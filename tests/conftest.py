@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing.resource_tracker
 import os
 import tempfile
 import threading
@@ -121,3 +122,9 @@ def chest(make_chest: Callable[..., arraychest.Chest]) -> arraychest.Chest:
 def path(tmp_path: Path) -> str:
     """Where a named chest may go; nothing is there yet."""
     return str(tmp_path / "test.chest")
+
+
+@pytest.fixture(scope="module")
+def resource_tracker() -> None:
+    """The standard library's own process, which stays until the end."""
+    multiprocessing.resource_tracker.ensure_running()

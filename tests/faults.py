@@ -34,7 +34,7 @@ Action = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]
 OPERATIONS = frozenset({
     "open", "close", "fstat", "stat", "lstat", "ftruncate", "truncate", "posix_fallocate",
     "write", "writev", "pwrite", "pwritev", "read", "readv", "pread", "preadv", "fsync",
-    "fdatasync", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink", "mkdir",
+    "fdatasync", "sendfile", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink", "mkdir",
     "makedirs", "listdir", "scandir", "walk", "posix_fadvise",
 })  # fmt: skip
 

@@ -378,7 +378,7 @@ def test_a_linked_lock_file_in_a_strangers_chest_is_not_written_to(folder, tmp_p
     victim.write_bytes(b"precious")
     (folder / "locks").unlink()
     (folder / "locks").symlink_to(victim)
-    with pytest.raises(ChestFormatError, match=r"writer\.lock"):
+    with pytest.raises(ChestFormatError, match="locks"):
         arraychest.open(folder)
     assert victim.read_bytes() == b"precious"
     with arraychest.open(folder, "r") as chest:
@@ -389,7 +389,7 @@ def test_a_linked_lock_file_in_a_strangers_chest_is_not_written_to(folder, tmp_p
 def test_something_else_as_lock_file_is_told(folder, make):
     (folder / "locks").unlink()
     make(folder / "locks")
-    with pytest.raises(ChestFormatError, match=r"writer\.lock"):
+    with pytest.raises(ChestFormatError, match="locks"):
         arraychest.open(folder)
 
 

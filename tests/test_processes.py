@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import multiprocessing.resource_tracker
 import os
 import random
 import signal
@@ -423,12 +422,6 @@ def test_a_reader_in_another_process_reads_beside_the_writer(path):
         assert run_python(code, path).stdout == "read\n"
         chest["x"] = filled(3, LARGE)
     audit(path)
-
-
-@pytest.fixture(scope="module")
-def resource_tracker() -> None:
-    """The standard library's own process, which stays until the end."""
-    multiprocessing.resource_tracker.ensure_running()
 
 
 @pytest.mark.usefixtures("resource_tracker")

@@ -326,6 +326,29 @@ def test_what_is_deleted_and_put_anew_meanwhile_is_there_when_its_thread_looks(t
     audit(str(tmp_path / "chest"))
 
 
+def test_a_pack_dropped_while_the_packs_are_read_again_stays_dropped(tmp_path, monkeypatch):
+    with arraychest.open(tmp_path / "chest", "w") as chest:
+        for number in range(10):
+            chest[number] = filled(number, SMALL)
+        chest.flush()
+        store = chest._tiers.open_store()
+        real = store.catalog.packs
+
+        def read_then_compacted() -> Any:
+            found = real()
+            monkeypatch.setattr(store.catalog, "packs", real)
+            del chest[3]
+            chest.compact()
+            return found
+
+        (before,) = [known.id for known in real()]
+        monkeypatch.setattr(store.catalog, "packs", read_then_compacted)
+        store.reread_packs()
+        assert not store.has_pack(before)
+        assert (chest[4] == 4).all()
+    audit(str(tmp_path / "chest"))
+
+
 # --- faulting in ---------------------------------------------------------------------------
 
 
