@@ -30,11 +30,12 @@ pack        id       its generation, which names its file
             bytes    up to where it is written; what lies behind is nobody's
             live     bytes of it that entries use, each rounded up to 64
             sealed   1: never append to it again
+            own      bytes of it that are no values: header and directories
 checksum    file     the generation of a value in a file of its own, or a pack's id
             start    the first byte that the sums are of
             bytes    how many bytes they are of
-            sums     zlib.crc32 of each `PIECE_BYTES` of them, 4 bytes each, little-endian; empty
-                     for a file that is written in place (``mmap_mode="r+"``)
+            sums     zlib.crc32 of each piece of them, 4 bytes each, little-endian: of 1 MiB, or of
+                     4 KiB in a pack; empty for a file that is written in place (``"r+"``)
 change      n        the number of a commit; only the last `_CHANGES` are kept
             session  who made it
             keys     canonical codes of the keys it changed (`pack_codes`); NULL: too many to say
@@ -43,6 +44,9 @@ session     number   a writer that has not ended cleanly, or not yet
 meta        name     ``id`` (of the chest), ``session`` (counts writers; a generation is
             value    ``session << 32`` plus a counter)
 ==========  =======  =========================================================================
+
+`checksum` may lag behind (see `checksums`).  What a value file says of itself (see
+`codecs.directory`) is read only by `repair`, where this database is lost or wrong.
 
 A value's bytes are complete in its file before its row commits, and its file goes only after the
 row is gone: at any moment every row names complete bytes.  A file without a row is an orphan: what
@@ -66,6 +70,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from arraychest.checksums import Extent
 from arraychest.entry import KEY, SEQ, RawRow, Row
 from arraychest.errors import ChestFormatError, CorruptEntryError
 
@@ -82,7 +87,7 @@ CREATE TABLE entry(
 CREATE UNIQUE INDEX entry_seq ON entry(seq);
 CREATE TABLE pack(
     id INTEGER PRIMARY KEY, stamp INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    live INTEGER NOT NULL, sealed INTEGER NOT NULL);
+    live INTEGER NOT NULL, sealed INTEGER NOT NULL, own INTEGER NOT NULL);
 CREATE TABLE checksum(
     file INTEGER NOT NULL, start INTEGER NOT NULL, bytes INTEGER NOT NULL, sums BLOB NOT NULL,
     PRIMARY KEY(file, start)) WITHOUT ROWID;
@@ -99,7 +104,7 @@ _COLUMNS = {
     "checksum": ("file", "start", "bytes", "sums"),
     "entry": ("key", "seq", "exact", "form", "gen", "pack", "offset", "stored", "stamp"),
     "meta": ("name", "value"),
-    "pack": ("id", "stamp", "bytes", "live", "sealed"),
+    "pack": ("id", "stamp", "bytes", "live", "sealed", "own"),
     "session": ("number",),
 }
 
@@ -138,6 +143,7 @@ class Pack(NamedTuple):
     bytes: int
     live: int
     sealed: int
+    own: int
 
 
 class Catalog:
@@ -488,7 +494,7 @@ class Catalog:
                     list(itertools.chain.from_iterable(rows_group)),
                 )
             for pack in packs:
-                connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?)", pack)
+                connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?,?)", pack)
             for identity in dropped_packs:
                 connection.execute("DELETE FROM pack WHERE id = ?", (identity,))
             for group in _grouped(sorted([*dropped_packs, *dropped_files])):
@@ -514,6 +520,31 @@ class Catalog:
         names = b"\0".join(map(os.fsencode, gone)) if gone else None
         connection.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (n, self.session, keys, names))
         connection.execute("DELETE FROM change WHERE n <= ? AND gone IS NULL", (n - _CHANGES,))
+
+    def add_sums(self, extents: Sequence[tuple[Extent, bytes]]) -> None:
+        """Note the checksums of these, unless they are gone or written to in place meanwhile."""
+        with self._transaction() as connection:
+            for extent, sums in extents:
+                there = "pack WHERE id = ?"
+                row = [extent.file, extent.start, extent.nbytes, sums, extent.file]
+                if extent.key is not None:
+                    there = "entry WHERE gen = ? AND key = ?"
+                    row.append(extent.key)
+                connection.execute(
+                    "INSERT OR IGNORE INTO checksum SELECT ?, ?, ?, ? "
+                    f"WHERE EXISTS (SELECT 1 FROM {there})",
+                    row,
+                )
+
+    def sums_of(self, file: int) -> list[tuple[int, int, bytes]]:
+        """``(start, bytes, sums)`` of what is known of a file, by its generation or pack."""
+        rows = self._read(
+            "SELECT start, bytes, sums FROM checksum WHERE file = ? ORDER BY start", file
+        )
+        for start, nbytes, sums in rows:
+            if not (type(start) is type(nbytes) is int and type(sums) is bytes):
+                raise ChestFormatError(f"expected checksums in {self.path}, found {rows!r:.200}")
+        return rows
 
     def note_written_in_place(self, generation: int) -> None:
         """Note that a value's file changes while it is stored: no sums of it are right."""

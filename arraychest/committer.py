@@ -48,7 +48,8 @@ _VERSION = operator.attrgetter("version")
 class Job(NamedTuple):
     """Values to store together: slots, each with the version that was picked, or a batch.
 
-    With `compact` it is a pack to compact; a job without anything commits the deletions that wait.
+    With `compact` it is a pack to compact, with `sums` some of the checksums that wait; a job
+    without anything commits the deletions that wait.
     """
 
     slots: list[Slot]
@@ -58,11 +59,12 @@ class Job(NamedTuple):
     small: bool = False
     batch: Batch | None = None
     compact: int | None = None
+    sums: bool = False
 
     @property
     def only_deletes(self) -> bool:
         """Whether there is nothing to store."""
-        return not self.arrays and self.compact is None
+        return not self.arrays and self.compact is None and not self.sums
 
 
 class Counters:
@@ -117,6 +119,8 @@ class Committer:
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
         self._follower = Follower(index, self._doomed, self._bury)
+        # Once something was committed.
+        self._store: Store | None = None
         self.make_locks()
 
     def make_locks(self) -> None:
@@ -142,7 +146,7 @@ class Committer:
         OSError, ArrayChestError
             The folder cannot be written to; nothing was changed.
         """
-        store = self.open_store()
+        self._store = store = self.open_store()
         store.begin()
         with self.commit_lock, store.exclusive():
             with self.lock:
@@ -410,7 +414,7 @@ class Committer:
         """
         try:
             form, text = _form_of(array, kind)
-            return self.open_store().write(encode_key(key), 0, array, form, text)
+            return self.open_store().write(encode_key(key), self.index.puts, array, form, text)
         except ArrayChestError:
             raise
         except OSError as error:
@@ -429,13 +433,42 @@ class Committer:
             Nothing of them is left.
         """
         same = None if set(kinds) == {"array"} else kinds
-        rows = self.open_store().append(*_columns(keys, [0] * len(keys), arrays, same))
+        places = [self.index.puts] * len(keys)
+        rows = self.open_store().append(*_columns(keys, places, arrays, same))
         return [Row._make(row) for row in rows]
 
     def count_spill(self, nbytes: int) -> None:
         """Note that a value was stored.  Called under the lock."""
         self.counters.spills += 1
         self.counters.bytes_spilled += nbytes
+
+    # --- checksums -------------------------------------------------------------------------
+
+    @property
+    def sums_wait(self) -> bool:
+        """Whether checksums are to be computed or committed."""
+        return self._store is not None and self._store.sums_wait
+
+    def forget_sums(self) -> None:
+        """Compute no more checksums: the folder is going to be removed."""
+        if self._store is not None:
+            self._store.forget_sums()
+
+    def sum_some(self) -> None:
+        """Compute some of the checksums that wait, and commit them once they are all there.
+
+        Raises
+        ------
+        OSError, ArrayChestError
+            They could not be committed; they are tried again after the next commit.
+        """
+        store = self._store
+        assert store is not None
+        store.sum_some()
+        if store.sums_due and store.sums_wait:
+            with self.committing():
+                store.commit_sums()
+                store.catalog.raise_interrupt()
 
     # --- compaction ------------------------------------------------------------------------
 

@@ -158,15 +158,15 @@ class Loader:
                 raise CorruptEntryError(
                     f"expected {row.stored} bytes for key {key!r} in {path}, found {size}"
                 )
-            body = size - npy.TRAILER_BYTES
-            tail = os.pread(fd, npy.TRAILER_BYTES, max(body, 0))
-            if npy.stamp_of(tail) != (row.stamp, body):
+            tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
+            stamp, end = npy.parse_trailer(tail, size) or (None, 0)
+            if stamp is None or stamp != row.stamp:
                 raise CorruptEntryError(
                     f"expected the file of key {key!r} in {path}, found one written elsewhere, "
                     "or another entry's"
                 )
             if form.kind == "pickle":
-                data = os.pread(fd, body - row.offset, row.offset)
+                data = os.pread(fd, max(end - row.offset, 0), row.offset)
                 try:
                     array = npy.unpickle(data, form)
                 except (pickle.UnpicklingError, EOFError) as error:
@@ -175,10 +175,10 @@ class Loader:
                     ) from error
                 array.setflags(write=self._private)
                 return array
-            if not 0 <= row.offset <= body or form.nbytes != body - row.offset:
+            if not 0 <= row.offset <= end or form.nbytes != end - row.offset:
                 raise CorruptEntryError(
                     f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
-                    f"{body - row.offset}"
+                    f"{end - row.offset}"
                 )
             base = self._map(fd, size)
         finally:

@@ -91,7 +91,8 @@ class _Draft:
         store = tiers.open_store()
         text = form_text(form.dtype, form.shape, form.order, form.kind)
         try:
-            self.row, self._fd = store.create(encode_key(key), form, text, self._file_of(source))
+            code, place = encode_key(key), tiers.index.puts
+            self.row, self._fd = store.create(code, place, form, text, self._file_of(source))
         except ArrayChestError:
             raise
         except OSError as error:

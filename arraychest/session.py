@@ -217,6 +217,7 @@ class Session:
                     if self.forked:
                         discard = False
                     elif discard:
+                        self.committer.forget_sums()
                         self.index.discard()
                         for slot in self.resident.slots():
                             self.committer.let_go(slot)

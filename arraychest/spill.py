@@ -12,7 +12,8 @@ or written.  Commits follow one another under a second lock: take `commit_lock` 
 
 Threads are started when there is something to store and end a moment after there is nothing more:
 none exists before the first spill, none outlives a close, and none has to be told that the
-interpreter exits.
+interpreter exits.  In this moment, before it ends, a thread computes the checksums of what was
+stored, and goes back to storing as soon as there is something.
 
 A failed write leaves its values in RAM.  The failure is raised by the next put or flush, and the
 values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
@@ -71,6 +72,8 @@ class WriteBehind:
         self._jobs = 0
         self._in_flight = 0
         self._packing = False
+        # Whether a thread computes checksums.
+        self._summing = False
         # The last look for a victim found none, and nothing has changed since that could give
         # one: a look goes through the whole resident set.
         self._nothing_fits = False
@@ -166,20 +169,25 @@ class WriteBehind:
                 self._handed.append(job)
                 self.job_given.notify()
                 continue
-            thread = threading.Thread(
-                target=self._work, args=(job,), name="arraychest-writer", daemon=False
-            )
-            self._threads.add(thread)
-            try:
-                thread.start()
-            except RuntimeError:
+            if not self._start(job):
                 # No more threads, or the interpreter is exiting: do it here.
-                self._threads.discard(thread)
                 self.lock.release()
                 try:
                     self._work(job)
                 finally:
                     self.lock.acquire()
+
+    def _start(self, job: Job | None) -> bool:
+        thread = threading.Thread(
+            target=self._work, args=(job,), name="arraychest-writer", daemon=False
+        )
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.discard(thread)
+            return False
+        return True
 
     def _begin_round(self) -> None:
         """Let every value be tried again, whatever failed before."""
@@ -288,19 +296,26 @@ class WriteBehind:
     # --- the writer threads ----------------------------------------------------------------
 
     def _work(self, job: Job | None) -> None:
-        while job is not None:
-            self._do(job)
+        while True:
+            lingers = True
+            if job is not None and job.sums:
+                self._sum()
+                lingers = False
+            elif job is not None:
+                self._do(job)
             with self.lock:
                 # Together with the look for the next one: whoever waits for all jobs to be done
                 # must not see none while there is more to do.
-                self._jobs -= 1
+                if job is not None and not job.sums:
+                    self._jobs -= 1
                 job = self._next_job()
                 if job is None:
                     self.changed.notify_all()
-                    job = self._wait_for_job()
+                    job = (self._wait_for_job() if lingers else None) or self._sums_job()
                 if job is None:
                     self._threads.discard(threading.current_thread())
                     self.changed.notify_all()
+                    return
 
     def _wait_for_job(self) -> Job | None:
         """A job that came within a moment: starting a thread takes 100 us, often for one value."""
@@ -316,6 +331,24 @@ class WriteBehind:
         finally:
             self._idle -= 1
         return self._handed.popleft() if self._handed else None
+
+    def _sums_job(self) -> Job | None:
+        """Checksums to compute, for a writer thread that has nothing to store."""
+        if self._summing or not self._committer.sums_wait:
+            return None
+        if threading.current_thread() not in self._threads:
+            return None
+        self._summing = True
+        return Job([], [], [], sums=True)
+
+    def _sum(self) -> None:
+        try:
+            self._committer.sum_some()
+        except BaseException as error:  # nobody waits for them
+            logger.warning("checksums could not be stored: %s", error)
+        with self.lock:
+            self._summing = False
+            self.changed.notify_all()
 
     def _do(self, job: Job) -> None:
         error: BaseException | None = None
@@ -369,6 +402,7 @@ class WriteBehind:
         self._threads.clear()
         self._handed.clear()
         self._jobs = self._idle = 0
+        self._summing = False
 
     # --- waiting for it --------------------------------------------------------------------
 
@@ -446,16 +480,30 @@ class WriteBehind:
     def end_work(self) -> None:
         """Undo `begin_work`.  Called under the lock."""
         self._jobs -= 1
+        self._start_sums()
         self.changed.notify_all()
 
     def unsaved(self) -> bool:
         """Whether there is anything that the catalog does not know.  Called under the lock."""
         return bool(self.resident.count or self._committer.deletions_wait)
 
+    def _start_sums(self) -> None:
+        if not self._threads and self._committer.sums_wait:
+            self._start(None)
+
+    def finish_sums(self) -> None:
+        """Return once all that is stored has its checksum, or cannot have it.
+
+        Called under the lock.
+        """
+        while self._committer.sums_wait and (self._threads or self._start(None)):
+            self.changed.wait()
+
     def wait_idle(self) -> None:
         """Return once no writer thread is left.  Called under the lock."""
         self._ending = True
         try:
+            self._start_sums()
             while self._threads or self._jobs:
                 self.job_given.notify_all()
                 self.changed.wait()

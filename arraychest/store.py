@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
@@ -20,7 +21,8 @@ import numpy as np
 
 from arraychest import files as value_files
 from arraychest.catalog import Catalog, Pack
-from arraychest.codecs import npy, pack
+from arraychest.checksums import Extent, packed, sums
+from arraychest.codecs import directory, npy, pack
 from arraychest.counter import open_counter, unmoved
 from arraychest.entry import GENERATION, PACK, Form, RawRow, Row, parse_form
 from arraychest.files import DATA, PACKS, SPARE, Files
@@ -29,6 +31,12 @@ from arraychest.loader import READ_FLAGS, Loader, pack_name, value_name
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.locks import PACK as PACK_BYTE
 from arraychest.mapping import MmapMode
+
+# Bytes that are summed before a writer looks for something to store again: a millisecond.
+_SUM_BYTES = 4 << 20
+
+# Checksums that one transaction takes.
+_MOST_SUMS = 1024
 
 # Bytes of small values that one compaction step moves in one transaction.
 _MOVE_BYTES = 4 << 20
@@ -114,6 +122,13 @@ class Store:
         # Counts the changes that commits made to `_packs`.
         self._packs_version = 0
         self._packs_lock = threading.Lock()
+        # Bytes of directories that are appended to a pack, and that its row does not count yet.
+        self._listed: dict[int, int] = {}
+        # What is committed and has no checksum yet; and checksums that are not committed yet.
+        self._unsummed: deque[Extent] = deque()
+        self._found: list[int] = []
+        self._sums: list[tuple[Extent, bytes]] = []
+        self._sums_failed = False
         self._unsure = False
         self.bytes_written = 0
         if alone:
@@ -235,14 +250,19 @@ class Store:
         stamp = _new_stamp()
         head = npy.header(form)
         body = npy.payload(array, form)
-        nbytes = len(head) + sum(map(len, body))
-        stored = nbytes + npy.TRAILER_BYTES
+        size = sum(map(len, body))
+        listed = _directory_of_one(stamp, generation, seq, size, code, text)
+        end = len(head) + size
+        stored = end + len(listed) + npy.TRAILER_BYTES
         row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
-        self.files.write(value_name(row), [head, *body, npy.trailer(stamp, nbytes)])
+        tail = npy.trailer(stamp, end, len(listed))
+        self.files.write(value_name(row), [head, *body, listed, tail])
         self.bytes_written += stored
         return row
 
-    def create(self, code: KeyCode, form: Form, text: str, source: Row | None) -> tuple[Row, int]:
+    def create(
+        self, code: KeyCode, seq: int, form: Form, text: str, source: Row | None
+    ) -> tuple[Row, int]:
         """Make a value's file with its space reserved, to be written to through a map.
 
         Parameters
@@ -261,10 +281,11 @@ class Store:
             Nothing is left of the file.
         """
         head = npy.header(form)
-        body = len(head) + form.nbytes
+        end = len(head) + form.nbytes
         stamp, generation = _new_stamp(), self._generation()
-        stored = body + npy.TRAILER_BYTES
-        row = Row(code.canonical, 0, code.exact, text, generation, None, len(head), stored, stamp)
+        listed = _directory_of_one(stamp, generation, seq, form.nbytes, code, text)
+        stored = end + len(listed) + npy.TRAILER_BYTES
+        row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
         name = value_name(row)
         copied = None
         if source is not None and (source.offset, source.stored) == (row.offset, row.stored):
@@ -272,8 +293,8 @@ class Store:
         fd = self.files.create(name, stored, copied)
         try:
             # Not sealed yet, also where it began as a copy of a file that is.
-            tail = bytes(npy.TRAILER_BYTES)
-            value_files.write_all(fd, [tail], [len(tail)], body)
+            tail = [listed, bytes(npy.TRAILER_BYTES)]
+            value_files.write_all(fd, tail, list(map(len, tail)), end)
             value_files.write_all(fd, [head], [len(head)], 0)
         except BaseException:
             os.close(fd)
@@ -289,9 +310,10 @@ class Store:
     def seal(self, row: Row, fd: int) -> None:
         """Complete a file that `create` made: from here on it is as one that `write` wrote."""
         assert row.stamp is not None
-        body = row.stored - npy.TRAILER_BYTES
-        tail = npy.trailer(row.stamp, body)
-        value_files.write_all(fd, [tail], [len(tail)], body)
+        end = row.offset + parse_form(row.form).nbytes
+        at = row.stored - npy.TRAILER_BYTES
+        tail = npy.trailer(row.stamp, end, at - end)
+        value_files.write_all(fd, [tail], [len(tail)], at)
         self.files.sync(value_name(row), fd)
         self.bytes_written += row.stored
 
@@ -329,6 +351,7 @@ class Store:
         forms: list[str],
         data: Sequence[bytes | np.ndarray],
         sizes: list[int],
+        generations: Sequence[int] | None = None,
     ) -> list[RawRow]:
         """Append small values to the open pack and return the rows that would name them.
 
@@ -338,6 +361,8 @@ class Store:
             Columns of the rows: the keys' canonical codes, their places, exact codes, and forms.
         data, sizes
             The values' bytes, as whatever exports them in one piece, and how many they are.
+        generations
+            Those of the values, where they are moved; None: new ones.
 
         Raises
         ------
@@ -357,13 +382,21 @@ class Store:
             for value, size, span in zip(data, sizes, spans, strict=True):
                 buffers += (value, _ZEROS[span - size])
                 lengths += (size, span - size)
-        first = self._generations_for(len(data))
+        if generations is None:
+            first = self._generations_for(len(data))
+            generations = range(first, first + len(data))
         with self._append_lock:
             target, start = self._pack_to_append()
+            at = start or pack.HEADER_BYTES
+            listed = directory.encode(target.stamp, generations, seqs, sizes, codes, exacts, forms)
+            listed += _ZEROS[-len(listed) % pack.ALIGN]
+            buffers.insert(0, listed)
+            lengths.insert(0, len(listed))
             if not start:
                 buffers.insert(0, pack.header(target.stamp))
                 lengths.insert(0, pack.HEADER_BYTES)
             self._tail = self.files.append(pack_name(target.id), start, buffers, lengths)
+            self._listed[target.id] = self._listed.get(target.id, 0) + len(listed)
             # Not in the catalog before the first commit of a row in it.
             self._packs.setdefault(target.id, target)
             self._open_pack = target.id
@@ -375,9 +408,9 @@ class Store:
                 seqs,
                 exacts,
                 forms,
-                range(first, first + len(data)),
+                generations,
                 itertools.repeat(target.id),
-                itertools.accumulate(spans[:-1], initial=start or pack.HEADER_BYTES),
+                itertools.accumulate(spans[:-1], initial=at + len(listed)),
                 sizes,
                 itertools.repeat(None),
             )
@@ -419,7 +452,7 @@ class Store:
                 return target, self._tail
         identity = self._generation()
         self._claim(identity)
-        return Pack(identity, _new_stamp(), 0, 0, 0), 0
+        return Pack(identity, _new_stamp(), 0, 0, 0, pack.HEADER_BYTES), 0
 
     def begin_compaction(self, identity: int) -> bool:
         """Never append to a pack again; False if it is gone, or another process appends to it."""
@@ -518,12 +551,35 @@ class Store:
             self.counter.end(change)
             self.counter.saw(change)
         self.files.loose.difference_update(pack_name(known.id) for known in changed)
+        self._note_unsummed(changed, rows)
+        with self._append_lock:
+            for known in changed:
+                # Of an append that came in between, the rest is counted with its own commit.
+                counted = known.own - self._packs.get(known.id, known).own
+                left = self._listed.pop(known.id, 0) - counted
+                if left > 0:
+                    self._listed[known.id] = left
         with self._packs_lock:
             self._packs_version += 1
             self._packs.update((known.id, known) for known in changed)
             for identity in dropped:
                 self._forget_pack(identity)
         return gone
+
+    def _note_unsummed(self, packs: Iterable[Pack], rows: Iterable[RawRow]) -> None:
+        """These were committed: their bytes are for `sum_some`."""
+        for known in packs:
+            before = self._packs.get(known.id)
+            start = max(pack.HEADER_BYTES, 0 if before is None else before.bytes)
+            if known.bytes > start:
+                name, nbytes = pack_name(known.id), known.bytes - start
+                self._unsummed.append(Extent(known.id, name, start, nbytes, None))
+        for raw in rows:
+            if raw[PACK] is None:
+                row = Row._make(raw)
+                extent = Extent(row.generation, value_name(row), 0, row.stored, row.key)
+                self._unsummed.append(extent)
+        self._sums_failed = False
 
     def _forget_pack(self, identity: int) -> None:
         self._packs.pop(identity, None)
@@ -557,8 +613,69 @@ class Store:
             after[identity] = before._replace(
                 bytes=max(before.bytes, ends.get(identity, 0)),
                 live=before.live + live[identity],
+                own=before.own + self._listed.get(identity, 0),
             )
         return after
+
+    # --- checksums -------------------------------------------------------------------------
+
+    @property
+    def sums_wait(self) -> bool:
+        """Whether `sum_some` or `commit_sums` has something to do."""
+        return bool(self._unsummed or self._sums) and not self._sums_failed
+
+    @property
+    def sums_due(self) -> bool:
+        """Whether checksums should be committed."""
+        return not self._unsummed or len(self._sums) >= _MOST_SUMS
+
+    def sum_some(self) -> None:
+        """Compute checksums for about a millisecond.  Called by one thread at a time."""
+        left = _SUM_BYTES
+        while left > 0 and self._unsummed:
+            extent = self._unsummed[0]
+            piece = extent.piece
+            done = len(self._found) * piece
+            wanted = min(extent.nbytes - done, max(left // piece, 1) * piece)
+            new: list[int] = []
+            # One that is gone meanwhile needs none; what else is wrong with it `verify` tells.
+            with contextlib.suppress(OSError):
+                fd = os.open(self.files.path(extent.name), READ_FLAGS)
+                try:
+                    new = list(sums(fd, extent.start + done, wanted, piece))
+                finally:
+                    os.close(fd)
+            left -= wanted
+            self._found += new
+            complete = len(new) * piece >= wanted
+            if complete and done + wanted < extent.nbytes:
+                continue
+            if complete:
+                self._sums.append((extent, packed(self._found)))
+            self._found = []
+            with contextlib.suppress(IndexError):  # forgotten meanwhile
+                self._unsummed.popleft()
+
+    def commit_sums(self) -> None:
+        """Commit the checksums there are.  Called in `exclusive`.
+
+        Raises
+        ------
+        OSError
+            They are tried again after the next commit.
+        """
+        found = self._sums[:_MOST_SUMS]
+        try:
+            self.catalog.add_sums(found)
+        except BaseException:
+            self._sums_failed = True
+            raise
+        del self._sums[: len(found)]
+
+    def forget_sums(self) -> None:
+        """Compute none: the folder is going to be removed."""
+        self._unsummed.clear()
+        self._sums.clear()
 
     # --- housekeeping ----------------------------------------------------------------------
 
@@ -567,16 +684,12 @@ class Store:
         return [
             known.id
             for known in list(self._packs.values())
-            if known.bytes - pack.HEADER_BYTES - known.live
-            > share * max(known.bytes - pack.HEADER_BYTES, 1)
+            if known.bytes - known.own - known.live > share * max(known.bytes - known.own, 1)
         ]
 
     def dead_bytes(self) -> int:
         """Bytes in packs that no entry uses."""
-        return sum(
-            max(0, each.bytes - pack.HEADER_BYTES - each.live)
-            for each in list(self._packs.values())
-        )
+        return sum(max(0, each.bytes - each.own - each.live) for each in list(self._packs.values()))
 
     def move_steps(self, identity: int) -> Iterable[list[Row]]:
         """The entries of a pack, in groups small enough for one transaction each."""
@@ -615,11 +728,9 @@ class Store:
             [row.form for row in rows],
             data,
             list(map(len, data)),
+            [row.generation for row in rows],
         )
-        moved = [
-            Row._make(new)._replace(generation=row.generation)
-            for row, new in zip(rows, appended, strict=True)
-        ]
+        moved = [Row._make(new) for new in appended]
         try:
             self._commit(self._packs_after(moved, rows, ()), moved, (), ())
         finally:
@@ -646,6 +757,7 @@ class Store:
             # Only this process's descriptor: the locks stay with the parent's.
             self.locks.close()
             self.locks = None
+        self.forget_sums()
         # What the parent commits is news to this process.
         self.catalog.session = 0
         self._append_lock = threading.Lock()
@@ -676,9 +788,10 @@ class Store:
             try:
                 size = os.fstat(fd).st_size
                 tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
+                stamp, _ = npy.parse_trailer(tail, size) or (None, 0)
             finally:
                 os.close(fd)
-            if size != row.stored or npy.stamp_of(tail) != (row.stamp, size - npy.TRAILER_BYTES):
+            if size != row.stored or stamp != row.stamp:
                 raise OSError(errno.ESTALE, "expected another value", source)
         except OSError:
             self.files.remove([name], keep_spares=False)
@@ -687,7 +800,7 @@ class Store:
 
     def adopt_pack(self, source: str, theirs: Pack) -> Pack:
         """Link another chest's pack into this one; never appended to here."""
-        mine = Pack(self._generation(), theirs.stamp, theirs.bytes, 0, 1)
+        mine = Pack(self._generation(), theirs.stamp, theirs.bytes, 0, 1, theirs.own)
         self.files.link(source, pack_name(mine.id))
         return mine
 
@@ -757,6 +870,14 @@ def generation_of(name: str) -> int | None:
 
 
 _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
+
+
+def _directory_of_one(
+    stamp: int, generation: int, seq: int, nbytes: int, code: KeyCode, text: str
+) -> bytes:
+    return directory.encode(
+        stamp, [generation], [seq], [nbytes], [code.canonical], [code.exact], [text]
+    )
 
 
 def _new_stamp() -> int:

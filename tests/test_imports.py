@@ -21,6 +21,7 @@ RANKS = {
     "entry": 1,
     "mapping": 1,
     "locks": 1,
+    "checksums": 1,
     "codecs": 2,
     "budget": 2,
     "files": 2,

@@ -1,8 +1,9 @@
-"""The ``.npy`` codec: NumPy's own format, and 32 bytes behind the data that NumPy ignores.
+"""The ``.npy`` codec: NumPy's own format, and some bytes behind the data that NumPy ignores.
 
 Layout: a ``.npy`` file (format 1.0, or 2.0 and 3.0 where a header needs it) as ``np.save`` writes
-it, then a trailer: the eight bytes ``ACHEST01``, the file's stamp (8 bytes, little-endian), the
-number of bytes before the trailer (8 bytes), and 8 zero bytes.
+it; a directory that says whose value it is (see `directory`); then a trailer of 32 bytes: the eight
+bytes ``ACHEST02``, the file's stamp, where the data end, and the size of the directory in bytes (8
+bytes each, little-endian).
 
 The catalog holds the same stamp and the size of the whole file.  So a file that was truncated,
 that belongs to another entry or that came from elsewhere is recognised by one small read, without
@@ -23,9 +24,9 @@ from numpy.lib import format as npy_format
 
 from arraychest.entry import Form
 
-_TRAILER = struct.Struct("<8sQQ8x")
+_TRAILER = struct.Struct("<8sQQQ")
 TRAILER_BYTES = _TRAILER.size
-_MAGIC = b"ACHEST01"
+_MAGIC = b"ACHEST02"
 
 # The header ends at a multiple of this, as NumPy's does, so that elements are aligned for SIMD.
 _ALIGN = npy_format.ARRAY_ALIGN
@@ -48,9 +49,9 @@ def header(form: Form) -> bytes:
     return npy_format.magic(*version) + length.pack(len(body)) + body
 
 
-def trailer(stamp: int, nbytes: int) -> bytes:
-    """The trailer of a file that holds `nbytes` bytes before it."""
-    return _TRAILER.pack(_MAGIC, stamp, nbytes)
+def trailer(stamp: int, end: int, listed: int) -> bytes:
+    """The trailer of a file whose data end at `end`, with `listed` bytes of directory."""
+    return _TRAILER.pack(_MAGIC, stamp, end, listed)
 
 
 def payload(array: np.ndarray, form: Form) -> Sequence[bytes | memoryview]:
@@ -83,9 +84,11 @@ def is_sealed(fd: int, size: int) -> bool:
     return os.pread(fd, TRAILER_BYTES, max(size - TRAILER_BYTES, 0)) != bytes(TRAILER_BYTES)
 
 
-def stamp_of(tail: bytes) -> tuple[int, int] | None:
-    """The stamp and the number of bytes before the trailer; None if these bytes are no trailer."""
+def parse_trailer(tail: bytes, size: int) -> tuple[int, int] | None:
+    """The stamp of a file of `size` bytes that ends so, and where its data end; None if it has no
+    trailer.  Between the data and the trailer lies the directory.
+    """
     if len(tail) != TRAILER_BYTES:
         return None
-    magic, stamp, nbytes = _TRAILER.unpack(tail)
-    return (stamp, nbytes) if magic == _MAGIC else None
+    magic, stamp, end, listed = _TRAILER.unpack(tail)
+    return (stamp, end) if magic == _MAGIC and end + listed + TRAILER_BYTES == size else None
