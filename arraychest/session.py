@@ -226,6 +226,8 @@ class Session:
                         # everybody but a second close, should this one be interrupted.
                         self._discarded = True
                         self.index.close()
+                    else:
+                        writer.finish_sums()
                     writer.wait_idle()
                     while not discard and self.may_write() and writer.unsaved():
                         # Put or deleted by another thread between the flush and here.
@@ -235,6 +237,7 @@ class Session:
                         finally:
                             writer.lock.acquire()
                         # A flush does not wait for the files of what it replaced to be removed.
+                        writer.finish_sums()
                         writer.wait_idle()
                     self.closed = True
                 finally:

@@ -72,8 +72,9 @@ class WriteBehind:
         self._jobs = 0
         self._in_flight = 0
         self._packing = False
-        # Whether a thread computes checksums.
+        # Whether a thread computes checksums, and how many wait for the last one.
         self._summing = False
+        self._sums_awaited = 0
         # The last look for a victim found none, and nothing has changed since that could give
         # one: a look goes through the whole resident set.
         self._nothing_fits = False
@@ -324,7 +325,7 @@ class WriteBehind:
         self._idle += 1
         try:
             deadline = time.monotonic() + _LINGER_SECONDS
-            while not self._handed and not self._ending:
+            while not (self._handed or self._ending or self._sums_awaited):
                 left = deadline - time.monotonic()
                 if left <= 0 or not self.job_given.wait(left):
                     break
@@ -334,7 +335,7 @@ class WriteBehind:
 
     def _sums_job(self) -> Job | None:
         """Checksums to compute, for a writer thread that has nothing to store."""
-        if self._summing or not self._committer.sums_wait:
+        if self._summing or self._ending or not self._committer.sums_wait:
             return None
         if threading.current_thread() not in self._threads:
             return None
@@ -496,14 +497,18 @@ class WriteBehind:
 
         Called under the lock.
         """
-        while self._committer.sums_wait and (self._threads or self._start(None)):
-            self.changed.wait()
+        self._sums_awaited += 1
+        try:
+            while self._committer.sums_wait and (self._threads or self._start(None)):
+                self.job_given.notify_all()
+                self.changed.wait()
+        finally:
+            self._sums_awaited -= 1
 
     def wait_idle(self) -> None:
         """Return once no writer thread is left.  Called under the lock."""
         self._ending = True
         try:
-            self._start_sums()
             while self._threads or self._jobs:
                 self.job_given.notify_all()
                 self.changed.wait()
