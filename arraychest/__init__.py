@@ -1,6 +1,6 @@
 """A dictionary of NumPy arrays that keeps what fits in RAM and spills the rest to disk."""
 
-from arraychest.chest import Chest, Stats, open
+from arraychest.chest import Chest, Stats, open, repair
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.entry import Entry
 from arraychest.errors import (
@@ -16,6 +16,10 @@ from arraychest.errors import (
     SpillError,
     ValueTypeError,
 )
+from arraychest.handle import Handle
+from arraychest.integrity import Finding, Report
+from arraychest.locks import KeyLock
+from arraychest.mutation import Creation, Part
 
 __version__ = "0.1.0"
 
@@ -28,12 +32,19 @@ __all__ = [
     "ChestInUseError",
     "ClosedChestError",
     "CorruptEntryError",
+    "Creation",
     "Entry",
+    "Finding",
+    "Handle",
+    "KeyLock",
     "KeyTypeError",
+    "Part",
     "PickleRefusedError",
     "ReadOnlyChestError",
+    "Report",
     "SpillError",
     "Stats",
     "ValueTypeError",
     "open",
+    "repair",
 ]

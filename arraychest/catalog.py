@@ -279,7 +279,7 @@ class Catalog:
                 raise OSError(f"catalog {self.path}: {error}") from error
             raise ChestFormatError(
                 f"expected an arraychest catalog at {self.path}, found a file that SQLite "
-                f"cannot read: {error}"
+                f"cannot read: {error}; `arraychest.repair` makes a new one from the values' files"
             ) from error
 
     # --- reading ---------------------------------------------------------------------------
@@ -371,6 +371,44 @@ class Catalog:
         """The ids of all packs."""
         return {row[0] for row in self._read("SELECT id FROM pack")}
 
+    def problems(self) -> list[str]:
+        """What SQLite finds wrong with the database as such.  O(n), some 1 us an entry."""
+        try:
+            found = self._reader.execute("PRAGMA integrity_check(10)").fetchall()
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [str(line) for (line,) in found if line != "ok"]
+
+    def raw_rows(self, after: bytes, count: int) -> list[tuple[Any, ...]]:
+        """The next rows in the order of their keys as they are, whatever is in them."""
+        return self._read(
+            "SELECT * FROM entry WHERE key > ? AND typeof(key) = 'blob' ORDER BY key LIMIT ?",
+            after,
+            count,
+        )
+
+    def stray_rows(self) -> list[tuple[Any, ...]]:
+        """Rows whose key is no bytes, or that lie in a pack that is not there."""
+        return self._read(
+            "SELECT * FROM entry WHERE typeof(key) <> 'blob' "
+            "OR (pack NOTNULL AND pack NOT IN (SELECT id FROM pack))"
+        )
+
+    def pack_with_rows(self, identity: int) -> tuple[Pack | None, list[tuple[Any, ...]]]:
+        """A pack and what lies in it by offset, as of one moment.  O(n) in all entries."""
+        self._read("BEGIN")
+        try:
+            packs = [each for each in self.packs() if each.id == identity]
+            rows = self._read("SELECT * FROM entry WHERE pack = ? ORDER BY offset", identity)
+        finally:
+            self._read("ROLLBACK")
+        return (packs[0] if packs else None), rows
+
+    def raw_row(self, key: Any) -> tuple[Any, ...] | None:
+        """The row of a key as it is."""
+        rows = self._read("SELECT * FROM entry WHERE key IS ?", key)
+        return rows[0] if rows else None
+
     def stored_bytes(self) -> int:
         """Bytes of the files that hold the values.  O(n)."""
         own = self._read(
@@ -428,7 +466,8 @@ class Catalog:
 
     def _read(self, sql: str, *parameters: Any) -> list[Any]:
         with self._translate_errors():
-            self._end_interrupted()
+            if self._writable:
+                self._end_interrupted()
             return self._reader.execute(sql, parameters).fetchall()
 
     # --- writing ---------------------------------------------------------------------------
@@ -520,6 +559,37 @@ class Catalog:
         names = b"\0".join(map(os.fsencode, gone)) if gone else None
         connection.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (n, self.session, keys, names))
         connection.execute("DELETE FROM change WHERE n <= ? AND gone IS NULL", (n - _CHANGES,))
+
+    def amend(
+        self,
+        *,
+        deleted: Sequence[Any],
+        rows: Sequence[RawRow],
+        packs: Sequence[Pack],
+        dropped_packs: Sequence[int],
+        change: int | None,
+    ) -> None:
+        """What a repair changes, in one transaction; keys and ids may be anything."""
+        with self._transaction() as connection:
+            for key in deleted:
+                connection.execute("DELETE FROM entry WHERE key IS ?", (key,))
+            for row in rows:
+                connection.execute("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?)", row)
+            for pack in packs:
+                connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?,?)", pack)
+            for identity in dropped_packs:
+                connection.execute("DELETE FROM pack WHERE id IS ?", (identity,))
+            connection.execute(
+                "DELETE FROM checksum WHERE file NOT IN (SELECT gen FROM entry WHERE pack IS NULL)"
+                " AND file NOT IN (SELECT id FROM pack)"
+            )
+            if change is not None:
+                self._tell(connection, change, None, ())
+
+    def begin_at(self, session: int) -> None:
+        """Let the next session's number be higher than this one."""
+        with self._transaction() as connection:
+            self._set_meta(connection, "session", session)
 
     def add_sums(self, extents: Sequence[tuple[Extent, bytes]]) -> None:
         """Note the checksums of these, unless they are gone or written to in place meanwhile."""
@@ -626,6 +696,20 @@ def is_foreign(root: str) -> bool:
             connection.close()
     except sqlite3.Error:
         return False
+
+
+def found_version(root: str) -> int | None:
+    """The version of the format that the catalog in a folder says it has; None if it says none."""
+    try:
+        with open(os.path.join(root, FILE_NAME), "rb") as file:
+            head = file.read(100)
+    except OSError:
+        return None
+    # As SQLite writes its header: user version and application id, big-endian.
+    application, version = head[68:72], head[60:64]
+    if application != _APPLICATION_ID.to_bytes(4, "big"):
+        return None
+    return int.from_bytes(version, "big")
 
 
 def _identity(connection: sqlite3.Connection) -> tuple[int, int]:

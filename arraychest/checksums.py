@@ -79,3 +79,9 @@ def unpacked(data: bytes) -> list[int]:
     """Undo `packed`."""
     values: list[int] = np.frombuffer(data, "<u4").tolist()
     return values
+
+
+def of_bytes(data: bytes, piece: int) -> list[int]:
+    """The sum of each piece of these bytes."""
+    view = memoryview(data)
+    return [zlib.crc32(view[at : at + piece]) for at in range(0, len(data), piece)]

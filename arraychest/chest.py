@@ -26,11 +26,14 @@ from arraychest.entry import Entry
 from arraychest.errors import AbsentKeyError
 from arraychest.folder import Mode
 from arraychest.handle import Handle, handle_of
+from arraychest.integrity import Report, verify
+from arraychest.integrity import repair as repair_findings
 from arraychest.keys import encode_key
 from arraychest.linking import update_from
 from arraychest.locks import KeyLock
 from arraychest.mapping import MmapMode
 from arraychest.mutation import Creation, edited
+from arraychest.rebuild import rebuild_if_lost
 from arraychest.session import Options
 from arraychest.tiers import Tiers
 from arraychest.transaction import Transaction
@@ -692,6 +695,56 @@ class Chest(MutableMapping[Any, Any]):
         """
         return self._tiers.compact()
 
+    def verify(self, *, read_data: bool = True) -> Report:
+        """Look whether all that is stored is what was written; changes nothing.
+
+        Every row, file, pack and checksum is looked at, and the catalog itself.  Others may go on
+        reading and writing.  What is in RAM and not yet stored is not looked at.
+
+        Parameters
+        ----------
+        read_data
+            Whether the data are read and compared with their checksums, at some 3 GB/s; otherwise
+            only sizes, headers and places are, which costs some 50 us a file.
+
+        Returns
+        -------
+        Report
+            What was found; its ``ok`` is true if that is nothing.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> with open("checked.chest", mode="w") as chest:
+        ...     chest["x"] = np.zeros(1000)
+        ...     chest.flush()
+        ...     chest.verify().ok
+        True
+        """
+        return verify(self._tiers, read_data=read_data)
+
+    def repair(self) -> Report:
+        """Mend what `verify` finds, and say what was done.
+
+        What is damaged leaves the chest: what is left of it goes to the folder ``quarantine/``
+        inside the chest's, and its key is absent from then on.  A file without a row whose key is
+        absent is restored; values without a checksum are given one.  Others may go on reading and
+        writing.  A catalog that is damaged itself needs `arraychest.repair`.
+
+        Returns
+        -------
+        Report
+            What was found, each finding with what was done about it.
+
+        Raises
+        ------
+        SpillError
+            Something could not be written; what was not mended is as it was.
+        ReadOnlyChestError
+            The chest was opened with ``mode="r"``.
+        """
+        return repair_findings(self._tiers)
+
     def close(self) -> None:
         """Flush a named chest, remove a temporary one; a second call does nothing.
 
@@ -761,6 +814,45 @@ def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
     (2, 3)
     """
     return Chest(None, path, available_memory, mode=mode, **options)
+
+
+def repair(path: str | os.PathLike[str]) -> Report:
+    """Mend the chest in a folder, also where its catalog is lost or damaged.
+
+    A new catalog is made from what the value files say of themselves; the old one is moved to
+    ``quarantine/``.  That knows nothing of deletions and of what was never committed: small values
+    that were deleted, but not yet compacted away, come back, and so may those of a transaction that
+    was interrupted.  Of each key the newest value counts.  Then `Chest.repair` does the rest.
+
+    Returns
+    -------
+    Report
+        What was found, and what was done about it.
+
+    Raises
+    ------
+    ChestInUseError
+        Somebody uses the folder.
+    ChestFormatError, FileNotFoundError
+        It is no chest, or one of another format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with open("lost.chest", mode="w") as chest:
+    ...     chest["x"] = np.arange(3)
+    >>> os.unlink("lost.chest/catalog.sqlite")
+    >>> [finding.kind for finding in repair("lost.chest").findings]
+    ['catalog']
+    >>> with open("lost.chest", mode="r") as chest:
+    ...     chest["x"].tolist()
+    [0, 1, 2]
+    """
+    folder = os.path.abspath(os.fsdecode(path))
+    rebuilt = rebuild_if_lost(folder)
+    with open(folder) as chest:
+        report = chest.repair()
+    return report._replace(findings=(*rebuilt, *report.findings))
 
 
 def _reopen(kind: type[Chest], path: str, arguments: dict[str, Any]) -> Chest:

@@ -135,6 +135,13 @@ class Committer:
         """Note what others have committed; whether anything was.  Called under the lock."""
         return self._follower.follow(store)
 
+    def forget(self, store: Store) -> None:
+        """Look everything up again: the catalog was repaired.  Called under the lock."""
+        store.catalog.end_snapshot()
+        self._follower.forget()
+        store.reread_packs()
+        self.index.others_committed()
+
     @contextlib.contextmanager
     def committing(self) -> Iterator[Store]:
         """Keep everybody else from committing, and know all that they have.

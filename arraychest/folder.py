@@ -64,12 +64,19 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
         if left is not None and mode != "w":
             raise ChestFormatError(
                 f"expected {CATALOG_NAME} in {path}, found none beside values such as {left}: "
-                'nothing was touched; mode="w" starts empty'
+                'nothing was touched; `arraychest.repair` makes a new one, mode="w" starts empty'
             )
-    return _attach(path, alone=mode == "w")
+    return attach(path, alone=mode == "w")
 
 
-def _attach(path: str, *, alone: bool) -> tuple[LockFile, bool]:
+def attach(path: str, *, alone: bool) -> tuple[LockFile, bool]:
+    """The locks of a chest's folder, and whether nobody else is attached.
+
+    Raises
+    ------
+    ChestInUseError
+        Others are, and it should be `alone`.
+    """
     held = LockFile(path)
     try:
         is_alone = held.try_take(ATTACHED)

@@ -66,7 +66,7 @@ class Follower:
         catalog.end_snapshot()
         last, changed = catalog.changes_since(counter.seen, catalog.session)
         if changed is None:
-            self._forget()
+            self.forget()
         elif changed:
             self._correct(changed)
         if changed is None or changed:
@@ -87,7 +87,7 @@ class Follower:
                 keys[code] = decode_key(code, None if raw is None else raw[EXACT])
             except ValueError:
                 # No key that can be told without its row, or a stranger's.
-                self._forget()
+                self.forget()
                 return
         index.give_slots_to(keys.values())
         for code, key in keys.items():
@@ -124,7 +124,7 @@ class Follower:
                 if slot.writing < 0:
                     self._bury(slot)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Forget what can be looked up again, and look the rest up."""
         index = self._index
         index.settle_all()

@@ -222,7 +222,7 @@ class Index:
             self.settle()
         else:
             self.cut_fresh()
-        return Slot(key, self._take_places(1), None), True
+        return Slot(key, self.next_places(1), None), True
 
     def add(self, slot: Slot) -> None:
         """Put a new slot in the index."""
@@ -271,7 +271,7 @@ class Index:
             keys, arrays = list(values), list(values.values())
         if not keys:
             return None
-        batch = Batch(keys, arrays, self._take_places(len(keys)))
+        batch = Batch(keys, arrays, self.next_places(len(keys)))
         self._count += len(keys)
         resident.add_batch(batch)
         self.rows.update(dict.fromkeys(keys, batch))
@@ -406,7 +406,7 @@ class Index:
         if len(self.rows) > self._most_known:
             self.forget_rows()
 
-    def _take_places(self, count: int) -> int:
+    def next_places(self, count: int) -> int:
         """The first of `count` new places in the order of insertion."""
         if self.puts + count > self._last_place:
             taken = max(count, _PLACES)

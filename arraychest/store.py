@@ -15,7 +15,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from arraychest.checksums import Extent, packed, sums
 from arraychest.codecs import directory, npy, pack
 from arraychest.counter import open_counter, unmoved
 from arraychest.entry import GENERATION, PACK, Form, RawRow, Row, parse_form
+from arraychest.errors import ChestFormatError
 from arraychest.files import DATA, PACKS, SPARE, Files
 from arraychest.keys import KeyCode, decode_key
 from arraychest.loader import READ_FLAGS, Loader, pack_name, value_name
@@ -816,6 +817,60 @@ class Store:
         """What the catalog knows of a pack."""
         return self._packs[identity]
 
+    def sessions(self, catalog: Catalog) -> tuple[set[int], set[int]]:
+        """The sessions that are alive, as far as can be told, and those that died."""
+        open_ = set(catalog.sessions())
+        if self.locks is None:
+            return open_, set()
+        alive = {
+            number
+            for number in open_
+            if number == self.catalog.session
+            or (0 < number < 1 << 31 and self.locks.is_held(SESSION + number))
+        }
+        return alive, open_ - alive
+
+    def amend(
+        self,
+        deleted: Sequence[Any],
+        rows: Sequence[RawRow],
+        packs: Sequence[Pack],
+        dropped_packs: Sequence[int],
+    ) -> None:
+        """Commit what a repair changes.  Called while committing; all that is known is void then.
+
+        Raises
+        ------
+        OSError
+            Nothing was changed.
+        """
+        change = None
+        if self.tells:
+            change = self.counter.seen + 1
+            self.counter.begin(change)
+        try:
+            self.catalog.amend(
+                deleted=deleted,
+                rows=rows,
+                packs=packs,
+                dropped_packs=dropped_packs,
+                change=change,
+            )
+        except Exception:
+            if self.tells:
+                self.counter.end(self.counter.seen)
+            raise
+        if change is not None:
+            self.counter.end(change)
+            self.counter.saw(change)
+        for identity in dropped_packs:
+            self._forget_pack(identity)
+        self._note_unsummed(packs, rows)
+
+    def sum_later(self, extents: Iterable[Extent]) -> None:
+        """Have these summed, too."""
+        self._unsummed.extend(extents)
+
     def sweep(self) -> int:
         """Remove what sessions left that died: what they had not committed, or not removed yet.
 
@@ -823,16 +878,16 @@ class Store:
         """
         assert self.locks is not None
         with self.exclusive():
-            open_ = self.catalog.sessions()
-            alive = {
-                number
-                for number in open_
-                if number == self.catalog.session
-                or (0 < number < 1 << 31 and self.locks.is_held(SESSION + number))
-            }
-            dead = set(open_) - alive
+            alive, dead = self.sessions(self.catalog)
             if not dead:
                 return 0
+            problems = self.catalog.problems()
+            if problems:
+                # Rows may be missing, and what they name would be taken for orphans.
+                raise ChestFormatError(
+                    f"expected a sound catalog in {self.root}, found {problems[0]}; "
+                    "`arraychest.repair` makes a new one from the values' files"
+                )
             newest = self.catalog.meta("session")
             gone = [name for number in dead for name in self.catalog.gone_files(number)]
             named = self.catalog.file_generations() | self.catalog.pack_ids()

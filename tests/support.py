@@ -52,6 +52,15 @@ def assert_same_elements(found: np.ndarray, expected: np.ndarray) -> None:
         assert found.tobytes() == expected.tobytes()
 
 
+def listing(folder: str) -> dict[str, int]:
+    """Every file and folder below a folder, and its size in bytes."""
+    return {
+        os.path.relpath(os.path.join(top, name), folder): os.path.getsize(os.path.join(top, name))
+        for top, folders, names in os.walk(folder)
+        for name in [*folders, *names]
+    }
+
+
 def audit(path: str) -> None:
     """Assert that a closed chest's folder is sound: rows, packs and files tell the same story."""
     catalog = os.path.join(path, "catalog.sqlite")

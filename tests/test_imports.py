@@ -41,8 +41,10 @@ RANKS = {
     "tiers": 12,
     "transaction": 13,
     "handle": 13,
+    "integrity": 13,
     "linking": 14,
     "mutation": 14,
+    "rebuild": 14,
     "chest": 15,
     "": 16,  # the package itself
     "cli": 17,

@@ -15,7 +15,7 @@ import pytest
 
 import arraychest
 from arraychest.errors import ChestFormatError, ChestInUseError, ReadOnlyChestError
-from tests.support import assert_identical, audit, run_python
+from tests.support import assert_identical, audit, listing, run_python
 
 SMALL, LARGE = 100, 20_000
 
@@ -28,14 +28,6 @@ def fill(path: str) -> None:
     with arraychest.Chest(path=path) as chest:
         chest["small"] = value(1)
         chest["large"] = value(2, LARGE)
-
-
-def listing(folder: str) -> dict[str, int]:
-    return {
-        os.path.relpath(os.path.join(top, name), folder): os.path.getsize(os.path.join(top, name))
-        for top, folders, names in os.walk(folder)
-        for name in [*folders, *names]
-    }
 
 
 class TestModes:

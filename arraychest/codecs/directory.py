@@ -88,19 +88,19 @@ def size_of(head: bytes, stamp: int) -> int | None:
     return int(size) if magic == MAGIC and found == stamp and size >= HEAD_BYTES else None
 
 
-def decode(data: bytes, stamp: int) -> list[Listed] | None:
-    """What a directory says; None if it is damaged, or another file's."""
+def decode(data: bytes, stamp: int, most: int) -> list[Listed] | None:
+    """What a directory says; None if it is damaged, another file's, or lists more than `most`."""
     if size_of(data, stamp) != len(data) or _HEAD.unpack_from(data)[3] != zlib.crc32(
         data[HEAD_BYTES:]
     ):
         return None
     reader = _Reader(data, HEAD_BYTES)
     try:
-        count = reader.count()
+        count = reader.count(most)
         generations, seqs, sizes, lengths, exact_lengths, numbers = (
             reader.column(count) for _ in range(6)
         )
-        form_lengths = reader.column(reader.count())
+        form_lengths = reader.column(reader.count(count))
         codes = list(map(reader.take, lengths))
         exacts = [None if length < 0 else reader.take(length) for length in exact_lengths]
         texts = [reader.take(length).decode() for length in form_lengths]
@@ -109,6 +109,23 @@ def decode(data: bytes, stamp: int) -> list[Listed] | None:
         return None
     columns = zip(generations, seqs, sizes, codes, exacts, forms, strict=True)
     return [Listed._make(row) for row in columns]
+
+
+def find_all(data: bytes, stamp: int, most: int) -> list[tuple[int, int, list[Listed]]]:
+    """``(start, end, values)`` of each sound directory in the bytes of a pack.
+
+    They are looked for, and not followed from one to the next: one that is damaged hides no other.
+    """
+    mark = MAGIC + stamp.to_bytes(8, "little")
+    found = []
+    at = data.find(mark)
+    while at >= 0:
+        size = size_of(data[at : at + HEAD_BYTES], stamp)
+        listed = None if size is None else decode(data[at : at + size], stamp, most)
+        if size is not None and listed is not None:
+            found.append((at, at + size, listed))
+        at = data.find(mark, at + 1)
+    return found
 
 
 def _even(first: int, step: int) -> bytes:
@@ -143,10 +160,10 @@ class _Reader:
         self._at = end
         return taken
 
-    def count(self) -> int:
+    def count(self, most: int) -> int:
         (count,) = _COUNT.unpack(self.take(_COUNT.size))
-        if not 0 < count <= len(self._data):
-            raise ValueError(f"expected a number of values, found {count}")
+        if not 0 < count <= most:
+            raise ValueError(f"expected at most {most} values, found {count}")
         return int(count)
 
     def column(self, count: int) -> Sequence[int]:

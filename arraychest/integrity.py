@@ -1,0 +1,766 @@
+"""Is all that lies on disk what was stored?  `verify` looks, `repair` mends what can be mended.
+
+Everything is read from the catalog by a connection of its own, and from the files: what this
+process keeps in memory plays no part.  Others may write meanwhile.  A file goes only after its row,
+so what looks wrong is looked at again: it is a finding only if the row is still the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from arraychest import checksums
+from arraychest.catalog import Catalog, Pack
+from arraychest.checksums import Extent
+from arraychest.codecs import directory, npy, pack
+from arraychest.codecs.directory import Listed
+from arraychest.entry import Form, Row, parse_form
+from arraychest.errors import ChestFormatError, SpillError
+from arraychest.files import QUARANTINE, SPARE
+from arraychest.keys import decode_key
+from arraychest.loader import READ_FLAGS, file_name, pack_name, value_name
+from arraychest.store import Store, generation_of
+from arraychest.tiers import Tiers
+
+Kind = Literal[
+    "catalog",
+    "corrupt row",
+    "missing file",
+    "wrong size",
+    "foreign file",
+    "damaged",
+    "overlap",
+    "pack record",
+    "orphan",
+    "unknown file",
+]
+
+# Rows that are read at a time.
+_PAGE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes
+    ----------
+    kind
+        ``"catalog"``: SQLite says that its database is damaged.  ``"corrupt row"``: what the
+        catalog says of a value cannot be, or its file says otherwise.  ``"missing file"``: a row,
+        or a pack's record, without a file.  ``"wrong size"``, ``"foreign file"``: the file is not
+        the one that was written.  ``"damaged"``: bytes have changed since.  ``"overlap"``: two
+        values in one place.  ``"pack record"``: the catalog's sums over a pack are wrong.
+        ``"orphan"``: a file without a row.  ``"unknown file"``: one that arraychest does not write.
+    key
+        The key whose value it is about; None if it is about no single one, or the key is lost.
+    file
+        Relative to the chest.
+    start, nbytes
+        Which bytes of the file: all pieces from the first damaged one to the last.
+    message
+        What was expected, and what was found.
+    action
+        What `repair` did about it; None: nothing.
+    """
+
+    kind: Kind
+    key: Any
+    file: str | None
+    start: int
+    nbytes: int
+    message: str
+    action: str | None = None
+    # The row as it is in the catalog.
+    _raw: tuple[Any, ...] | None = None
+
+    def __str__(self) -> str:
+        who = "" if self.key is None else f" of key {self.key!r}"
+        done = "" if self.action is None else f": {self.action}"
+        return f"{self.kind}{who}, {self.file or 'catalog'}: {self.message}{done}"
+
+
+class Report(NamedTuple):
+    """What `Chest.verify` or `Chest.repair` found.
+
+    Attributes
+    ----------
+    findings
+        All that is not as it should be; none if all is well.
+    entries
+        Values that were looked at.
+    nbytes
+        Bytes that were read.
+    unchecked
+        Values without a checksum: the process that stored them died before it came to it, or they
+        are written to in place (``mmap_mode="r+"``).  `repair` gives one to the former.
+    holes
+        Bytes of packs that no value uses; `Chest.compact` gives them back.
+    """
+
+    findings: tuple[Finding, ...]
+    entries: int
+    nbytes: int
+    unchecked: int
+    holes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.entries} values, {self.nbytes} bytes read, {self.unchecked} without checksum, "
+            f"{len(self.findings)} findings"
+        ]
+        return "\n".join([*lines, *map(str, self.findings)])
+
+
+def verify(tiers: Tiers, *, read_data: bool = True) -> Report:
+    """See `Chest.verify`."""
+    return _Inspection(tiers, read_data=read_data).report()
+
+
+def repair(tiers: Tiers) -> Report:
+    """See `Chest.repair`."""
+    tiers.check_writable()
+    tiers.flush()
+    inspection = _Inspection(tiers, read_data=True)
+    found = inspection.report()
+    return found._replace(findings=tuple(_Repair(tiers, inspection).mended(found.findings)))
+
+
+class _Inspection:
+    """One look at everything."""
+
+    def __init__(self, tiers: Tiers, *, read_data: bool) -> None:
+        self._tiers = tiers
+        self._read_data = read_data
+        self._findings: list[Finding] = []
+        self._entries = self._nbytes = self._unchecked = self._holes = 0
+        self.unsummed: list[Extent] = []
+        self.unlisted: set[int] = set()
+
+    def report(self) -> Report:
+        """Look at everything."""
+        tiers = self._tiers
+        with tiers.writer.lock:
+            tiers.check_open()
+            if tiers.may_write():
+                tiers.writer.finish_sums()
+            nothing = tiers.temporary and tiers.path is None
+        if not nothing:
+            self._store = tiers.open_store()
+            try:
+                self._catalog = Catalog(self._store.root, writable=False, durable=False)
+            except ChestFormatError as error:
+                self._find("catalog", None, None, str(error))
+            else:
+                with contextlib.closing(self._catalog):
+                    self._inspect()
+        return Report(
+            tuple(self._findings), self._entries, self._nbytes, self._unchecked, self._holes
+        )
+
+    def _inspect(self) -> None:
+        for problem in self._catalog.problems():
+            self._find("catalog", None, None, f"expected a sound database, found: {problem}")
+        if self._findings:
+            return
+        for raw in self._catalog.stray_rows():
+            kind: Kind = "corrupt row"
+            message = f"expected a row that names a key and a pack, found {raw!r:.200}"
+            self._find(kind, raw, None, message)
+        after = b""
+        while page := self._catalog.raw_rows(after, _PAGE):
+            for raw in page:
+                self._entries += 1
+                if raw[5] is None:
+                    self._inspect_value(raw)
+            after = page[-1][0]
+        for known in self._catalog.packs():
+            self._inspect_pack(known.id)
+        self._inspect_files()
+
+    def _find(
+        self,
+        kind: Kind,
+        raw: tuple[Any, ...] | None,
+        file: str | None,
+        message: str,
+        start: int = 0,
+        nbytes: int = 0,
+    ) -> None:
+        key = None
+        if raw is not None:
+            if self._catalog.raw_row(raw[0]) != raw:
+                return  # replaced or deleted since it was read
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                key = decode_key(raw[0], raw[2])
+        self._findings.append(Finding(kind, key, file, start, nbytes, message, None, raw))
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def _row(self, raw: tuple[Any, ...]) -> tuple[Row, Form] | None:
+        """The row and its form, or a finding."""
+        row = Row._make(raw)
+        numbers = (row.seq, row.generation, row.offset, row.stored)
+        try:
+            if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
+                raise ValueError(f"expected numbers, found {numbers}")
+            if (row.pack is None) != (type(row.stamp) is int):
+                raise ValueError(f"expected a pack or a stamp, found {row.pack}, {row.stamp}")
+            decode_key(row.key, row.exact)
+            return row, parse_form(row.form)
+        except (ValueError, TypeError, AttributeError) as error:
+            name = None
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                name = file_name(row)
+            self._find("corrupt row", raw, name, str(error)[:300])
+            return None
+
+    # --- values in files of their own --------------------------------------------------------
+
+    def _inspect_value(self, raw: tuple[Any, ...]) -> None:
+        parsed = self._row(raw)
+        if parsed is None:
+            return
+        row, form = parsed
+        name = value_name(row)
+
+        def find(kind: Kind, message: str, start: int = 0, nbytes: int = 0) -> None:
+            self._find(kind, raw, name, message, start, nbytes)
+
+        fd = self._open(name, find)
+        if fd is None:
+            return
+        try:
+            self._inspect_file(fd, row, form, find)
+        except OSError as error:
+            find("damaged", f"it cannot be read: {error}", 0, row.stored)
+        finally:
+            os.close(fd)
+
+    def _open(self, name: str, find: Callable[..., None]) -> int | None:
+        try:
+            fd = os.open(self._store.files.path(name), READ_FLAGS)
+        except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+            find("missing file", "expected a file, found none")
+            return None
+        except OSError as error:
+            find("foreign file", f"expected a file, found what cannot be opened: {error}")
+            return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            find("foreign file", "expected a file, found something else")
+            return None
+        return fd
+
+    def _inspect_file(self, fd: int, row: Row, form: Form, find: Callable[..., None]) -> None:
+        size = os.fstat(fd).st_size
+        if size != row.stored:
+            find("wrong size", f"expected {row.stored} bytes, found {size}")
+            return
+        sealed = read_sealed(fd, size)
+        if sealed is None or sealed.stamp != row.stamp:
+            find("foreign file", "expected the trailer that was written, found another")
+            return
+        listed = sealed.listed
+        if listed is not None and (listed.key, listed.form) != (row.key, row.form):
+            find(
+                "corrupt row",
+                f"expected key {listed.key!r:.100} of form {listed.form:.100} as the file says, "
+                f"found {row.key!r:.100} of form {row.form:.100}",
+            )
+            return
+        if listed is None:
+            find("damaged", "its directory cannot be read", sealed.end, size - sealed.end)
+            return
+        size_ok = form.kind == "pickle" or sealed.end - row.offset == form.nbytes
+        head = npy.header(form)
+        if row.offset != len(head) or not size_ok or os.pread(fd, len(head), 0) != head:
+            find("damaged", "expected the header that was written, found another", 0, row.offset)
+            return
+        self._nbytes += len(head)
+        if self._read_data:
+            self._compare_file(fd, row, find)
+
+    def _compare_file(self, fd: int, row: Row, find: Callable[..., None]) -> None:
+        expected = None
+        for start, nbytes, data in self._catalog.sums_of(row.generation):
+            if not data:
+                self._unchecked += 1  # written to in place
+                return
+            if (start, nbytes) == (0, row.stored):
+                expected = checksums.unpacked(data)
+        if expected is None:
+            self._unchecked += 1
+            extent = Extent(row.generation, value_name(row), 0, row.stored, row.key)
+            self.unsummed.append(extent)
+            return
+        piece = checksums.PIECE_BYTES
+        found = list(checksums.sums(fd, 0, row.stored, piece))
+        self._nbytes += row.stored
+        bad = [at for at, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1]
+        if bad or len(expected) != len(found):
+            first, last = (bad[0], bad[-1]) if bad else (0, len(found))
+            start, end = first * piece, min((last + 1) * piece, row.stored)
+            find("damaged", f"bytes {start} to {end} have changed", start, end - start)
+
+    # --- packs -------------------------------------------------------------------------------
+
+    def _inspect_pack(self, identity: int) -> None:
+        known, rows = self._catalog.pack_with_rows(identity)
+        if known is None:
+            return
+        name = pack_name(identity)
+
+        def find_each(kind: Kind, message: str) -> None:
+            if not rows and self._has_pack(known):
+                self._find(kind, None, name, message)
+            for raw in rows:
+                self._find(kind, raw, name, message)
+
+        fd = self._open(name, find_each)
+        if fd is None:
+            return
+        try:
+            data = _read_all(fd, known.bytes)
+        except OSError as error:
+            find_each("damaged", f"it cannot be read: {error}")
+            return
+        finally:
+            os.close(fd)
+        if pack.stamp_of(data[: pack.HEADER_BYTES]) != known.stamp:
+            find_each("foreign file", "expected the header that was written, found another")
+            return
+        live = sum(pack.aligned(raw[7]) for raw in rows if type(raw[7]) is int)
+        self._holes += max(0, known.bytes - known.own - live)
+        directories = directory.find_all(data, known.stamp, len(data) // pack.ALIGN)
+        own = pack.HEADER_BYTES + sum(
+            pack.aligned(end - start) for start, end, _ in directories if start < known.bytes
+        )
+        if live != known.live and self._has_pack(known):
+            message = f"expected {live} bytes in use, found that it says {known.live}"
+            self._find("pack record", None, name, message)
+        self._inspect_packed(known, rows, data, directories)
+        if own < known.own and rows and self._has_pack(known):
+            self.unlisted.add(identity)
+            message = f"{known.own - own} bytes of its directories cannot be read"
+            self._find("damaged", None, name, message, 0, known.bytes)
+
+    def _has_pack(self, known: Pack) -> bool:
+        return known in self._catalog.packs()
+
+    def _inspect_packed(
+        self,
+        known: Pack,
+        rows: list[tuple[Any, ...]],
+        data: bytes,
+        directories: list[tuple[int, int, list[Listed]]],
+    ) -> None:
+        name = pack_name(known.id)
+        listed = {
+            at: each for start, end, values in directories for at, each in places(end, values)
+        }
+        damaged = self._damaged_bytes(known, data)
+        end = pack.HEADER_BYTES
+        for raw in rows:
+            parsed = self._row(raw)
+            if parsed is None:
+                continue
+            row, form = parsed
+            at, behind = row.offset, row.offset + row.stored
+            if at % pack.ALIGN or at < pack.HEADER_BYTES or form.nbytes != row.stored:
+                self._find("corrupt row", raw, name, f"expected a place in the pack, found {at}")
+            elif behind > len(data):
+                message = f"expected bytes up to {behind}, found {len(data)}"
+                self._find("wrong size", raw, name, message, at, row.stored)
+            elif at < end:
+                message = f"expected a place behind {end}, found {at}"
+                self._find("overlap", raw, name, message, at, row.stored)
+            elif at in listed and (listed[at].key, listed[at].form) != (row.key, row.form):
+                message = f"expected {listed[at]!r:.200} as the pack says, found {raw!r:.200}"
+                self._find("corrupt row", raw, name, message, at, row.stored)
+            elif any(start < behind and at < start + n for start, n in damaged):
+                message = f"bytes {at} to {behind} lie where some have changed"
+                self._find("damaged", raw, name, message, at, row.stored)
+            end = max(end, at + pack.aligned(row.stored))
+
+    def _damaged_bytes(self, known: Pack, data: bytes) -> list[tuple[int, int]]:
+        """Start and size of each run of bytes of a pack that is not what was summed."""
+        if not self._read_data:
+            return []
+        self._nbytes += len(data)
+        damaged = []
+        piece = checksums.PACK_PIECE_BYTES
+        covered = pack.HEADER_BYTES
+        for start, nbytes, sums in self._catalog.sums_of(known.id):
+            if not 0 <= start <= start + nbytes <= known.bytes:
+                continue
+            end = start + nbytes
+            found = checksums.of_bytes(data[start:end], piece)
+            for at, pair in enumerate(zip(checksums.unpacked(sums), found, strict=False)):
+                if pair[0] != pair[1]:
+                    damaged.append((start + at * piece, min(piece, nbytes - at * piece)))
+            if start > covered:
+                self._leave_unchecked(known, covered, start)
+            covered = max(covered, end)
+        if covered < known.bytes:
+            self._leave_unchecked(known, covered, known.bytes)
+        return damaged
+
+    def _leave_unchecked(self, known: Pack, start: int, end: int) -> None:
+        self._unchecked += 1
+        extent = Extent(known.id, pack_name(known.id), start, end - start, None)
+        self.unsummed.append(extent)
+
+    # --- files without rows ------------------------------------------------------------------
+
+    def _inspect_files(self) -> None:
+        store, catalog = self._store, self._catalog
+        present = list(store.files.names())
+
+        def without_row(names: list[str]) -> list[str]:
+            alive, _ = store.sessions(catalog)
+            alive.add(store.catalog.session)
+            named = catalog.file_generations() | catalog.pack_ids()
+            leaving = {name for number in alive for name in catalog.gone_files(number)}
+            left = []
+            for name in names:
+                generation = generation_of(name)
+                if generation is not None:
+                    writer = generation >> 32
+                    if name.startswith(SPARE):
+                        writer = int(name.split("/")[1], 16)
+                    if generation in named and not name.startswith(SPARE):
+                        continue
+                    if writer in alive or name in leaving:
+                        continue
+                if os.path.lexists(store.files.path(name)):
+                    left.append(name)
+            return left
+
+        suspects = without_row(present)
+        if not suspects:
+            return
+        # While nobody commits, or removes what a commit has put out of use.
+        held: Any = contextlib.nullcontext()
+        if self._tiers.may_write():
+            held = self._tiers.committer.committing()
+        with held:
+            suspects = without_row(suspects)
+        for name in suspects:
+            if generation_of(name) is None:
+                self._find("unknown file", None, name, "expected files of values only")
+            else:
+                self._find("orphan", None, name, "expected a row that names it, found none")
+
+
+class Sealed(NamedTuple):
+    """What a value's own file says of itself."""
+
+    stamp: int
+    end: int
+    listed: Listed | None
+
+
+def read_sealed(fd: int, size: int) -> Sealed | None:
+    """Trailer and directory of an open file of `size` bytes; None if it has no trailer."""
+    tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
+    found = npy.parse_trailer(tail, size)
+    if found is None:
+        return None
+    stamp, end = found
+    nbytes = size - npy.TRAILER_BYTES - end
+    # A key is never so long, and a stranger's file may be of any size.
+    listed = None
+    if nbytes < 1 << 24:
+        listed = directory.decode(os.pread(fd, nbytes, end), stamp, 1)
+    return Sealed(stamp, end, None if listed is None else listed[0])
+
+
+def places(end: int, values: list[Listed]) -> Iterator[tuple[int, Listed]]:
+    """Where the values lie of a directory that ends at `end`."""
+    at = pack.aligned(end)
+    for each in values:
+        yield at, each
+        at += pack.aligned(max(each.nbytes, 0))
+
+
+def _read_all(fd: int, expected: int) -> bytes:
+    """The first bytes of a file, `expected` of them if there are."""
+    size = min(os.fstat(fd).st_size, expected)
+    buffer = bytearray()
+    while len(buffer) < size:
+        part = os.pread(fd, size - len(buffer), len(buffer))
+        if not part:
+            break
+        buffer += part
+    return bytes(buffer)
+
+
+class _Repair:
+    """Mends what an inspection found, and says what it did."""
+
+    def __init__(self, tiers: Tiers, inspection: _Inspection) -> None:
+        self._tiers = tiers
+        self._inspection = inspection
+        self._store: Store = tiers.open_store()
+
+    def mended(self, findings: tuple[Finding, ...]) -> list[Finding]:
+        """The findings, each with what was done about it.
+
+        Raises
+        ------
+        SpillError
+            The disk is full, say; what was not mended is as it was.
+        """
+        tiers, store = self._tiers, self._store
+        done = list(findings)
+        if any(finding.kind == "catalog" for finding in findings):
+            hint = "nothing; close the chest, then `arraychest.repair` makes a new catalog"
+            return [replace(finding, action=hint) for finding in findings]
+        try:
+            with (
+                tiers.at_work(),
+                tiers.committer.committing(),
+                contextlib.closing(Catalog(store.root, writable=False, durable=False)) as catalog,
+            ):
+                self._catalog = catalog
+                self._amend(done)
+                with tiers.writer.lock:
+                    tiers.committer.forget(store)
+            for identity in self._inspection.unlisted:
+                with tiers.at_work():
+                    tiers.committer.compact_pack(identity)
+                if not store.has_pack(identity):
+                    self._say(done, pack_name(identity), "its values moved to another pack")
+        except OSError as error:
+            raise SpillError(f"the chest could not be repaired: {error}") from error
+        with tiers.writer.lock:
+            store.sum_later(self._inspection.unsummed)
+            tiers.writer.finish_sums()
+        return done
+
+    def _say(self, done: list[Finding], name: str | None, action: str) -> None:
+        for at, finding in enumerate(done):
+            if finding.action is None and finding.key is None and finding.file == name:
+                done[at] = replace(finding, action=action)
+
+    def _amend(self, done: list[Finding]) -> None:
+        """Commit what can be said of the findings; the catalog names what is there, and no more."""
+        store, catalog = self._store, self._catalog
+        # Keys whose rows go; what was found in files that takes their place; files to unlink.
+        deleted: list[Any] = []
+        rows: dict[bytes, Row] = {}
+        packs: dict[int, Pack] = {}
+        unlink: list[str] = []
+        for at, finding in enumerate(done):
+            raw = finding._raw
+            if raw is None:
+                continue
+            if catalog.raw_row(raw[0]) != raw:
+                done[at] = replace(finding, action="nothing; it was replaced meanwhile")
+                continue
+            deleted.append(raw[0])
+        for at, finding in enumerate(done):
+            raw, name = finding._raw, finding.file
+            if finding.action is not None or name is None:
+                if finding.action is None and raw is not None:
+                    done[at] = replace(finding, action="the entry is gone")
+                continue
+            if raw is None and finding.kind != "orphan":
+                continue
+            found: list[Row] = []
+            if finding.kind in ("orphan", "corrupt row"):
+                told, own = listed_rows(store, name)
+                found = [
+                    row
+                    for row in told
+                    if (raw is None or row.pack is None or row.offset == raw[6])
+                    and row.key not in rows
+                    and (row.key in deleted or catalog.raw_row(row.key) is None)
+                ]
+                if raw is None:
+                    packs.update((known.id, known) for known in own if found)
+            if found:
+                rows.update((row.key, row) for row in found)
+                done[at] = replace(finding, action=f"{len(found)} values restored from the file")
+            elif raw is None:
+                done[at] = replace(finding, action=f"moved to {self._move(name)}")
+            else:
+                kept = self._save(finding)
+                if kept is not None and raw[5] is None:
+                    unlink.append(name)
+                where = "" if kept is None else f", what is left was moved to {kept}"
+                done[at] = replace(finding, action=f"the entry is gone{where}")
+        dropped = self._count_packs(deleted, rows, packs)
+        self._say(done, None, "the entry is gone")
+        for identity in {*packs, *dropped}:
+            self._say(done, pack_name(identity), "the catalog says what is there")
+        with self._tiers.writer.lock:
+            first = self._tiers.index.next_places(len(rows))
+        in_order = sorted(rows.values(), key=lambda row: (row.seq, row.generation))
+        placed = [row._replace(seq=first + number) for number, row in enumerate(in_order)]
+        store.amend(deleted, placed, list(packs.values()), dropped)
+        store.files.remove(unlink, keep_spares=False)
+
+    def _count_packs(
+        self, deleted: list[Any], rows: dict[bytes, Row], packs: dict[int, Pack]
+    ) -> list[int]:
+        """Add to `packs` those whose record has to change; returns those that are gone."""
+        dropped = []
+        for known in [*self._catalog.packs(), *packs.values()]:
+            if not os.path.lexists(self._store.files.path(pack_name(known.id))):
+                dropped.append(known.id)
+                continue
+            _, raws = self._catalog.pack_with_rows(known.id)
+            sizes = [raw[7] for raw in raws if raw[0] not in deleted and raw[0] not in rows]
+            sizes += [row.stored for row in rows.values() if row.pack == known.id]
+            live = sum(pack.aligned(size) for size in sizes if type(size) is int)
+            if live != known.live:
+                packs[known.id] = known._replace(live=live)
+        return dropped
+
+    # --- quarantine ----------------------------------------------------------------------------
+
+    def _place(self, name: str) -> str:
+        """A free name in the quarantine for a file."""
+        folder = self._store.files.path(QUARANTINE)
+        os.makedirs(folder, exist_ok=True)
+        base, number = os.path.basename(name), 0
+        while os.path.lexists(os.path.join(folder, base)):
+            number += 1
+            base = f"{number}-{os.path.basename(name)}"
+        return f"{QUARANTINE}/{base}"
+
+    def _save(self, finding: Finding) -> str | None:
+        """Keep what is left of a value in the quarantine; None if nothing is."""
+        files, name, raw = self._store.files, finding.file, finding._raw
+        if name is None or raw is None or not os.path.lexists(files.path(name)):
+            return None
+        if raw[5] is None:
+            kept = self._place(name)
+            # Linked, not renamed: after a crash at this point nothing has changed.
+            try:
+                os.link(files.path(name), files.path(kept), follow_symlinks=False)
+            except OSError:
+                os.rename(files.path(name), files.path(kept))
+            return kept
+        # Of a pack only these bytes: others' values lie beside them.
+        try:
+            fd = os.open(files.path(name), READ_FLAGS)
+            try:
+                data = os.pread(fd, raw[7], raw[6])
+            finally:
+                os.close(fd)
+            form = parse_form(raw[3])
+            array = np.frombuffer(data, np.uint8)
+            if len(data) == form.nbytes:
+                array = pack.view(array, form, 0)
+        except (OSError, ValueError, TypeError, OverflowError):
+            return None
+        kept = self._place(f"{raw[4]:x}.npy")
+        np.save(files.path(kept), array, allow_pickle=False)
+        return kept
+
+    def _move(self, name: str) -> str:
+        kept = self._place(name)
+        os.rename(self._store.files.path(name), self._store.files.path(kept))
+        return kept
+
+
+def listed_rows(store: Store, name: str) -> tuple[list[Row], list[Pack]]:
+    """The rows that a value file's own directories tell of, and the pack's record if it is one.
+
+    Nothing for a file that is incomplete, or damaged where it says what it holds.
+    """
+    generation = generation_of(name)
+    if generation is None or name.startswith(SPARE):
+        return [], []
+    try:
+        fd = os.open(store.files.path(name), READ_FLAGS)
+    except OSError:
+        return [], []
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return [], []
+        if name.endswith(".pack"):
+            return _rows_of_pack(fd, generation)
+        return _rows_of_file(fd, name, generation, status.st_size), []
+    except OSError:
+        return [], []
+    finally:
+        os.close(fd)
+
+
+def _rows_of_file(fd: int, name: str, generation: int, size: int) -> list[Row]:
+    sealed = read_sealed(fd, size)
+    if sealed is None or sealed.listed is None:
+        return []
+    listed = sealed.listed
+    try:
+        form = parse_form(listed.form)
+        decode_key(listed.key, listed.exact)
+        head = npy.header(form)
+        if form.kind != "pickle" and len(head) + form.nbytes != sealed.end:
+            return []
+        row = Row(
+            listed.key,
+            listed.seq,
+            listed.exact,
+            listed.form,
+            generation,
+            None,
+            len(head),
+            size,
+            sealed.stamp,
+        )
+        return [row] if value_name(row) == name else []
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return []
+
+
+def _rows_of_pack(fd: int, identity: int) -> tuple[list[Row], list[Pack]]:
+    data = _read_all(fd, os.fstat(fd).st_size)
+    stamp = pack.stamp_of(data[: pack.HEADER_BYTES])
+    if stamp is None:
+        return [], []
+    directories = directory.find_all(data, stamp, len(data) // pack.ALIGN)
+    rows: dict[int, Row] = {}
+    own = end = pack.HEADER_BYTES
+    for start, behind, values in directories:
+        # What an earlier one says of bytes that this one was written over is no longer true.
+        rows = {at: row for at, row in rows.items() if at + row.stored <= start}
+        own += pack.aligned(behind - start)
+        end = max(end, pack.aligned(behind))
+        for at, each in places(behind, values):
+            try:
+                good = parse_form(each.form).nbytes == each.nbytes and at + each.nbytes <= len(data)
+                decode_key(each.key, each.exact)
+            except (ValueError, TypeError, AttributeError):
+                continue
+            if good:
+                rows[at] = Row(
+                    each.key,
+                    each.seq,
+                    each.exact,
+                    each.form,
+                    each.generation,
+                    identity,
+                    at,
+                    each.nbytes,
+                    None,
+                )
+                end = max(end, at + pack.aligned(each.nbytes))
+    return list(rows.values()), [Pack(identity, stamp, min(end, len(data)), 0, 1, own)]
