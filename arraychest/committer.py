@@ -157,7 +157,7 @@ class Committer:
         store.begin()
         with self.commit_lock, store.exclusive():
             with self.lock:
-                self.follow(store)
+                self._follower.follow(store, alone=True)
             yield store
 
     # --- overwritten and deleted: called under the lock ---------------------------------------
@@ -353,15 +353,25 @@ class Committer:
             exact = encode_key(slot.key).exact
             placed.append((slot, new, row._replace(exact=exact, seq=slot.seq)))
         leaving = [slot for slot in map(index.find, deleted) if slot is not None]
+        # Deleted before they were put: their rows are replaced by this commit.
+        overtaken: list[Slot] = []
+        if any(slot.key in index.tombstones for slot, _, _ in placed):
+            keys = {slot.key for slot, _, _ in placed}
+            overtaken = [slot for slot in self._doomed if slot.key in keys]
         try:
             unused = store.commit(
                 [row for _, _, row in placed],
                 [slot.raw for slot, _, _ in placed if slot.raw is not None],
-                [slot.raw for slot in leaving if slot.raw is not None],
+                [slot.raw for slot in (*leaving, *overtaken) if slot.raw is not None],
                 adopted,
             )
         finally:
             store.catalog.end_snapshot()
+        for slot in overtaken:
+            del self._doomed[slot]
+            slot.raw = None
+            if slot.writing < 0:
+                self._bury(slot)
         for slot, new, row in placed:
             self.let_go(slot)
             index.puts += 1

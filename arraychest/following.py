@@ -43,10 +43,15 @@ class Follower:
         self._bury = bury
         self._probe_at = 0.0
 
-    def follow(self, store: Store) -> bool:
+    def follow(self, store: Store, *, alone: bool = False) -> bool:
         """Note what was committed since the last call; returns whether anything was.
 
         Called under the chest's lock.  One statement to SQLite, and some 2 us a changed key.
+
+        Parameters
+        ----------
+        alone
+            Whether nobody else can be committing: a commit under way is one whose writer died.
 
         Raises
         ------
@@ -57,7 +62,7 @@ class Follower:
         word = counter.words[0]
         if word == counter.seen_word:
             return False
-        if word >> 1 <= counter.seen and word & 1:
+        if word >> 1 <= counter.seen and word & 1 and not alone:
             now = time.monotonic()
             if now < self._probe_at:
                 return False
@@ -92,7 +97,8 @@ class Follower:
         index.give_slots_to(keys.values())
         for code, key in keys.items():
             raw = found.get(code)
-            self._correct_doomed(key, raw)
+            if self._correct_doomed(key, raw):
+                continue
             slot = index.slots.get(key)
             if slot is not None:
                 self._correct_slot(slot, raw)
@@ -114,15 +120,21 @@ class Follower:
         if slot.array is None and (old is None or old[GENERATION] != raw[GENERATION]):
             slot.value = slot.view = None
 
-    def _correct_doomed(self, key: Any, raw: RawRow | None) -> None:
+    def _correct_doomed(self, key: Any, raw: RawRow | None) -> bool:
+        """Whether the row belongs to a slot that was deleted here, and not to what was put since.
+
+        That has a row of its own only with or after the commit of the deletion.
+        """
         if key not in self._index.tombstones:
-            return
-        for slot in [slot for slot in self._doomed if slot.key == key]:
+            return False
+        doomed = [slot for slot in self._doomed if slot.key == key]
+        for slot in doomed:
             slot.raw = raw
             if raw is None:
                 del self._doomed[slot]
                 if slot.writing < 0:
                     self._bury(slot)
+        return bool(doomed)
 
     def forget(self) -> None:
         """Forget what can be looked up again, and look the rest up."""
@@ -132,11 +144,13 @@ class Follower:
             if slot.array is None and slot.key not in index.tombstones:
                 index.forget(slot)
         index.forget_rows()
+        # What is left of them a user still holds, or was put anew: to be looked up again, too.
+        for key in list(index.rows):
+            index.find(key)
         left: Iterable[Slot] = [*index.slots.values(), *self._doomed]
         codes = {slot.key: encode_key(slot.key).canonical for slot in left}
         found = {raw[KEY]: raw for raw in index.rows_of(list(codes.values()))}
         for key, code in codes.items():
             raw = found.get(code)
-            self._correct_doomed(key, raw)
-            if key in index.slots:
+            if not self._correct_doomed(key, raw) and key in index.slots:
                 self._correct_slot(index.slots[key], raw)

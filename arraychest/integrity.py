@@ -46,6 +46,10 @@ Kind = Literal[
 _PAGE = 1024
 
 
+# Times that a repair looks whether what it did has brought something else to light.
+_MORE_LOOKS = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is not as it should be.
@@ -135,7 +139,17 @@ def repair(tiers: Tiers) -> Report:
     tiers.flush()
     inspection = _Inspection(tiers, read_data=True)
     found = inspection.report()
-    return found._replace(findings=tuple(_Repair(tiers, inspection).mended(found.findings)))
+    findings = _Repair(tiers, inspection).mended(found.findings)
+    # Where a row is gone its file is one without a row, which may be restored, and so on.
+    more = findings
+    for _ in range(_MORE_LOOKS):
+        if not any(finding.action for finding in more):
+            break
+        again = _Inspection(tiers, read_data=False)
+        left = [each for each in again.report().findings if each.kind != "unknown file"]
+        more = _Repair(tiers, again).mended(tuple(left))
+        findings += more
+    return found._replace(findings=tuple(findings))
 
 
 class _Inspection:
@@ -603,8 +617,8 @@ class _Repair:
                     unlink.append(name)
                 where = "" if kept is None else f", what is left was moved to {kept}"
                 done[at] = replace(finding, action=f"the entry is gone{where}")
-        dropped = self._count_packs(deleted, rows, packs)
-        self._say(done, None, "the entry is gone")
+        bad = {finding.file for finding in done if finding.kind == "foreign file"}
+        dropped = self._count_packs(deleted, rows, packs, bad)
         for identity in {*packs, *dropped}:
             self._say(done, pack_name(identity), "the catalog says what is there")
         with self._tiers.writer.lock:
@@ -612,15 +626,25 @@ class _Repair:
         in_order = sorted(rows.values(), key=lambda row: (row.seq, row.generation))
         placed = [row._replace(seq=first + number) for number, row in enumerate(in_order)]
         store.amend(deleted, placed, list(packs.values()), dropped)
+        for identity in dropped:
+            if os.path.lexists(store.files.path(pack_name(identity))):
+                self._move(pack_name(identity))
         store.files.remove(unlink, keep_spares=False)
 
     def _count_packs(
-        self, deleted: list[Any], rows: dict[bytes, Row], packs: dict[int, Pack]
+        self,
+        deleted: list[Any],
+        rows: dict[bytes, Row],
+        packs: dict[int, Pack],
+        bad: set[str | None],
     ) -> list[int]:
-        """Add to `packs` those whose record has to change; returns those that are gone."""
+        """Add to `packs` those whose record has to change; returns those that are gone or bad."""
         dropped = []
         for known in [*self._catalog.packs(), *packs.values()]:
-            if not os.path.lexists(self._store.files.path(pack_name(known.id))):
+            name = pack_name(known.id)
+            gone = not os.path.lexists(self._store.files.path(name))
+            # Not one that somebody appends to, or only now has begun.
+            if gone or (name in bad and self._store.begin_compaction(known.id)):
                 dropped.append(known.id)
                 continue
             _, raws = self._catalog.pack_with_rows(known.id)

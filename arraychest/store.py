@@ -123,8 +123,8 @@ class Store:
         # Counts the changes that commits made to `_packs`.
         self._packs_version = 0
         self._packs_lock = threading.Lock()
-        # Bytes of directories that are appended to a pack, and that its row does not count yet.
-        self._listed: dict[int, int] = {}
+        # By pack, place and size of directories that its row does not count yet.
+        self._listed: dict[int, list[tuple[int, int]]] = {}
         # What is committed and has no checksum yet; and checksums that are not committed yet.
         self._unsummed: deque[Extent] = deque()
         self._found: list[int] = []
@@ -397,7 +397,7 @@ class Store:
                 buffers.insert(0, pack.header(target.stamp))
                 lengths.insert(0, pack.HEADER_BYTES)
             self._tail = self.files.append(pack_name(target.id), start, buffers, lengths)
-            self._listed[target.id] = self._listed.get(target.id, 0) + len(listed)
+            self._listed.setdefault(target.id, []).append((at, len(listed)))
             # Not in the catalog before the first commit of a row in it.
             self._packs.setdefault(target.id, target)
             self._open_pack = target.id
@@ -555,10 +555,8 @@ class Store:
         self._note_unsummed(changed, rows)
         with self._append_lock:
             for known in changed:
-                # Of an append that came in between, the rest is counted with its own commit.
-                counted = known.own - self._packs.get(known.id, known).own
-                left = self._listed.pop(known.id, 0) - counted
-                if left > 0:
+                left = [each for each in self._listed.pop(known.id, ()) if each[0] >= known.bytes]
+                if left:
                     self._listed[known.id] = left
         with self._packs_lock:
             self._packs_version += 1
@@ -611,10 +609,12 @@ class Store:
                 if identity in ends:
                     raise OSError(errno.ENOENT, f"pack {identity:x} is gone")
                 continue  # a corrupt row named it
+            nbytes = max(before.bytes, ends.get(identity, 0))
+            listed = self._listed.get(identity, ())
             after[identity] = before._replace(
-                bytes=max(before.bytes, ends.get(identity, 0)),
+                bytes=nbytes,
                 live=before.live + live[identity],
-                own=before.own + self._listed.get(identity, 0),
+                own=before.own + sum(size for at, size in listed if at < nbytes),
             )
         return after
 

@@ -850,3 +850,41 @@ def test_a_lease_that_is_broken_does_not_end_the_writer(recycler):
         recycler["b"] = filled(9, LARGE)
     assert b"leased\n" in opened
     assert (recycler["b"] == 9).all()
+
+
+@pytest.mark.parametrize("again", ["put", "transaction", "absent"])
+@pytest.mark.parametrize("theirs", ["overwrite", "delete", "compact"])
+@pytest.mark.parametrize("size", [10, 40_000], ids=["small", "large"])
+def test_a_deletion_not_yet_committed_beside_what_another_chest_does_to_the_key(
+    path, again, theirs, size
+):
+    with Chest(path=path) as mine, Chest(path=path) as other:
+        for key in ("x", "y", "z"):
+            mine[key] = np.full(size, 1)
+        mine.flush()
+        assert (other["x"] == 1).all()
+        del mine["x"]
+        if again == "put":
+            mine["x"] = np.full(size, 2)
+        if theirs == "overwrite":
+            other["x"] = np.full(size, 3)
+        elif theirs == "delete":
+            del other["x"]
+        else:
+            del other["y"]
+            other.compact()
+        other.flush()
+        assert "z" in mine  # it looks what the other has done
+        if again == "transaction":
+            with mine.transaction():
+                mine["x"] = np.full(size, 2)
+        mine.flush()
+        mine.flush()
+        assert ("x" in other) == (again != "absent")
+        if again != "absent":
+            assert (other["x"] == 2).all()
+            other["x"] = np.full(size, 4)
+            other.flush()
+            assert (mine["x"] == 4).all()
+        assert mine.verify().ok
+    audit(path)
