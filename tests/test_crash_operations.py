@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -346,4 +347,94 @@ def test_a_crash_at_every_file_operation_leaves_all_or_nothing(tmp_path, origina
         number += 1
         assert number < 4 * total
         crashed = crash_at(number, name, originals, tmp_path / f"{number}", late=late)
+    print(f"{name}: {number} kills")
+
+
+# --- beside a writer that lives on -----------------------------------------------------------
+
+
+BESIDE = ["transaction", "update from a chest", "edit", "create", "write in place", "compact"]
+
+
+def crash_beside(number: int, name: str, originals: Path, to: Path, *, late: bool) -> bool:
+    """As `crash_at`, while another process has the chest open, and goes on with it."""
+    operation = OPERATIONS[name]
+    path, other = copied(originals, name, to)
+
+    def victim(say: Say) -> None:
+        with injected(Countdown(number, die, after=late)):
+            perform(operation, path, other, say)
+        say("survived")
+
+    def survivor(say: Say) -> bool:
+        # The victim is forked first: it must not inherit a chest, which it could only read.
+        go, said = os.pipe(), os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.read(go[0], 1)
+            try:
+                victim(Say(said[1]))
+            finally:
+                os._exit(0)
+        os.close(said[1])
+        with arraychest.open(path) as chest:
+            chest["ours, before"] = filled(1, LARGE)
+            chest["ours, small"] = filled(2, SMALL)
+            chest.flush()
+            os.write(go[1], b".")
+            with open(said[0], "rb") as pipe:
+                told = [str(thing) for thing in _messages(pipe.read())]
+            os.waitpid(pid, 0)
+            ours = {"ours, before": (1.0, LARGE), "ours, small": (2.0, SMALL)}
+            models = [{**model, **ours} for model in may_be(operation, told)]
+            # Seen at once, without opening anew; and the dead keep nobody out.
+            found = dict(found_in(chest))
+            assert found in models, [sorted(found.items() ^ model.items()) for model in models]
+            for key in ("s0", "L0", "new"):
+                with chest.lock(key):
+                    pass
+            with chest.edit("L0") as array:
+                array[:] = 3
+            chest["s0"] = filled(4, SMALL)
+            chest.flush()
+            chest.compact()
+            found.update({"L0": (3.0, found["L0"][1]), "s0": (4.0, SMALL)})
+            assert dict(found_in(chest)) == found
+            # What the dead one left is swept by whoever opens, while we live.
+            with arraychest.open(path) as third:
+                assert dict(found_in(third)) == found
+            assert dict(found_in(chest)) == found
+        check_after(path, [found])
+        return "survived" in told
+
+    outcome = in_child(survivor)
+    assert outcome.error is None, outcome.error
+    assert not outcome.signal
+    shutil.rmtree(to)
+    return not outcome.result
+
+
+def _messages(data: bytes) -> Iterator[Any]:
+    while data:
+        size = int.from_bytes(data[:4], "little")
+        yield pickle.loads(data[4 : 4 + size])
+        data = data[4 + size :]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_crash_beside_a_living_writer_leaves_all_or_nothing(tmp_path, originals, name, late):
+    total = count_operations(OPERATIONS[name], *copied(originals, name, tmp_path / "counted"))
+    for number in sampled(total, 7)[late::2]:
+        crash_beside(number, name, originals, tmp_path / f"{number}", late=late)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_crash_anywhere_beside_a_living_writer_leaves_all_or_nothing(
+    tmp_path, originals, name, late
+):
+    number, crashed = 0, True
+    while crashed:
+        number += 1
+        crashed = crash_beside(number, name, originals, tmp_path / f"{number}", late=late)
     print(f"{name}: {number} kills")
