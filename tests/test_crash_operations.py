@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 
 import arraychest
@@ -323,6 +322,20 @@ def crash_at(number: int, name: str, originals: Path, to: Path, *, late: bool) -
     return outcome.result != "survived"
 
 
+def everywhere(
+    crash: Callable[..., bool], name: str, originals: Path, to: Path, *, late: bool
+) -> None:
+    """Crash at every operation.  Threads make their number vary a little: until none came."""
+    total = count_operations(OPERATIONS[name], *copied(originals, name, to / "counted"))
+    number, kills, crashed = 0, 0, True
+    while crashed or number < total:
+        number += 1
+        assert number < 4 * total
+        crashed = crash(number, name, originals, to / f"{number}", late=late)
+        kills += crashed
+    print(f"{name}: {kills} kills survived")
+
+
 @pytest.fixture(params=[False, True], ids=["before", "after"])
 def late(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether the child dies behind the operation, instead of before it."""
@@ -330,9 +343,7 @@ def late(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_crash_at_a_sampled_file_operation_leaves_all_or_nothing(
-    tmp_path, originals, name, late
-):
+def test_a_crash_at_a_sampled_file_operation_leaves_all_or_nothing(tmp_path, originals, name, late):
     total = count_operations(OPERATIONS[name], *copied(originals, name, tmp_path / "counted"))
     for number in sampled(total, 5)[late::2]:
         crash_at(number, name, originals, tmp_path / f"{number}", late=late)
@@ -341,13 +352,7 @@ def test_a_crash_at_a_sampled_file_operation_leaves_all_or_nothing(
 @pytest.mark.stress
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_crash_at_every_file_operation_leaves_all_or_nothing(tmp_path, originals, name, late):
-    total = count_operations(OPERATIONS[name], *copied(originals, name, tmp_path / "counted"))
-    number, crashed = 0, True
-    while crashed or number < total:
-        number += 1
-        assert number < 4 * total
-        crashed = crash_at(number, name, originals, tmp_path / f"{number}", late=late)
-    print(f"{name}: {number} kills")
+    everywhere(crash_at, name, originals, tmp_path, late=late)
 
 
 # --- beside a writer that lives on -----------------------------------------------------------
@@ -433,8 +438,4 @@ def test_a_crash_beside_a_living_writer_leaves_all_or_nothing(tmp_path, original
 def test_a_crash_anywhere_beside_a_living_writer_leaves_all_or_nothing(
     tmp_path, originals, name, late
 ):
-    number, crashed = 0, True
-    while crashed:
-        number += 1
-        crashed = crash_beside(number, name, originals, tmp_path / f"{number}", late=late)
-    print(f"{name}: {number} kills")
+    everywhere(crash_beside, name, originals, tmp_path, late=late)
