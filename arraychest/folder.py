@@ -10,15 +10,17 @@ from typing import Literal
 from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.counter import FILE_NAME as COUNTER_NAME
 from arraychest.errors import ChestFormatError, ChestInUseError
-from arraychest.files import DATA, PACKS, QUARANTINE, SPARE, Files
+from arraychest.files import DATA, PACKS, QUARANTINE, SPARE, Files, sync_folder
 from arraychest.locks import ATTACHED, PRIVATE, LockFile
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 
 Mode = Literal["r", "a", "w", "x"]
 
 
-def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
+def open_folder(path: str, mode: Mode, *, durable: bool) -> tuple[LockFile | None, bool]:
     """Check and, where the mode says so, create a chest's folder, and attach to it.
+
+    With `durable` its name is on stable storage then.
 
     Returns the folder's locks, None for ``mode="r"``, and whether nobody else may write: then no
     one else can attach until `locks.ATTACHED` is shared again.
@@ -40,6 +42,9 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
             raise FileNotFoundError(errno.ENOENT, "expected a chest, found no such folder", path)
         return None, False
     created = False
+    above = os.path.dirname(path)
+    while not os.path.isdir(above) and above != os.path.dirname(above):
+        above = os.path.dirname(above)
     try:
         os.makedirs(path, exist_ok=False)
         created = True
@@ -48,6 +53,8 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
             raise NotADirectoryError(
                 errno.ENOTDIR, "expected a folder for a chest, found a file", path
             ) from None
+    if durable:
+        _sync_names(path, above)
     # One that is shorter than SQLite's header was being made, or is lost.
     is_chest = os.path.isfile(catalog) and os.path.getsize(catalog) >= 100
     if mode == "x" and not created and (is_chest or os.listdir(path)):
@@ -67,6 +74,16 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
                 'nothing was touched; mode="w" starts empty'
             )
     return _attach(path, alone=mode == "w")
+
+
+def _sync_names(path: str, above: str) -> None:
+    """Put the names of a folder, and of those down to it from `above`, on stable storage."""
+    folder = path
+    while folder != above:
+        folder = os.path.dirname(folder)
+        # A folder that may be passed through, but not read, cannot be synced either.
+        with contextlib.suppress(PermissionError):
+            sync_folder(folder)
 
 
 def _attach(path: str, *, alone: bool) -> tuple[LockFile, bool]:

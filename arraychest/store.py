@@ -127,6 +127,7 @@ class Store:
                 if not self._unsure and not self.files.loose:
                     # All is stored: where this fails, on a full disk, the next writer sweeps.
                     with contextlib.suppress(OSError), self.exclusive():
+                        self.files.sync_removals()
                         self.catalog.end_sessions([self.catalog.session])
         finally:
             try:
@@ -736,8 +737,8 @@ class Store:
                 orphans.append(name)
         self.files.remove(orphans, keep_spares=False)
         for number in dead:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.files.path(f"{SPARE}/{number:x}"))
+            self.files.remove_spare_folder(number)
+        self.files.sync_removals()
         with self.exclusive():
             self.catalog.end_sessions(sorted(dead))
         return len(orphans)
