@@ -274,12 +274,18 @@ class Files:
             self.loose.discard(name)
             raise
         if self._durable:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            self._sync_folder(path)
+                # A stranger's chest may hold a pipe or a link in the place of a file.
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(path, flags)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                self._sync_folder(path)
+            except OSError:
+                self.remove([name], keep_spares=False)
+                raise
 
     def remove(self, names: Iterable[str], *, keep_spares: bool = True) -> None:
         """Unlink files that no row names any more, or keep them as spares.
@@ -371,11 +377,19 @@ class Files:
                     sync_folder(folder)
 
     def names(self) -> Iterator[str]:
-        """Every file in the chest's folders of values, relative to its own."""
-        for top in (DATA, PACKS, SPARE):
-            for folder, _, files in os.walk(self.path(top)):
-                for file in files:
-                    yield os.path.relpath(os.path.join(folder, file), self.root)
+        """Every file in the chest's folders of values, relative to its own.
+
+        As deep as files of ours lie, and no deeper; no link is followed.
+        """
+        for top in (DATA, SPARE):
+            for entry in _entries(self.path(top)):
+                if entry.is_dir(follow_symlinks=False):
+                    for file in _files_in(entry.path):
+                        yield f"{top}/{entry.name}/{file}"
+                else:
+                    yield f"{top}/{entry.name}"
+        for file in _files_in(self.path(PACKS)):
+            yield f"{PACKS}/{file}"
 
     def _sync_folder(self, path: str) -> None:
         # The folder may be new itself: its own name lies in its parent.
@@ -385,6 +399,40 @@ class Files:
             if folder == self.root:
                 return
             folder = os.path.dirname(folder)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files_in(folder: str) -> Iterator[str]:
+    for entry in _entries(folder):
+        if not entry.is_dir(follow_symlinks=False):
+            yield entry.name
+
+
+def check_folders(root: str) -> None:
+    """Refuse a chest of which a folder is a link, which would lead elsewhere what we do in it.
+
+    Opening a file refuses a link in its last place only (``O_NOFOLLOW``).
+
+    Raises
+    ------
+    ChestFormatError
+        A folder of values is something else.
+    """
+    for top in (DATA, PACKS, SPARE, QUARANTINE):
+        path = f"{root}/{top}"
+        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise ChestFormatError(f"expected a folder at {path}, found something else")
+    for top in (DATA, SPARE):
+        for entry in _entries(f"{root}/{top}"):
+            if entry.is_symlink():
+                raise ChestFormatError(f"expected a folder at {entry.path}, found a link")
 
 
 def sync_folder(folder: str) -> None:

@@ -14,7 +14,6 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
 
 import numpy as np
 
@@ -22,10 +21,10 @@ from arraychest import files as value_files
 from arraychest.catalog import Catalog, Pack
 from arraychest.codecs import npy, pack
 from arraychest.counter import open_counter, unmoved
-from arraychest.entry import GENERATION, PACK, Form, RawRow, Row, parse_form
+from arraychest.entry import GENERATION, PACK, Form, RawRow, Row
 from arraychest.files import DATA, PACKS, SPARE, Files
-from arraychest.keys import KeyCode, decode_key
-from arraychest.loader import READ_FLAGS, Loader, pack_name, value_name
+from arraychest.keys import KeyCode
+from arraychest.loader import READ_FLAGS, Loader, is_packed_well, pack_name, value_name
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.locks import PACK as PACK_BYTE
 from arraychest.mapping import MmapMode
@@ -544,10 +543,13 @@ class Store:
                 live[identity] = live.get(identity, 0) + size
                 if offset + size > ends.get(identity, 0):
                     ends[identity] = offset + size
-        for _, _, _, _, _, identity, _, stored, _ in freed:
+        for _, _, _, _, _, identity, offset, stored, _ in freed:
             if identity is not None:
                 size = (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
-                live[identity] = live.get(identity, 0) - size
+                before = known.get(identity) or self._packs.get(identity)
+                # One that reaches beyond its pack is corrupt, and was never counted.
+                if before is not None and offset + size <= before.bytes:
+                    live[identity] = live.get(identity, 0) - size
         after: dict[int, Pack] = {}
         for identity in live:
             before = known.get(identity) or self._packs.get(identity)
@@ -557,7 +559,7 @@ class Store:
                 continue  # a corrupt row named it
             after[identity] = before._replace(
                 bytes=max(before.bytes, ends.get(identity, 0)),
-                live=before.live + live[identity],
+                live=max(0, before.live + live[identity]),
             )
         return after
 
@@ -602,13 +604,7 @@ class Store:
         OSError, CorruptEntryError
             The values stay where they were.
         """
-        data = []
-        for row in rows:
-            form = parse_form(row.form)
-            key = decode_key(row.key, row.exact)
-            path = self.files.path(pack_name(cast(int, row.pack)))
-            array = pack.view(self.loader.pack_base(path, row, form, key), form, row.offset)
-            data.append(array.tobytes(form.order))
+        data = [self.loader.packed_bytes(row) for row in rows]
         appended = self.append(
             [row.key for row in rows],
             [row.seq for row in rows],
@@ -663,9 +659,10 @@ class Store:
         if known is not None and identity not in self._pending:
             self._commit({identity: known._replace(live=0)}, (), (), ())
 
-    def adopt(self, source: str, row: Row) -> Row:
+    def adopt(self, source: str, row: Row, form: Form) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
-        if row.stamp is None:
+        size = row.stored - npy.TRAILER_BYTES - row.offset
+        if row.stamp is None or (size != form.nbytes and form.kind != "pickle"):
             raise OSError(errno.EINVAL, "expected a value with a file of its own", source)
         mine = row._replace(generation=self._generation())
         name = value_name(mine)
@@ -689,12 +686,27 @@ class Store:
     def adopt_pack(self, source: str, theirs: Pack) -> Pack:
         """Link another chest's pack into this one; never appended to here."""
         mine = Pack(self._generation(), theirs.stamp, theirs.bytes, 0, 1)
-        self.files.link(source, pack_name(mine.id))
+        name = pack_name(mine.id)
+        self.files.link(source, name)
+        try:
+            fd = os.open(self.files.path(name), READ_FLAGS)
+            try:
+                size = os.fstat(fd).st_size
+                stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
+            finally:
+                os.close(fd)
+            if stamp != theirs.stamp or size < theirs.bytes:
+                raise OSError(errno.ESTALE, "expected another pack", source)
+        except OSError:
+            self.files.remove([name], keep_spares=False)
+            raise
         return mine
 
-    def adopt_packed(self, row: Row, identity: int) -> Row:
-        """The row that names a value in a pack that was adopted as `identity`."""
-        return row._replace(generation=self._generation(), pack=identity)
+    def adopt_packed(self, row: Row, form: Form, mine: Pack) -> Row:
+        """The row that names a value in a pack that was adopted as `mine`."""
+        if not is_packed_well(row, form) or row.offset + row.stored > mine.bytes:
+            raise OSError(errno.EINVAL, "expected a value in a pack", self.files.path(""))
+        return row._replace(generation=self._generation(), pack=mine.id)
 
     def pack_file(self, known: Pack) -> str:
         """The file of a pack, relative to the chest."""
@@ -721,7 +733,7 @@ class Store:
             dead = set(open_) - alive
             if not dead:
                 return 0
-            newest = self.catalog.meta("session")
+            newest = self.catalog.last_session()
             gone = [name for number in dead for name in self.catalog.gone_files(number)]
             named = self.catalog.file_generations() | self.catalog.pack_ids()
         orphans = []
