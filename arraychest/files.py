@@ -423,12 +423,12 @@ def check_folders(root: str) -> None:
     Raises
     ------
     ChestFormatError
-        A folder of values is something else.
+        A folder of values is a link.
     """
     for top in (DATA, PACKS, SPARE, QUARANTINE):
         path = f"{root}/{top}"
-        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise ChestFormatError(f"expected a folder at {path}, found something else")
+        if os.path.islink(path):
+            raise ChestFormatError(f"expected a folder at {path}, found a link")
     for top in (DATA, SPARE):
         for entry in _entries(f"{root}/{top}"):
             if entry.is_symlink():
