@@ -254,15 +254,13 @@ class Loader:
             It could not be read.
         """
         path = self._files.path(pack_name(cast(int, row.pack)))
+        form = parse_form(row.form)
+        key = decode_key(row.key, row.exact)
         try:
-            form = parse_form(row.form)
-            key = decode_key(row.key, row.exact)
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
-            return array.tobytes(form.order)
-        except CorruptEntryError:
-            raise
-        except ValueError as error:
-            raise CorruptEntryError(f"a value in {path}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise CorruptEntryError(f"the value of key {key!r} in {path}: {error}") from error
+        return array.tobytes(form.order)
 
     def prefetch(self, row: Row) -> None:
         """Ask the kernel to read a value ahead; a hint that cannot fail."""

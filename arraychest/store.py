@@ -22,6 +22,7 @@ from arraychest.catalog import Catalog, Pack
 from arraychest.codecs import npy, pack
 from arraychest.counter import open_counter, unmoved
 from arraychest.entry import GENERATION, PACK, Form, RawRow, Row
+from arraychest.errors import CorruptEntryError
 from arraychest.files import DATA, PACKS, SPARE, Files
 from arraychest.keys import KeyCode
 from arraychest.loader import READ_FLAGS, Loader, is_packed_well, pack_name, value_name
@@ -713,8 +714,11 @@ class Store:
         return pack_name(known.id)
 
     def pack_record(self, identity: int) -> Pack:
-        """What the catalog knows of a pack."""
-        return self._packs[identity]
+        """What the catalog knows of a pack; raises CorruptEntryError if it knows none."""
+        known = self._packs.get(identity)
+        if known is None:
+            raise CorruptEntryError(f"expected pack {identity:x} in {self.root}, found none")
+        return known
 
     def sweep(self) -> int:
         """Remove what sessions left that died: what they had not committed, or not removed yet.

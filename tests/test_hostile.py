@@ -413,7 +413,7 @@ SCHEMAS = {
         "CREATE TABLE session(number INTEGER PRIMARY KEY, "
         "more TEXT AS (hex(randomblob(400000000))) VIRTUAL)",
     ],
-    "indexed expression": ["CREATE INDEX more ON entry(hex(zeroblob(100000000)))"],
+    "indexed expression": ["CREATE INDEX more ON entry(hex(zeroblob(100000)))"],
     "collation": [
         "DROP TABLE meta",
         "CREATE TABLE meta(name TEXT COLLATE NOCASE PRIMARY KEY NOT NULL, value) WITHOUT ROWID",
