@@ -171,6 +171,12 @@ def _has_metadata(dtype: np.dtype) -> bool:
     return dtype.metadata is not None or any(_has_metadata(field[0]) for field in fields)
 
 
+# Warning: where warnings are errors, NumPy's of deprecated names of dtypes.
+_REFUSALS = (
+    ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError, Warning,
+)  # fmt: skip
+
+
 @functools.lru_cache(maxsize=4096)
 def parse_form(text: str) -> Form:
     """The form that a text of the catalog stands for.
@@ -182,7 +188,7 @@ def parse_form(text: str) -> Form:
     """
     try:
         return _form(text)
-    except (ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError) as error:
+    except _REFUSALS as error:
         raise CorruptEntryError(
             f'expected a form such as "3,4 C <f8", found {text[:200]!r}'
         ) from error

@@ -133,7 +133,7 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
         NotImplementedError,  # a path of another system
         SyntaxError,  # NumPy parses a dtype
     ) as error:
-        raise CorruptEntryError(f"expected an encoded key, found {canonical[:80]!r}") from error
+        raise CorruptEntryError(f"expected an encoded key, found {canonical!r:.100}") from error
     return key
 
 

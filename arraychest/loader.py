@@ -253,9 +253,9 @@ class Loader:
         OSError
             It could not be read.
         """
-        path = self._files.path(pack_name(cast(int, row.pack)))
-        form = parse_form(row.form)
+        form = parse_form(row.form)  # refuses what is left of a row that is corrupt
         key = decode_key(row.key, row.exact)
+        path = self._files.path(pack_name(cast(int, row.pack)))
         try:
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
         except (TypeError, ValueError) as error:

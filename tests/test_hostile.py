@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import struct
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -739,15 +740,20 @@ def fuzz(top: Path, original: Path, seeds: range) -> tuple[int, int]:
 
     def child(say: Say) -> tuple[int, int]:
         count = refused = 0
+        wrong: list[str] = []
         for seed in seeds:
             rng = random.Random(seed)
             shutil.copytree(original, top / "chest")
             say((seed, mutate(top / "chest", rng)))
-            tried = use(top / "chest", top / "mine", everything=seed % 16 == 0)
-            count += tried.count
-            refused += tried.refused
+            try:
+                tried = use(top / "chest", top / "mine", everything=seed % 16 == 0)
+                count += tried.count
+                refused += tried.refused
+            except Exception:
+                wrong.append(f"seed {seed}: {traceback.format_exc()}")
             for folder in ("chest", "mine"):
                 shutil.rmtree(top / folder, ignore_errors=True)
+        assert not wrong, f"{len(wrong)} went wrong:\n" + "\n".join(wrong[:8])
         return count, refused
 
     return limited(30 + len(seeds) / 2, child)
