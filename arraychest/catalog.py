@@ -56,6 +56,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import itertools
 import os
@@ -260,10 +261,15 @@ class Catalog:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except MemoryError as error:
+            raise OSError(
+                errno.ENOMEM, "the catalog asks for too much memory", self.path
+            ) from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
                 # What an operating system would say: full, unreadable, locked.
                 raise OSError(f"catalog {self.path}: {error}") from error
+            # UnicodeDecodeError: SQLite's message quotes what it could not read.
             raise ChestFormatError(
                 f"expected an arraychest catalog at {self.path}, found a file that SQLite "
                 f"cannot read: {error}"
@@ -277,7 +283,7 @@ class Catalog:
             self._begin_snapshot()
         try:
             found = self._find.execute(_FIND, (key,)).fetchone()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:
             raise CorruptEntryError(f"catalog {self.path}: {error}") from error
         return None if found is None else _checked(found, self.path)
 
@@ -604,7 +610,7 @@ def is_foreign(root: str) -> bool:
             return application != _APPLICATION_ID and _tables(connection) > 0
         finally:
             connection.close()
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return False
 
 

@@ -692,20 +692,21 @@ def mutate_bytes(file: Path, rng: random.Random, parts: tuple[slice, ...]) -> No
     where = range(len(data))[rng.choice(parts)] or range(len(data))
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         at = rng.choice(where)
+        size = rng.choice((1, 8, 64, 512, 4096))
         match rng.randrange(5):
             case 0:
-                data[at] ^= 1 << rng.randrange(8)
+                new = bytes([data[at] ^ 1 << rng.randrange(8)])
             case 1:
-                data[at] = rng.randrange(256)
+                new = rng.randbytes(1)
             case 2:
-                data[at : at + 4] = struct.pack(">I", rng.choice((0, 1, 255, 65535, (1 << 32) - 1)))
+                new = struct.pack(">I", rng.choice((0, 1, 255, 65535, (1 << 32) - 1)))
             case 3:
-                size = rng.choice((1, 8, 64, 512))
                 other = rng.choice(where)
-                data[at : at + size] = data[other : other + size]
+                new = bytes(data[other : other + size])
             case _:
-                size = rng.choice((1, 8, 64, 4096))
-                data[at : at + size] = bytes(len(data[at : at + size]))
+                new = bytes(size)
+        new = new[: len(data) - at]
+        data[at : at + len(new)] = new
     if rng.random() < 0.1:
         del data[rng.randrange(len(data)) :]
     file.write_bytes(data)
