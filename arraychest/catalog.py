@@ -60,6 +60,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import functools
 import itertools
 import os
 import pathlib
@@ -99,15 +101,6 @@ PRAGMA user_version = {FORMAT_VERSION};
 COMMIT;
 """
 
-_COLUMNS = {
-    "change": ("n", "session", "keys", "gone"),
-    "checksum": ("file", "start", "bytes", "sums"),
-    "entry": ("key", "seq", "exact", "form", "gen", "pack", "offset", "stored", "stamp"),
-    "meta": ("name", "value"),
-    "pack": ("id", "stamp", "bytes", "live", "sealed", "own"),
-    "session": ("number",),
-}
-
 # Commits whose changes are kept for others to read.  Whoever has missed more forgets all it knew,
 # and looks each key up again when it is asked for.
 _CHANGES = 64
@@ -130,6 +123,10 @@ _BUSY_SECONDS = 30
 # large and in the order of the keys, 4 us.  Larger pages would make a commit of one row dear.
 _PAGE_BYTES = 8192
 _LOG_PAGES = 2048
+
+# A text or blob in the database is not longer, in bytes.  SQLite would take memory for whatever
+# length a stranger's database claims, up to 1 GB.
+_LONGEST = 256 << 20
 
 # Of the database, kept in memory by each connection: the B-tree of some 300,000 entries.
 _CACHE_KIB = 16 * 1024
@@ -232,17 +229,14 @@ class Catalog:
 
     def _check_format(self) -> None:
         _check_identity(self.path, *_identity(self._reader))
-        # No views or triggers: a stranger's may do anything, or never end.
-        schema = "SELECT type, name FROM sqlite_master WHERE type <> 'index' ORDER BY name"
-        found = [f"{kind} {name}" for kind, name in self._reader.execute(schema)]
-        for table in _COLUMNS:
-            rows = self._reader.execute(f"PRAGMA table_info({table})").fetchall()
-            found += [f"{table}.{row[1]}" for row in rows]
-        expected = [f"table {table}" for table in _COLUMNS]
-        expected += [f"{table}.{column}" for table in _COLUMNS for column in _COLUMNS[table]]
-        if found != expected:
-            odd = sorted(set(found) ^ set(expected))
-            raise ChestFormatError(f"expected a catalog of ours at {self.path}, found {odd[:5]}")
+        # To the letter: a stranger's view, trigger, check, default or indexed expression may do
+        # anything, or never end.
+        found = _schema(self._reader)
+        if found != _our_schema():
+            odd = sorted(set(found) ^ set(_our_schema()))
+            raise ChestFormatError(
+                f"expected a catalog of ours at {self.path}, found {str(odd[:3])[:500]}"
+            )
 
     def close(self) -> None:
         """Close both connections; the log is merged into the database by the last one."""
@@ -273,10 +267,15 @@ class Catalog:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except MemoryError as error:
+            raise OSError(
+                errno.ENOMEM, "the catalog asks for too much memory", self.path
+            ) from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
                 # What an operating system would say: full, unreadable, locked.
                 raise OSError(f"catalog {self.path}: {error}") from error
+            # UnicodeDecodeError: SQLite's message quotes what it could not read.
             raise ChestFormatError(
                 f"expected an arraychest catalog at {self.path}, found a file that SQLite "
                 f"cannot read: {error}; `arraychest.repair` makes a new one from the values' files"
@@ -290,7 +289,7 @@ class Catalog:
             self._begin_snapshot()
         try:
             found = self._find.execute(_FIND, (key,)).fetchone()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:
             raise CorruptEntryError(f"catalog {self.path}: {error}") from error
         return None if found is None else _checked(found, self.path)
 
@@ -330,9 +329,9 @@ class Catalog:
     def last_seq(self) -> int:
         """The highest place in the order of insertion; 0 if there is none."""
         last = self._read("SELECT coalesce(max(seq), 0) FROM entry")[0][0]
-        if type(last) is not int:
+        if type(last) is not int or last > _LAST_PLACE:
             raise ChestFormatError(f"expected numbers in {self.path}, found {last!r:.80} as a seq")
-        return last
+        return max(last, 0)
 
     def page(
         self, after: int, count: int, *, descending: bool = False
@@ -348,13 +347,17 @@ class Catalog:
     def rows_after(self, seq: int, count: int) -> list[RawRow]:
         """The next `count` rows in the order of insertion.  Some 1 us each."""
         rows = self._read("SELECT * FROM entry WHERE seq > ? ORDER BY seq LIMIT ?", seq, count)
-        return [_checked(row, self.path) for row in rows]
+        # A row without a key or a place cannot be asked for.
+        fit = [row for row in rows if type(row[KEY]) is bytes and type(row[SEQ]) is int]
+        return [_checked(row, self.path) for row in fit]
 
     def packs(self) -> list[Pack]:
         """Every pack."""
         packs = [Pack._make(row) for row in self._read("SELECT * FROM pack ORDER BY id")]
         for each in packs:
-            if any(type(value) is not int for value in each):
+            if any(type(value) is not int for value in each) or not (
+                0 <= each.bytes < _FAR and 0 <= each.live < _FAR
+            ):
                 raise ChestFormatError(f"expected numbers in {self.path}, found {each!r:.200}")
         return packs
 
@@ -449,6 +452,18 @@ class Catalog:
                 changed.update(dict.fromkeys(codes))
         return last, list(changed) if known else None
 
+    def last_session(self) -> int:
+        """The number of the session that began last; 0 if none did."""
+        return self._session_of(self._read("SELECT value FROM meta WHERE name = 'session'"))
+
+    def _session_of(self, rows: list[Any]) -> int:
+        number = rows[0][0] if rows else 0
+        if type(number) is not int or not 0 <= number < _LAST_SESSION:
+            raise ChestFormatError(
+                f"expected a number in {self.path}, found {number!r:.80} as its last session"
+            )
+        return number
+
     def sessions(self) -> list[int]:
         """The sessions that have not ended cleanly, or not yet."""
         return [row[0] for row in self._read("SELECT number FROM session") if type(row[0]) is int]
@@ -475,8 +490,9 @@ class Catalog:
     def begin_session(self) -> int:
         """Note that a writer is at work, and return its number."""
         with self._transaction() as connection:
-            rows = connection.execute("SELECT value FROM meta WHERE name = 'session'").fetchall()
-            self.session = (int(rows[0][0]) if rows else 0) + 1
+            # Read in the transaction, so that nobody else gets the same number.
+            sql = "SELECT value FROM meta WHERE name = 'session'"
+            self.session = self._session_of(connection.execute(sql).fetchall()) + 1
             self._set_meta(connection, "session", self.session)
             connection.execute("INSERT INTO session VALUES (?)", (self.session,))
         return self.session
@@ -676,6 +692,7 @@ def _connect(target: str, *, uri: bool) -> sqlite3.Connection:
         target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri
     )
     try:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         # A stranger's database must not run functions or views of its own making.
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -694,7 +711,7 @@ def is_foreign(root: str) -> bool:
             return application != _APPLICATION_ID and _tables(connection) > 0
         finally:
             connection.close()
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return False
 
 
@@ -718,6 +735,11 @@ def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
     return int(application), int(version)
 
 
+# Generations, with the session's number in their upper half, stay within SQLite's 64 bits, as do
+# places in the order of insertion.
+_LAST_SESSION = (1 << 31) - 2
+_LAST_PLACE = 1 << 62
+
 # No offset and no size is larger: sums of them stay within 64 bits.
 _FAR = 1 << 50
 
@@ -728,8 +750,8 @@ def _checked(raw: RawRow, path: str) -> RawRow:
     Of a row that holds something else its key and its place are left, so that it can be deleted.
     """
     key, seq, exact, form, generation, pack, offset, stored, _ = raw
-    if type(seq) is not int:
-        raise CorruptEntryError(f"expected a number as seq of {key!r} in {path}")
+    if type(key) is not bytes or type(seq) is not int:
+        raise CorruptEntryError(f"expected a key and its place in {path}, found {key!r:.80}")
     if (
         type(generation) is int
         and (pack is None or type(pack) is int)
@@ -741,6 +763,22 @@ def _checked(raw: RawRow, path: str) -> RawRow:
     ):
         return raw
     return key, seq, None, "", -1, None, 0, 0, None
+
+
+def _schema(connection: sqlite3.Connection) -> list[str]:
+    """What a database consists of, as SQL, whatever the spaces in it."""
+    sql = "SELECT coalesce(sql, type || ' ' || name) FROM sqlite_master"
+    return sorted(" ".join(str(row[0]).split()) for row in connection.execute(sql))
+
+
+@functools.cache
+def _our_schema() -> list[str]:
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(_SCHEMA)
+        return _schema(connection)
+    finally:
+        connection.close()
 
 
 def _tables(connection: sqlite3.Connection) -> int:

@@ -350,8 +350,10 @@ class Committer:
         placed = []
         for key, row in rows:
             slot, new = index.slot_for_put(key)
-            exact = encode_key(slot.key).exact
-            placed.append((slot, new, row._replace(exact=exact, seq=slot.seq)))
+            code = encode_key(slot.key)
+            # Another chest's row may have come under a code that says the same in other words.
+            row = row._replace(key=code.canonical, exact=code.exact, seq=slot.seq)
+            placed.append((slot, new, row))
         leaving = [slot for slot in map(index.find, deleted) if slot is not None]
         # Deleted before they were put: their rows are replaced by this commit.
         overtaken: list[Slot] = []

@@ -11,13 +11,13 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
-from arraychest.errors import ValueTypeError
+from arraychest.errors import CorruptEntryError, ValueTypeError
 
 Kind = Literal["array", "scalar", "pickle"]
 
 # A form's text longer than this is not parsed: a real structured dtype of hundreds of fields
-# takes some 20 kB, and Python's parser needs memory in proportion.
-_MAX_FORM_TEXT = 1 << 20
+# takes some 20 kB, Python's parser needs memory in proportion, and NumPy time with its square.
+_MAX_FORM_TEXT = 1 << 17
 
 
 class Form(NamedTuple):
@@ -171,19 +171,27 @@ def _has_metadata(dtype: np.dtype) -> bool:
     return dtype.metadata is not None or any(_has_metadata(field[0]) for field in fields)
 
 
+# Warning: where warnings are errors, NumPy's of deprecated names of dtypes.
+_REFUSALS = (
+    ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError, Warning,
+)  # fmt: skip
+
+
 @functools.lru_cache(maxsize=4096)
 def parse_form(text: str) -> Form:
     """The form that a text of the catalog stands for.
 
     Raises
     ------
-    ValueError
+    CorruptEntryError
         The text is no form; it may have been written by anybody.
     """
     try:
         return _form(text)
-    except (ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f'expected a form such as "3,4 C <f8", found {text[:200]!r}') from error
+    except _REFUSALS as error:
+        raise CorruptEntryError(
+            f'expected a form such as "3,4 C <f8", found {text[:200]!r}'
+        ) from error
 
 
 def _form(text: str) -> Form:

@@ -68,6 +68,9 @@ class Files:
         # unlinked, and out once it is named, or gone.  What an error or an interrupt leaves in
         # here is why the next writer has to sweep.
         self.loose: set[str] = set()
+        # Folders that files were removed from since they were synced, if that is asked for: until
+        # then a power cut may bring the files back.
+        self._thinned: set[str] = set()
 
     def make_folders(self) -> None:
         """Create the folders that a chest has from the start."""
@@ -119,6 +122,7 @@ class Files:
                 os.close(fd)
             if spare:
                 _make_parent_and(os.rename, spare, path)
+                self._thinned.add(os.path.dirname(spare))
                 self.loose.discard(spare)
             if self._durable:
                 self._sync_folder(path)
@@ -270,12 +274,18 @@ class Files:
             self.loose.discard(name)
             raise
         if self._durable:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            self._sync_folder(path)
+                # A stranger's chest may hold a pipe or a link in the place of a file.
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(path, flags)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                self._sync_folder(path)
+            except OSError:
+                self.remove([name], keep_spares=False)
+                raise
 
     def remove(self, names: Iterable[str], *, keep_spares: bool = True) -> None:
         """Unlink files that no row names any more, or keep them as spares.
@@ -293,6 +303,7 @@ class Files:
     def _unlink(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+        self._thinned.add(os.path.dirname(path))
         self.loose.discard(path)
 
     def _keep_as_spare(self, name: str) -> bool:
@@ -308,6 +319,7 @@ class Files:
         try:
             # Out of reach first: from here on nobody can open it by the name the catalog gave.
             _make_parent_and(os.rename, path, spare)
+            self._thinned.add(os.path.dirname(path))
             kept = _is_unseen(spare)
             if not kept:
                 self._unlink(spare)
@@ -342,28 +354,94 @@ class Files:
     def end_session(self) -> None:
         """Give the spares' space and their folder back."""
         self.drop_spares()
+        self.remove_spare_folder(self.session)
+
+    def remove_spare_folder(self, session: int) -> None:
+        """Remove the folder of a session's spares, if none is in it."""
         with contextlib.suppress(OSError):
-            os.rmdir(self.path(f"{SPARE}/{self.session:x}"))
+            os.rmdir(self.path(f"{SPARE}/{session:x}"))
+            self._thinned.add(self.path(SPARE))
+
+    def sync_removals(self) -> None:
+        """Let no power cut bring back what was removed, if that is asked for.
+
+        Raises
+        ------
+        OSError
+            It may.
+        """
+        folders, self._thinned = self._thinned, set()
+        if self._durable:
+            for folder in sorted(folders):
+                with contextlib.suppress(FileNotFoundError):
+                    sync_folder(folder)
 
     def names(self) -> Iterator[str]:
-        """Every file in the chest's folders of values, relative to its own."""
-        for top in (DATA, PACKS, SPARE):
-            for folder, _, files in os.walk(self.path(top)):
-                for file in files:
-                    yield os.path.relpath(os.path.join(folder, file), self.root)
+        """Every file in the chest's folders of values, relative to its own.
+
+        As deep as files of ours lie, and no deeper; no link is followed.
+        """
+        for top in (DATA, SPARE):
+            for entry in _entries(self.path(top)):
+                if entry.is_dir(follow_symlinks=False):
+                    for file in _files_in(entry.path):
+                        yield f"{top}/{entry.name}/{file}"
+                else:
+                    yield f"{top}/{entry.name}"
+        for file in _files_in(self.path(PACKS)):
+            yield f"{PACKS}/{file}"
 
     def _sync_folder(self, path: str) -> None:
         # The folder may be new itself: its own name lies in its parent.
         folder = os.path.dirname(path)
         while True:
-            fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_folder(folder)
             if folder == self.root:
                 return
             folder = os.path.dirname(folder)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files_in(folder: str) -> Iterator[str]:
+    for entry in _entries(folder):
+        if not entry.is_dir(follow_symlinks=False):
+            yield entry.name
+
+
+def check_folders(root: str) -> None:
+    """Refuse a chest of which a folder is a link, which would lead elsewhere what we do in it.
+
+    Opening a file refuses a link in its last place only (``O_NOFOLLOW``).
+
+    Raises
+    ------
+    ChestFormatError
+        A folder of values is a link.
+    """
+    for top in (DATA, PACKS, SPARE, QUARANTINE):
+        path = f"{root}/{top}"
+        if os.path.islink(path):
+            raise ChestFormatError(f"expected a folder at {path}, found a link")
+    for top in (DATA, SPARE):
+        for entry in _entries(f"{root}/{top}"):
+            if entry.is_symlink():
+                raise ChestFormatError(f"expected a folder at {entry.path}, found a link")
+
+
+def sync_folder(folder: str) -> None:
+    """Put the names in a folder on stable storage."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 # linux/fs.h: share the blocks of another file.

@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from typing import Literal
 
 from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.counter import FILE_NAME as COUNTER_NAME
 from arraychest.errors import ChestFormatError, ChestInUseError
-from arraychest.files import DATA, PACKS, QUARANTINE, SPARE, Files
+from arraychest.files import DATA, PACKS, QUARANTINE, SPARE, Files, check_folders, sync_folder
 from arraychest.locks import ATTACHED, PRIVATE, LockFile
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 
 Mode = Literal["r", "a", "w", "x"]
 
 
-def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
+def open_folder(path: str, mode: Mode, *, durable: bool) -> tuple[LockFile | None, bool]:
     """Check and, where the mode says so, create a chest's folder, and attach to it.
+
+    With `durable` its name is on stable storage then.
 
     Returns the folder's locks, None for ``mode="r"``, and whether nobody else may write: then no
     one else can attach until `locks.ATTACHED` is shared again.
@@ -33,6 +36,7 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
         It should be emptied, and others use it.
     """
     catalog = os.path.join(path, CATALOG_NAME)
+    _check_safety(path, writable=mode != "r")
     if mode == "r":
         if not os.path.isfile(catalog):
             if os.path.isdir(path):
@@ -40,6 +44,9 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
             raise FileNotFoundError(errno.ENOENT, "expected a chest, found no such folder", path)
         return None, False
     created = False
+    above = os.path.dirname(path)
+    while not os.path.isdir(above) and above != os.path.dirname(above):
+        above = os.path.dirname(above)
     try:
         os.makedirs(path, exist_ok=False)
         created = True
@@ -48,8 +55,10 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
             raise NotADirectoryError(
                 errno.ENOTDIR, "expected a folder for a chest, found a file", path
             ) from None
+    if durable:
+        _sync_names(path, above)
     # One that is shorter than SQLite's header was being made, or is lost.
-    is_chest = os.path.isfile(catalog) and os.path.getsize(catalog) >= 100
+    is_chest = _is_catalog(path)
     if mode == "x" and not created and (is_chest or os.listdir(path)):
         raise FileExistsError(errno.EEXIST, 'mode="x" expects no chest yet, found a folder', path)
     if not is_chest and not created:
@@ -66,7 +75,75 @@ def open_folder(path: str, mode: Mode) -> tuple[LockFile | None, bool]:
                 f"expected {CATALOG_NAME} in {path}, found none beside values such as {left}: "
                 'nothing was touched; `arraychest.repair` makes a new one, mode="w" starts empty'
             )
-    return attach(path, alone=mode == "w")
+    locks, alone = attach(path, alone=mode == "w")
+    if alone:
+        # What a crash left of the making of a catalog; `_check_safety` let it pass.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(catalog + "-journal")
+    return locks, alone
+
+
+def _check_safety(path: str, *, writable: bool) -> None:
+    """Refuse a folder that was prepared to have us read or write elsewhere.
+
+    Looked at once: what is defended against is a chest that came from a stranger, not somebody who
+    changes the folder while it is in use.
+
+    Raises
+    ------
+    ChestFormatError
+        A folder of values is a link; or a file of the catalog is one, or shares its bytes with a
+        file elsewhere.
+    """
+    check_folders(path)
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = os.path.join(path, CATALOG_NAME + suffix)
+        try:
+            status = os.lstat(file)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise ChestFormatError(f"expected a file at {file}, found something else")
+        # Readers write to the index of the log, too.
+        if status.st_nlink > 1 and (writable or suffix == "-shm"):
+            raise ChestFormatError(
+                f"expected a file with one name at {file}, found one with {status.st_nlink}: "
+                "copy the folder"
+            )
+        # It may name any other file, which SQLite would remove at the end of its recovery.
+        if suffix == "-journal" and status.st_size and (not writable or _has_tables(path)):
+            raise ChestFormatError(
+                f"expected a catalog in WAL mode in {path}, found a rollback journal beside it"
+            )
+
+
+def _is_catalog(path: str) -> bool:
+    """Whether a catalog is there that is longer than the header of SQLite."""
+    catalog = os.path.join(path, CATALOG_NAME)
+    return os.path.isfile(catalog) and os.path.getsize(catalog) >= 100
+
+
+def _has_tables(path: str) -> bool:
+    """Whether the catalog's first page, as it lies in the file, names anything.
+
+    A rollback journal is there only while the first page is made, before there are tables.
+    """
+    if not _is_catalog(path):
+        return False
+    with open(os.path.join(path, CATALOG_NAME), "rb") as catalog:
+        head = catalog.read(105)
+    # https://www.sqlite.org/fileformat.html: the number of cells of the first B-tree page.
+    return head[103:] != b"\0\0"
+
+
+def _sync_names(path: str, above: str) -> None:
+    """Put the names of a folder, and of those down to it from `above`, on stable storage."""
+    folder = path
+    while folder != above:
+        folder = os.path.dirname(folder)
+        # A folder that may be passed through, but not read, cannot be synced either.
+        with contextlib.suppress(PermissionError):
+            sync_folder(folder)
 
 
 def attach(path: str, *, alone: bool) -> tuple[LockFile, bool]:

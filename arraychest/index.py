@@ -25,7 +25,7 @@ import numpy as np
 
 from arraychest.catalog import Catalog
 from arraychest.entry import EXACT, GENERATION, KEY, SEQ, RawRow, Row
-from arraychest.errors import ClosedChestError, CorruptEntryError
+from arraychest.errors import ArrayChestError, ClosedChestError, CorruptEntryError
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.resident import ResidentSet, is_held
 from arraychest.slot import Batch, Slot
@@ -183,7 +183,11 @@ class Index:
             self.forget_rows()
         slots, rows, tombstones = self.slots, self.rows, self.tombstones
         fresh = self._resident.fresh
-        for raw in self._catalog.rows_after(seq, _READ_AHEAD):
+        try:
+            ahead = self._catalog.rows_after(seq, _READ_AHEAD)
+        except (ArrayChestError, OSError):
+            return  # told when one of them is asked for
+        for raw in ahead:
             self._last_found = raw[SEQ]
             # One that cannot be decoded is reported when it is asked for.
             with contextlib.suppress(ValueError):

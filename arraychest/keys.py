@@ -51,7 +51,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from arraychest.errors import KeyTypeError
+from arraychest.errors import CorruptEntryError, KeyTypeError
 
 # Tuples and frozensets nest at most so deep: encoding recurses in Python, and a stranger's
 # catalog must not be able to exhaust the stack.
@@ -117,7 +117,7 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
 
     Raises
     ------
-    ValueError
+    CorruptEntryError
         The bytes are no key's code.
     """
     try:
@@ -133,7 +133,7 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
         NotImplementedError,  # a path of another system
         SyntaxError,  # NumPy parses a dtype
     ) as error:
-        raise ValueError(f"expected an encoded key, found {canonical[:80]!r}") from error
+        raise CorruptEntryError(f"expected an encoded key, found {canonical!r:.100}") from error
     return key
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arraychest.catalog import Pack
 from arraychest.committer import logger
 from arraychest.entry import Row, parse_form
 from arraychest.errors import AbsentKeyError, PickleRefusedError
@@ -26,7 +27,7 @@ def update_from(mine: Tiers, theirs: Tiers, changes: Transaction, *, overwrite: 
         What came before it is in the transaction.
     """
     # Their packs that were linked, and what they are called here.
-    packs: dict[int, int] = {}
+    packs: dict[int, Pack] = {}
     for key in theirs.keys():  # noqa: SIM118  # no mapping
         if not overwrite and mine.contains(key):
             continue
@@ -45,20 +46,29 @@ def update_from(mine: Tiers, theirs: Tiers, changes: Transaction, *, overwrite: 
         changes.put(key, value)
 
 
-def _link(mine: Tiers, theirs: Tiers, row: Row, packs: dict[int, int], changes: Transaction) -> Row:
-    """Link the file of a value; returns the row that would name it here."""
+def _link(
+    mine: Tiers, theirs: Tiers, row: Row, packs: dict[int, Pack], changes: Transaction
+) -> Row:
+    """Link the file of a value; returns the row that would name it here.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError
+        Its row is not what it should be, or its file is not what the row says.
+    """
     store = mine.open_store()
     source = theirs.open_store()
-    if not mine.options.allow_pickle and parse_form(row.form).kind == "pickle":
+    form = parse_form(row.form)
+    if not mine.options.allow_pickle and form.kind == "pickle":
         raise PickleRefusedError("it holds Python objects")
     if row.pack is None:
         with theirs.writer.lock:
             if source.catalog.is_written_in_place(row.generation):
                 raise OSError("it may be written to, which would change it here, too")
-        return store.adopt(source.files.path(value_name(row)), row)
+        return store.adopt(source.files.path(value_name(row)), row, form)
     if row.pack not in packs:
         path = source.files.path(pack_name(row.pack))
         pack = store.adopt_pack(path, source.pack_record(row.pack))
-        packs[row.pack] = pack.id
+        packs[row.pack] = pack
         changes.adopted.append(pack)
-    return store.adopt_packed(row, packs[row.pack])
+    return store.adopt_packed(row, form, packs[row.pack])

@@ -19,7 +19,7 @@ from arraychest.codecs import npy, pack
 from arraychest.entry import Form, RawRow, Row, parse_form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, Files
-from arraychest.keys import file_stem
+from arraychest.keys import decode_key, file_stem
 from arraychest.mapping import MmapMode, map_file
 from arraychest.values import copied, scalar_of
 
@@ -211,9 +211,10 @@ class Loader:
     def pack_base(self, path: str, row: Row, form: Form, key: Any) -> np.ndarray:
         """The bytes of a mapped pack, as far as `row` reaches at least."""
         identity = cast(int, row.pack)
-        if form.nbytes != row.stored:
+        if not is_packed_well(row, form):
             raise CorruptEntryError(
-                f"expected {form.nbytes} bytes for key {key!r} in {path}, found {row.stored}"
+                f"expected {form.nbytes} bytes, less than {pack.PACK_THRESHOLD}, for key {key!r} "
+                f"in {path}, found {row.stored} at {row.offset}"
             )
         fd = os.open(path, READ_FLAGS)
         try:
@@ -226,7 +227,7 @@ class Loader:
                 raise CorruptEntryError(
                     f"expected the pack of key {key!r} in {path}, found something else"
                 )
-            if not _is_place(row.offset) or row.offset + row.stored > status.st_size:
+            if row.offset + row.stored > status.st_size:
                 raise CorruptEntryError(
                     f"expected key {key!r} at bytes {row.offset} to {row.offset + row.stored} of "
                     f"{path}, found {status.st_size} bytes in all"
@@ -242,6 +243,25 @@ class Loader:
             self._maps[identity] = base, status.st_size
         return base
 
+    def packed_bytes(self, row: Row) -> bytes:
+        """The bytes of a packed value, as they lie in its pack.
+
+        Raises
+        ------
+        CorruptEntryError
+            The row, or what lies there, is not what it should be.
+        OSError
+            It could not be read.
+        """
+        form = parse_form(row.form)  # refuses what is left of a row that is corrupt
+        key = decode_key(row.key, row.exact)
+        path = self._files.path(pack_name(cast(int, row.pack)))
+        try:
+            array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
+        except (TypeError, ValueError) as error:
+            raise CorruptEntryError(f"the value of key {key!r} in {path}: {error}") from error
+        return array.tobytes(form.order)
+
     def prefetch(self, row: Row) -> None:
         """Ask the kernel to read a value ahead; a hint that cannot fail."""
         with contextlib.suppress(OSError):
@@ -252,6 +272,10 @@ class Loader:
                 os.close(fd)
 
 
-def _is_place(offset: int) -> bool:
-    """Whether a value may start there in a pack."""
-    return offset >= pack.HEADER_BYTES and offset % pack.ALIGN == 0
+def is_packed_well(row: Row, form: Form) -> bool:
+    """Whether size and place of a row are such as a packed value of this form has."""
+    return (
+        form.nbytes == row.stored < pack.PACK_THRESHOLD
+        and row.offset >= pack.HEADER_BYTES
+        and row.offset % pack.ALIGN == 0
+    )

@@ -84,7 +84,7 @@ class Session:
     def _open_named(self, path: str) -> None:
         mode = self.options.mode
         had_locks = os.path.lexists(os.path.join(path, LOCKS_NAME))
-        locks, alone = open_folder(path, mode)
+        locks, alone = open_folder(path, mode, durable=self.options.durable)
         try:
             try:
                 store = self._make_store(path, locks, alone)
@@ -211,6 +211,7 @@ class Session:
             discard = discard or self.temporary
             if not discard and self.may_write():
                 writer.flush()
+                self._sync_in_place()
             with writer.lock:
                 self._closing = self._no_puts = True
                 try:
@@ -281,6 +282,9 @@ class Session:
 
     def _forget_kept(self) -> None:
         """Let go of what is kept open beside the index."""
+
+    def _sync_in_place(self) -> None:
+        """Put what was written through maps on stable storage, if that is asked for."""
 
     def finalize(self) -> None:
         """What happens to a chest that nobody closed; raises nothing."""

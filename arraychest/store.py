@@ -15,7 +15,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +25,10 @@ from arraychest.checksums import Extent, packed, sums
 from arraychest.codecs import directory, npy, pack
 from arraychest.counter import open_counter, unmoved
 from arraychest.entry import GENERATION, PACK, Form, RawRow, Row, parse_form
-from arraychest.errors import ChestFormatError
+from arraychest.errors import ChestFormatError, CorruptEntryError
 from arraychest.files import DATA, PACKS, SPARE, Files
-from arraychest.keys import KeyCode, decode_key
-from arraychest.loader import READ_FLAGS, Loader, pack_name, value_name
+from arraychest.keys import KeyCode
+from arraychest.loader import READ_FLAGS, Loader, is_packed_well, pack_name, value_name
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.locks import PACK as PACK_BYTE
 from arraychest.mapping import MmapMode
@@ -143,6 +143,7 @@ class Store:
                 if not self._unsure and not self.files.loose:
                     # All is stored: where this fails, on a full disk, the next writer sweeps.
                     with contextlib.suppress(OSError), self.exclusive():
+                        self.files.sync_removals()
                         self.catalog.end_sessions([self.catalog.session])
         finally:
             try:
@@ -598,10 +599,13 @@ class Store:
                 live[identity] = live.get(identity, 0) + size
                 if offset + size > ends.get(identity, 0):
                     ends[identity] = offset + size
-        for _, _, _, _, _, identity, _, stored, _ in freed:
+        for _, _, _, _, _, identity, offset, stored, _ in freed:
             if identity is not None:
                 size = (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
-                live[identity] = live.get(identity, 0) - size
+                before = known.get(identity) or self._packs.get(identity)
+                # One that reaches beyond its pack is corrupt, and was never counted.
+                if before is not None and offset + size <= before.bytes:
+                    live[identity] = live.get(identity, 0) - size
         after: dict[int, Pack] = {}
         for identity in live:
             before = known.get(identity) or self._packs.get(identity)
@@ -613,7 +617,7 @@ class Store:
             listed = self._listed.get(identity, ())
             after[identity] = before._replace(
                 bytes=nbytes,
-                live=before.live + live[identity],
+                live=max(0, before.live + live[identity]),
                 own=before.own + sum(size for at, size in listed if at < nbytes),
             )
         return after
@@ -715,13 +719,7 @@ class Store:
         OSError, CorruptEntryError
             The values stay where they were.
         """
-        data = []
-        for row in rows:
-            form = parse_form(row.form)
-            key = decode_key(row.key, row.exact)
-            path = self.files.path(pack_name(cast(int, row.pack)))
-            array = pack.view(self.loader.pack_base(path, row, form, key), form, row.offset)
-            data.append(array.tobytes(form.order))
+        data = [self.loader.packed_bytes(row) for row in rows]
         appended = self.append(
             [row.key for row in rows],
             [row.seq for row in rows],
@@ -775,9 +773,10 @@ class Store:
         if known is not None and identity not in self._pending:
             self._commit({identity: known._replace(live=0)}, (), (), ())
 
-    def adopt(self, source: str, row: Row) -> Row:
+    def adopt(self, source: str, row: Row, form: Form) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
-        if row.stamp is None:
+        size = row.stored - npy.TRAILER_BYTES - row.offset
+        if row.stamp is None or (size != form.nbytes and form.kind != "pickle"):
             raise OSError(errno.EINVAL, "expected a value with a file of its own", source)
         mine = row._replace(generation=self._generation())
         name = value_name(mine)
@@ -802,20 +801,38 @@ class Store:
     def adopt_pack(self, source: str, theirs: Pack) -> Pack:
         """Link another chest's pack into this one; never appended to here."""
         mine = Pack(self._generation(), theirs.stamp, theirs.bytes, 0, 1, theirs.own)
-        self.files.link(source, pack_name(mine.id))
+        name = pack_name(mine.id)
+        self.files.link(source, name)
+        try:
+            fd = os.open(self.files.path(name), READ_FLAGS)
+            try:
+                size = os.fstat(fd).st_size
+                stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
+            finally:
+                os.close(fd)
+            if stamp != theirs.stamp or size < theirs.bytes:
+                raise OSError(errno.ESTALE, "expected another pack", source)
+        except OSError:
+            self.files.remove([name], keep_spares=False)
+            raise
         return mine
 
-    def adopt_packed(self, row: Row, identity: int) -> Row:
-        """The row that names a value in a pack that was adopted as `identity`."""
-        return row._replace(generation=self._generation(), pack=identity)
+    def adopt_packed(self, row: Row, form: Form, mine: Pack) -> Row:
+        """The row that names a value in a pack that was adopted as `mine`."""
+        if not is_packed_well(row, form) or row.offset + row.stored > mine.bytes:
+            raise OSError(errno.EINVAL, "expected a value in a pack", self.files.path(""))
+        return row._replace(generation=self._generation(), pack=mine.id)
 
     def pack_file(self, known: Pack) -> str:
         """The file of a pack, relative to the chest."""
         return pack_name(known.id)
 
     def pack_record(self, identity: int) -> Pack:
-        """What the catalog knows of a pack."""
-        return self._packs[identity]
+        """What the catalog knows of a pack; raises CorruptEntryError if it knows none."""
+        known = self._packs.get(identity)
+        if known is None:
+            raise CorruptEntryError(f"expected pack {identity:x} in {self.root}, found none")
+        return known
 
     def sessions(self, catalog: Catalog) -> tuple[set[int], set[int]]:
         """The sessions that are alive, as far as can be told, and those that died."""
@@ -888,7 +905,7 @@ class Store:
                     f"expected a sound catalog in {self.root}, found {problems[0]}; "
                     "`arraychest.repair` makes a new one from the values' files"
                 )
-            newest = self.catalog.meta("session")
+            newest = self.catalog.last_session()
             gone = [name for number in dead for name in self.catalog.gone_files(number)]
             named = self.catalog.file_generations() | self.catalog.pack_ids()
         orphans = []
@@ -904,8 +921,8 @@ class Store:
                 orphans.append(name)
         self.files.remove(orphans, keep_spares=False)
         for number in dead:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.files.path(f"{SPARE}/{number:x}"))
+            self.files.remove_spare_folder(number)
+        self.files.sync_removals()
         with self.exclusive():
             self.catalog.end_sessions(sorted(dead))
         return len(orphans)

@@ -691,6 +691,9 @@ class Tiers(Session):
         with self.writer.lock:
             self.check_writable()
         self.writer.flush()
+        self._sync_in_place()
+
+    def _sync_in_place(self) -> None:
         if self.options.durable:
             for row in list(self._in_place.values()):
                 self.open_store().sync(row)

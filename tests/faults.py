@@ -22,10 +22,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import arraychest.catalog
+import arraychest.counter
 import arraychest.files
 import arraychest.folder
 import arraychest.loader
+import arraychest.locks
 import arraychest.mapping
+import arraychest.mutation
 import arraychest.store
 
 # An action gets the operation's name, its arguments and what does it, and returns its result.
@@ -39,10 +42,13 @@ OPERATIONS = frozenset({
 })  # fmt: skip
 
 _HOSTS = (
+    arraychest.counter,
     arraychest.files,
     arraychest.folder,
     arraychest.loader,
+    arraychest.locks,
     arraychest.mapping,
+    arraychest.mutation,
     arraychest.store,
 )
 _action: Action | None = None

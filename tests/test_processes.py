@@ -538,10 +538,10 @@ sys.stdin.readline()
 if how in ("view", "slice"):
     print(set(seen.tolist()))
 elif how.endswith("map"):
-    print(set(np.frombuffer(seen, np.float64, {LARGE}, len(seen) - 32 - {BYTES}).tolist()))
+    print(set(np.frombuffer(seen, np.float64, {LARGE}, 128).tolist()))
 else:
     data = os.pread(fd, 1 << 24, 0)
-    print(set(np.frombuffer(data, np.float64, {LARGE}, len(data) - 32 - {BYTES}).tolist()))
+    print(set(np.frombuffer(data, np.float64, {LARGE}, 128).tolist()))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
