@@ -77,9 +77,11 @@ def open_folder(path: str, mode: Mode, *, durable: bool) -> tuple[LockFile | Non
             )
     locks, alone = attach(path, alone=mode == "w")
     if alone:
-        # What a crash left of the making of a catalog; `_check_safety` let it pass.
+        # What a crash left of the making of a catalog; `_check_safety` let it pass.  An empty one
+        # may be another program's, which keeps it for its next transaction.
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(catalog + "-journal")
+            if os.path.getsize(catalog + "-journal"):
+                os.unlink(catalog + "-journal")
     return locks, alone
 
 

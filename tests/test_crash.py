@@ -298,7 +298,7 @@ def test_a_crash_during_recovery_loses_nothing(tmp_path, other):
             work(path, other, say)
 
     told = in_child(first).said
-    for number in range(1, 60):
+    for number in range(1, 200):
 
         def again(say: Say, number: int = number) -> bool:
             countdown = Countdown(number, die)
@@ -314,7 +314,7 @@ def test_a_crash_during_recovery_loses_nothing(tmp_path, other):
 
 
 def test_a_crash_while_a_chest_is_emptied_leaves_a_chest_that_opens(tmp_path):
-    for number in range(1, 80):
+    for number in range(1, 200):
         path = tmp_path / f"{number}"
         with arraychest.open(path) as chest:
             chest["large"], chest["small"] = filled(1, LARGE), filled(2, SMALL)
