@@ -404,6 +404,9 @@ class _Inspection:
             elif at in listed and (listed[at].key, listed[at].form) != (row.key, row.form):
                 message = f"expected {listed[at]!r:.200} as the pack says, found {raw!r:.200}"
                 self._find("corrupt row", raw, name, message, at, row.stored)
+            elif at not in listed and all_listed:
+                message = f"expected a place that the pack lists, found {at}"
+                self._find("corrupt row", raw, name, message, at, row.stored)
             elif any(start < behind and at < start + n for start, n in damaged):
                 message = f"bytes {at} to {behind} lie where some have changed"
                 self._find("damaged", raw, name, message, at, row.stored)

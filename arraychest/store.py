@@ -775,8 +775,7 @@ class Store:
 
     def adopt(self, source: str, row: Row, form: Form) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
-        size = row.stored - npy.TRAILER_BYTES - row.offset
-        if row.stamp is None or (size != form.nbytes and form.kind != "pickle"):
+        if row.stamp is None:
             raise OSError(errno.EINVAL, "expected a value with a file of its own", source)
         mine = row._replace(generation=self._generation())
         name = value_name(mine)
@@ -788,10 +787,11 @@ class Store:
             try:
                 size = os.fstat(fd).st_size
                 tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
-                stamp, _ = npy.parse_trailer(tail, size) or (None, 0)
+                stamp, end = npy.parse_trailer(tail, size) or (None, 0)
             finally:
                 os.close(fd)
-            if size != row.stored or stamp != row.stamp:
+            fits = end - row.offset == form.nbytes or form.kind == "pickle"
+            if size != row.stored or stamp != row.stamp or not fits:
                 raise OSError(errno.ESTALE, "expected another value", source)
         except OSError:
             self.files.remove([name], keep_spares=False)
