@@ -385,6 +385,9 @@ class _Inspection:
         listed = {
             at: each for start, end, values in directories for at, each in places(end, values)
         }
+        # Otherwise a value may be listed where it cannot be read.
+        own = pack.HEADER_BYTES + sum(pack.aligned(end - start) for start, end, _ in directories)
+        all_listed = known.own <= own
         damaged = self._damaged_bytes(known, data)
         end = pack.HEADER_BYTES
         for raw in rows:
