@@ -114,15 +114,20 @@ class Chest(MutableMapping[Any, Any]):
     on_overflow
         Called with a key after its value was spilled, in a background thread; what it raises is
         logged.
+    allow_network
+        Whether a chest on a network file system is opened for writing.  It is safe there as long
+        as only one host uses it at a time, which the caller promises.
 
     Raises
     ------
+    FileSystemError
+        The folder lies on a network file system.  Nothing was touched.
     FileNotFoundError, FileExistsError, NotADirectoryError
         `mode` wants it otherwise.
     ChestFormatError
         The folder holds something else, or a chest of a newer format.  Nothing was touched.
     ChestInUseError
-        Another chest writes to the folder.
+        It should be emptied (``mode="w"``), and others use it.
     ValueError, TypeError
         An argument is none of the above.
 
@@ -168,6 +173,7 @@ class Chest(MutableMapping[Any, Any]):
         durable: bool = False,
         on_miss: Callable[[Any], object] | None = None,
         on_overflow: Callable[[Any], object] | None = None,
+        allow_network: bool = False,
     ) -> None:
         _check_choice("mode", mode, ("r", "a", "w", "x"))
         _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
@@ -187,9 +193,19 @@ class Chest(MutableMapping[Any, Any]):
             "durable": durable,
             "on_miss": on_miss,
             "on_overflow": on_overflow,
+            "allow_network": allow_network,
         }
         folder = None if path is None else os.path.abspath(os.fsdecode(path))
-        options = Options(mode, mmap_mode, on_put, allow_pickle, durable, on_miss, on_overflow)
+        options = Options(
+            mode,
+            mmap_mode,
+            on_put,
+            allow_pickle,
+            durable,
+            on_miss,
+            on_overflow,
+            allow_network,
+        )
         self._tiers = Tiers(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.
         self._index = self._tiers.index.slots

@@ -61,6 +61,13 @@ class ChestInUseError(ArrayChestError, BlockingIOError):
         super().__init__(message)
 
 
+class FileSystemError(ArrayChestError, OSError):
+    """The folder lies where processes cannot share a chest safely.  Nothing was touched."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
 class ReadOnlyChestError(ArrayChestError, PermissionError):
     """A change was asked of a chest opened with ``mode="r"``, or inherited by a forked child."""
 

@@ -20,6 +20,7 @@ from arraychest.errors import (
     ClosedChestError,
     ReadOnlyChestError,
 )
+from arraychest.filesystem import check_file_system
 from arraychest.folder import Mode, empty_folder, open_folder
 from arraychest.index import Index
 from arraychest.locks import FILE_NAME as LOCKS_NAME
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     durable: bool
     on_miss: Callable[[Any], object] | None
     on_overflow: Callable[[Any], object] | None
+    allow_network: bool
 
 
 class Session:
@@ -83,6 +85,8 @@ class Session:
 
     def _open_named(self, path: str) -> None:
         mode = self.options.mode
+        if mode != "r" and not self.options.allow_network:
+            check_file_system(path)
         had_locks = os.path.lexists(os.path.join(path, LOCKS_NAME))
         locks, alone = open_folder(path, mode, durable=self.options.durable)
         try:
