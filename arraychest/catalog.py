@@ -67,7 +67,9 @@ import os
 import pathlib
 import sqlite3
 import sys
+import threading
 import uuid
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -170,7 +172,11 @@ class Catalog:
         self.session = 0
         self._told_gone = 0
         self._writer: sqlite3.Connection | None = None
-        with self._translate_errors():
+        # Each held while a statement runs that the chest's lock does not keep a fork from.
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        with _registering:
+            _alive.add(self)
+        with self._reading, self._writing, self._translate_errors():
             if writable:
                 self._writer = self._open_writer()
             reader = None
@@ -240,14 +246,15 @@ class Catalog:
 
     def close(self) -> None:
         """Close both connections; the log is merged into the database by the last one."""
-        try:
-            self.end_snapshot()
-        finally:
+        with self._reading, self._writing:
             try:
-                self._reader.close()
+                self.end_snapshot()
             finally:
-                if self._writer is not None:
-                    self._writer.close()
+                try:
+                    self._reader.close()
+                finally:
+                    if self._writer is not None:
+                        self._writer.close()
 
     def reopen_in_child(self) -> None:
         """Read through a connection of this process's own after a fork.
@@ -259,7 +266,7 @@ class Catalog:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
         self._writer = None
         self._writable = self._snapshot = False
-        with self._translate_errors():
+        with self._reading, self._translate_errors():
             self._reader = self._open_reader()
         self._find = self._reader.cursor()
 
@@ -377,7 +384,8 @@ class Catalog:
     def problems(self) -> list[str]:
         """What SQLite finds wrong with the database as such.  O(n), some 1 us an entry."""
         try:
-            found = self._reader.execute("PRAGMA integrity_check(10)").fetchall()
+            with self._reading:
+                found = self._reader.execute("PRAGMA integrity_check(10)").fetchall()
         except sqlite3.DatabaseError as error:
             return [str(error)]
         return [str(line) for (line,) in found if line != "ok"]
@@ -480,7 +488,7 @@ class Catalog:
         return rows[0][0] if rows else None
 
     def _read(self, sql: str, *parameters: Any) -> list[Any]:
-        with self._translate_errors():
+        with self._reading, self._translate_errors():
             if self._writable:
                 self._end_interrupted()
             return self._reader.execute(sql, parameters).fetchall()
@@ -654,7 +662,7 @@ class Catalog:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._writer
         assert connection is not None, "a reader commits nothing"
-        with self._translate_errors():
+        with self._writing, self._translate_errors():
             ending = False
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -821,3 +829,35 @@ def _grouped(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         while len(items) - start >= size:
             yield items[start : start + size]
             start += size
+
+
+# SQLite has locks for all connections of a process.  A child that was forked while another thread
+# held one would wait for it for good with its first statement, also in a database of its own: no
+# statement may be running at a fork.
+_alive: weakref.WeakSet[Catalog] = weakref.WeakSet()
+_registering = threading.Lock()
+_forking: list[Catalog] = []
+
+
+def _before_fork() -> None:
+    # Later than the chests' hook, as this module was imported earlier: whoever waits for one of
+    # these locks may hold a chest's, but not the other way round.
+    _registering.acquire()
+    _forking[:] = _alive
+    for catalog in _forking:
+        catalog._reading.acquire()
+        catalog._writing.acquire()
+
+
+def _after_fork() -> None:
+    while _forking:
+        catalog = _forking.pop()
+        catalog._writing.release()
+        catalog._reading.release()
+    _registering.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )

@@ -245,8 +245,11 @@ class Committer:
         elif job.small:
             rows = store.append(*_small_values(job.slots, job.arrays))
         else:
-            pairs = zip(job.slots, job.arrays, strict=True)
-            rows = [store.write(*_encoded(slot, array)) for slot, array in pairs]
+            rows = [
+                store.write(*_encoded(slot, array))
+                # Not a variable: a zip keeps the last pair, which would then look held by a user.
+                for slot, array in zip(job.slots, job.arrays, strict=True)
+            ]
         try:
             spilled = self._commit(job, rows)
         finally:

@@ -133,5 +133,6 @@ class _Map:
 
     def __del__(self, munmap: Any = _munmap) -> None:
         # `munmap` as a default: at interpreter exit the module's names may be gone before.
-        if self._address is not None:
-            munmap(self._address, self._nbytes)
+        # There is no address where Ctrl-C came before the first line of `__init__`.
+        if (address := getattr(self, "_address", None)) is not None:
+            munmap(address, self._nbytes)

@@ -340,7 +340,7 @@ _fork_lock = threading.Lock()
 
 def _before_fork() -> None:
     _fork_lock.acquire()
-    _forking[:] = [session for session in _alive if not session.closed]
+    _forking[:] = _alive
     for session in _forking:
         session.before_fork()
 

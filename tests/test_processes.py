@@ -888,3 +888,32 @@ def test_a_deletion_not_yet_committed_beside_what_another_chest_does_to_the_key(
             assert (mine["x"] == 4).all()
         assert mine.verify().ok
     audit(path)
+
+
+def test_a_child_forked_beside_threads_that_open_and_close_chests_can_open_one(path, tmp_path):
+    with arraychest.open(path, "w") as chest:
+        chest["a"] = filled(1, SMALL)
+    stop = threading.Event()
+
+    def churn(number: int) -> None:
+        while not stop.is_set():
+            with arraychest.open(tmp_path / f"other{number}", "a") as other:
+                other["b"] = filled(2, SMALL)
+                other.flush()
+                other.verify()
+
+    def read(say: Say) -> float:
+        with arraychest.open(path, "r") as reader:
+            return float(reader["a"][0])
+
+    threads = [threading.Thread(target=churn, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        # Every fifth child waited for good when a fork did not wait for SQLite.
+        outcomes = [in_child(read, seconds=20) for _ in range(60)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert {(outcome.result, outcome.error) for outcome in outcomes} == {(1.0, None)}
