@@ -71,7 +71,7 @@ import threading
 import uuid
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from arraychest.checksums import Extent
@@ -159,6 +159,12 @@ class Catalog:
         Whether this chest may write.
     durable
         Whether a commit returns only once it is on stable storage.
+
+    Attributes
+    ----------
+    on_snapshot
+        Called when a look-up begins a snapshot, which should be ended in a moment: as long as one
+        is open no process can reuse SQLite's log, which grows with every commit.
     """
 
     def __init__(self, root: str, *, writable: bool, durable: bool) -> None:
@@ -166,6 +172,7 @@ class Catalog:
         self._writable = writable
         self._durable = durable
         self._snapshot = False
+        self.on_snapshot: Callable[[], object] = _nobody_else
         self._held_back: BaseException | None = None
         # The number of this writer, once it has begun; and the commit of it that told of files
         # gone, if that was its last.
@@ -266,6 +273,7 @@ class Catalog:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
         self._writer = None
         self._writable = self._snapshot = False
+        self.on_snapshot = _nobody_else
         with self._reading, self._translate_errors():
             self._reader = self._open_reader()
         self._find = self._reader.cursor()
@@ -313,10 +321,11 @@ class Catalog:
 
     def _begin_snapshot(self) -> None:
         # One read transaction for many look-ups: opening and ending one takes as long as the
-        # look-up.  The only writer ends it after each of its commits.
+        # look-up.
         self._end_interrupted()
         self._reader.execute("BEGIN")
         self._snapshot = True
+        self.on_snapshot()
 
     def end_snapshot(self) -> None:
         """Let the next read see what has been committed."""
@@ -693,6 +702,10 @@ class Catalog:
 
 
 _FIND = "SELECT * FROM entry WHERE key = ?"
+
+
+def _nobody_else() -> None:
+    """What a snapshot calls for in a chest that no other process uses."""
 
 
 def _connect(target: str, *, uri: bool) -> sqlite3.Connection:

@@ -117,7 +117,9 @@ class Session:
             store.close()
             raise
         self._store = store
-        self.index.attach(store.catalog, empty=self.index.puts == 0 and alone)
+        catalog = store.catalog
+        catalog.on_snapshot = lambda: self.writer.call_at_rest(catalog.end_snapshot)
+        self.index.attach(catalog, empty=self.index.puts == 0 and alone)
         self.counter = store.counter
 
     def _make_store(self, path: str, locks: LockFile | None, alone: bool) -> Store:

@@ -11,9 +11,9 @@ Everything here is decided under one lock, the chest's, which is never held whil
 or written.  Commits follow one another under a second lock: take `commit_lock` before `lock`.
 
 Threads are started when there is something to store and end a moment after there is nothing more:
-none exists before the first spill, none outlives a close, and none has to be told that the
-interpreter exits.  In this moment, before it ends, a thread computes the checksums of what was
-stored, and goes back to storing as soon as there is something.
+none outlives a close, and none has to be told that the interpreter exits.  In this moment, before
+it ends, a thread computes the checksums of what was stored, and goes back to storing as soon as
+there is something.
 
 A failed write leaves its values in RAM.  The failure is raised by the next put or flush, and the
 values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from arraychest.budget import Budget
 from arraychest.committer import Committer, Job, logger
@@ -75,6 +76,7 @@ class WriteBehind:
         # Whether a thread computes checksums, and how many wait for the last one.
         self._summing = False
         self._sums_awaited = 0
+        self._at_rest: Callable[[], object] | None = None
         # The last look for a victim found none, and nothing has changed since that could give
         # one: a look goes through the whole resident set.
         self._nothing_fits = False
@@ -314,6 +316,9 @@ class WriteBehind:
                     self.changed.notify_all()
                     job = (self._wait_for_job() if lingers else None) or self._sums_job()
                 if job is None:
+                    at_rest, self._at_rest = self._at_rest, None
+                    if at_rest is not None:
+                        at_rest()
                     self._threads.discard(threading.current_thread())
                     self.changed.notify_all()
                     return
@@ -483,6 +488,12 @@ class WriteBehind:
         self._jobs -= 1
         self._start_sums()
         self.changed.notify_all()
+
+    def call_at_rest(self, function: Callable[[], object]) -> None:
+        """Call a function once, under the lock, a moment from now.  Called under the lock."""
+        self._at_rest = function
+        if not self._threads:
+            self._start(None)
 
     def unsaved(self) -> bool:
         """Whether there is anything that the catalog does not know.  Called under the lock."""

@@ -365,3 +365,16 @@ class TestFreezing:
         del array, got
         gc.collect()
         assert_identical(chest["x"], owner())
+
+
+def test_a_shared_value_that_nobody_holds_is_let_go_of_once_it_is_stored():
+    seen = []
+    with arraychest.Chest(
+        available_memory="1 MiB",
+        on_put="share",
+        on_overflow=lambda key: seen.append(chest._tiers.index.slots[key].view),
+    ) as chest:
+        for number in range(4):
+            chest[number] = np.full(100_000, number)
+        chest.flush()
+    assert seen == [None] * 4

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,3 +140,21 @@ def test_writers_that_are_killed_lose_nothing_and_leave_nothing(path):
 def test_writers_that_are_killed_lose_nothing_and_leave_nothing_for_longer(path):
     kills, values = storm(path, kills=300, writers=3, seed=2)
     print(f"{kills} writers killed, {values} values looked at afterwards, none lost")
+
+
+def test_a_chest_that_looked_something_up_and_idles_does_not_keep_the_log(path, monkeypatch):
+    # So few pages that a short test fills the log many times over.
+    monkeypatch.setattr(arraychest.catalog, "_LOG_PAGES", 16)
+    with arraychest.Chest({"a": np.arange(4), "b": np.arange(4)}, path=path):
+        pass
+    with arraychest.open(path, "a") as idle, arraychest.open(path, "a") as busy:
+        assert idle["a"].sum() == 6
+        log = Path(f"{path}/catalog.sqlite-wal")
+        sizes = []
+        for number in range(200):
+            busy["b"] = np.full(4, number)
+            busy.flush()
+            sizes.append(log.stat().st_size)
+            time.sleep(0.001)
+        assert sizes[-1] < 1 << 20, f"{sizes[-1]} bytes, after {sizes[99]}"
+        assert idle["b"][0] == 199

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.harness import Bench, Row
-from bench.workloads import hits, imports, pipeline, reload, small, spill_write
+from bench.workloads import hits, imports, pipeline, reload, sharing, small, spill_write
 
 WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "import": imports.run,
@@ -14,4 +14,5 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "small": small.run,
     "spill-write": spill_write.run,
     "pipeline": pipeline.run,
+    "sharing": sharing.run,
 }

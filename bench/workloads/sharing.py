@@ -1,0 +1,198 @@
+"""`sharing`: many processes on one chest, and what one process pays for it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import arraychest
+from bench.harness import MIB, OURS, Bench, Contestant, Figures, Floor, Row, expect
+
+_NAME = "sharing"
+_KEYS = 256
+_WORDS = 8192  # 64 KiB: each value has a file and a map of its own
+_READERS = 4
+_WRITE_PAUSE_SECONDS = 0.002
+_LOOPS = 5
+# A fork would inherit the bench's own threads and chests.
+_processes = multiprocessing.get_context("spawn")
+
+
+def run(bench: Bench) -> list[Row]:
+    return _readers(bench) + _hit_cost(bench) + _news(bench)
+
+
+def _value(key: int, turn: int) -> np.ndarray:
+    return np.full(_WORDS, turn * _KEYS + key)
+
+
+def _fill(path: Path) -> None:
+    with arraychest.Chest(path=path, available_memory=64 * MIB) as chest:
+        chest.update({key: _value(key, 0) for key in range(_KEYS)})
+
+
+# --- readers beside a writer ---------------------------------------------------------------------
+
+
+def _readers(bench: Bench) -> list[Row]:
+    seconds = bench.pick(1.5, 0.3)
+
+    def contestant(name: str, readers: int) -> Contestant:
+        def run(folder: Path) -> Figures:
+            _fill(folder / "chest")
+            return {"gets": _gets_per_second(str(folder / "chest"), readers, seconds)}
+
+        return Contestant(name, run)
+
+    one, many = "one reader beside it", f"{_READERS} readers"
+    samples = bench.interleave([contestant(many, _READERS), contestant(one, 1)])
+    measure = f"gets of {_READERS} readers beside a writer"
+    floor = Floor(1.5, at_least=True)
+    theirs = samples[one, "gets"]
+    return [
+        Row(_NAME, measure, "/s", samples[many, "gets"], one, theirs, floor, more_is_better=True)
+    ]
+
+
+def _gets_per_second(path: str, readers: int, seconds: float) -> float:
+    gate, stop = _processes.Barrier(readers + 1), _processes.Event()
+    results: Any = _processes.Queue()
+    writer = _processes.Process(target=_write, args=(path, gate, stop, results))
+    others = [
+        _processes.Process(target=_read, args=(path, seconds, gate, results))
+        for _ in range(readers)
+    ]
+    everybody = [writer, *others]
+    for process in everybody:
+        process.start()
+    try:
+        rates = [results.get(timeout=60) for _ in others]
+        stop.set()
+        turns = results.get(timeout=60)
+    finally:
+        stop.set()
+        for process in everybody:
+            process.join(10)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+    expect(turns > 0, "nothing was written meanwhile")
+    return float(sum(rates))
+
+
+def _read(path: str, seconds: float, gate: Any, results: Any) -> None:
+    with arraychest.open(path, "r") as chest:
+        for key in range(_KEYS):
+            chest[key]
+        gate.wait()
+        gets = 0
+        start = perf_counter()
+        while perf_counter() - start < seconds:
+            for key in range(_KEYS):
+                array = chest[key]
+            expect(array[0] % _KEYS == key and array[-1] == array[0], f"another value of {key}")
+            gets += _KEYS
+        results.put(gets / (perf_counter() - start))
+
+
+def _write(path: str, gate: Any, stop: Any, results: Any) -> None:
+    with arraychest.open(path, "a") as chest:
+        gate.wait()
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            key = turn * 7 % _KEYS
+            chest[key] = _value(key, turn)
+            chest.flush()
+            time.sleep(_WRITE_PAUSE_SECONDS)
+        results.put(turn)
+
+
+# --- one process ---------------------------------------------------------------------------------
+
+
+def _hit_cost(bench: Bench) -> list[Row]:
+    keys = [f"key-{number}" for number in range(_KEYS)]
+    order = keys * bench.pick(100, 10)
+
+    with bench.fresh_folder() as folder:
+        private = arraychest.Chest(available_memory=64 * MIB)
+        with private, arraychest.Chest(path=folder / "c", available_memory=64 * MIB) as named:
+            for chest in (private, named):
+                for number, key in enumerate(keys):
+                    chest[key] = np.full(1024, number)
+                for key in keys:
+                    chest[key]
+
+            def contestant(name: str, chest: arraychest.Chest) -> Contestant:
+                def run(_: Path) -> Figures:
+                    return {"get": min(_loop(chest, order) for _ in range(_LOOPS))}
+
+                return Contestant(name, run)
+
+            samples = bench.interleave([contestant(OURS, named), contestant("private", private)])
+    ours, theirs = samples[OURS, "get"], samples["private", "get"]
+    more = [statistics.median(ours) - statistics.median(theirs)]
+    floor = Floor(40, of_ratio=False)
+    return [
+        Row(_NAME, "hit, named chest", "ns", ours, "a private chest", theirs),
+        Row(_NAME, "what a named chest's hit costs more", "ns", more, floor=floor),
+    ]
+
+
+def _loop(chest: arraychest.Chest, order: Sequence[str]) -> float:
+    start = perf_counter()
+    for key in order:
+        chest[key]
+    return (perf_counter() - start) / len(order) * 1e9
+
+
+# --- news ----------------------------------------------------------------------------------------
+
+
+def _news(bench: Bench) -> list[Row]:
+    count = bench.pick(300, 30)
+    with bench.fresh_folder() as folder:
+        path = str(folder / "chest")
+        _fill(Path(path))
+        mine, theirs = _processes.Pipe()
+        writer = _processes.Process(target=_overwrite, args=(path, theirs))
+        writer.start()
+        try:
+            with arraychest.open(path, "r") as chest:
+                for key in range(_KEYS):
+                    chest[key]
+                times = []
+                for turn in range(1, count + 1):
+                    key = turn % _KEYS
+                    mine.send((key, turn))
+                    expect(mine.poll(60) and mine.recv() == turn, "the writer has ended")
+                    start = perf_counter()
+                    array = chest[key]
+                    first = array[0]
+                    times.append((perf_counter() - start) * 1e6)
+                    expect(first == turn * _KEYS + key, f"the get after commit {turn} is old")
+                    del array
+            mine.send(None)
+        finally:
+            writer.join(10)
+            if writer.exitcode is None:
+                writer.kill()
+    return [Row(_NAME, "first get after another process's overwrite", "us", times)]
+
+
+def _overwrite(path: str, pipe: Connection) -> None:
+    with arraychest.open(path, "a") as chest:
+        while (asked := pipe.recv()) is not None:
+            key, turn = asked
+            chest[key] = _value(key, turn)
+            chest.flush()
+            pipe.send(turn)
