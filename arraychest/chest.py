@@ -33,11 +33,12 @@ from arraychest.linking import update_from
 from arraychest.locks import KeyLock
 from arraychest.mapping import MmapMode
 from arraychest.mutation import Creation, edited
+from arraychest.quota import OnFull, Quota
 from arraychest.rebuild import rebuild_if_lost
 from arraychest.session import Options
 from arraychest.tiers import Tiers
 from arraychest.transaction import Transaction
-from arraychest.units import format_bytes
+from arraychest.units import format_bytes, parse_bytes
 from arraychest.values import OnPut
 
 _MISSING: Any = object()
@@ -59,6 +60,8 @@ class Stats(NamedTuple):
         Bytes kept in RAM now, and how many may be.
     resident
         Values in RAM that are not stored yet.
+    evictions
+        Entries removed to stay within ``max_disk``, by this chest.
     """
 
     hits: int
@@ -71,6 +74,7 @@ class Stats(NamedTuple):
     charged: int
     budget: int
     resident: int
+    evictions: int
 
 
 class Chest(MutableMapping[Any, Any]):
@@ -117,6 +121,16 @@ class Chest(MutableMapping[Any, Any]):
     allow_network
         Whether a chest on a network file system is opened for writing.  It is safe there as long
         as only one host uses it at a time, which the caller promises.
+    max_disk
+        Most bytes that the value files may take: bytes, a size (``"50 GiB"``), or None: what the
+        disk has.  All processes that give it share it.  The catalog comes on top, and so does what
+        another process is writing at that moment.
+    on_full
+        What gives way.  ``"refuse"``: a put that would not fit raises QuotaError.  ``"evict"``:
+        the least recently used stored entries are removed; of small values, which share a file, a
+        whole pack, a 32nd of `max_disk` and at most 64 MiB.  A get that went to disk is a use, for
+        all processes and also after reopening; one answered from memory is for the process that
+        answered it.  A reader's gets count if it gives both, too.
 
     Raises
     ------
@@ -174,12 +188,18 @@ class Chest(MutableMapping[Any, Any]):
         on_miss: Callable[[Any], object] | None = None,
         on_overflow: Callable[[Any], object] | None = None,
         allow_network: bool = False,
+        max_disk: int | float | str | None = None,
+        on_full: OnFull = "refuse",
     ) -> None:
         _check_choice("mode", mode, ("r", "a", "w", "x"))
         _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
         if mmap_mode == "r+" and mode == "r":
             raise ValueError('expected mmap_mode="r" or "c" with mode="r", found "r+"')
         _check_choice("on_put", on_put, ("freeze", "copy", "share"))
+        _check_choice("on_full", on_full, ("refuse", "evict"))
+        if max_disk is None and on_full == "evict":
+            raise ValueError('expected max_disk with on_full="evict", found None')
+        quota = None if max_disk is None else Quota(parse_bytes(max_disk), on_full == "evict")
         if path is None and mode == "r":
             raise ValueError('expected a path with mode="r", found None')
         if data is not None and not isinstance(data, Mapping):
@@ -194,6 +214,8 @@ class Chest(MutableMapping[Any, Any]):
             "on_miss": on_miss,
             "on_overflow": on_overflow,
             "allow_network": allow_network,
+            "max_disk": max_disk,
+            "on_full": on_full,
         }
         folder = None if path is None else os.path.abspath(os.fsdecode(path))
         options = Options(
@@ -205,6 +227,7 @@ class Chest(MutableMapping[Any, Any]):
             on_miss,
             on_overflow,
             allow_network,
+            quota,
         )
         self._tiers = Tiers(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.
@@ -611,6 +634,7 @@ class Chest(MutableMapping[Any, Any]):
             charged=self.memory_usage,
             budget=self._tiers.budget.bytes,
             resident=self._tiers.resident.count,
+            evictions=counters.evictions,
         )
 
     @property

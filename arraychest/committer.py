@@ -20,11 +20,13 @@ import numpy as np
 
 from arraychest.catalog import Pack
 from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
-from arraychest.errors import ArrayChestError, SpillError
+from arraychest.errors import ArrayChestError, QuotaError, SpillError
+from arraychest.eviction import Candidate, Evictor, freed_by, is_row, touch
 from arraychest.following import Follower
 from arraychest.index import Index
-from arraychest.keys import KeyCode, encode_key
+from arraychest.keys import KeyCode, decode_key, encode_key
 from arraychest.loader import pack_name, value_name
+from arraychest.quota import Quota
 from arraychest.resident import ResidentSet, is_held
 from arraychest.slot import Batch, Slot
 from arraychest.store import Store
@@ -43,6 +45,11 @@ _DOOMED_BYTES = 4 << 20
 COMPACTION_SHARE = 0.5
 
 _VERSION = operator.attrgetter("version")
+
+# Bytes that a value takes on disk beyond its own, about: header, directory and trailer of a file;
+# place in the directory of a pack, and what its bytes are rounded up to.
+FILE_OVERHEAD = 512
+_SMALL_OVERHEAD = 192
 
 
 class Job(NamedTuple):
@@ -70,13 +77,22 @@ class Job(NamedTuple):
 class Counters:
     """What `Chest.stats` counts up."""
 
-    __slots__ = ("absent", "bytes_faulted", "bytes_spilled", "faults", "misses", "spills")
+    __slots__ = (
+        "absent",
+        "bytes_faulted",
+        "bytes_spilled",
+        "evictions",
+        "faults",
+        "misses",
+        "spills",
+    )
 
     def __init__(self) -> None:
         self.misses = 0
         self.absent = 0
         self.spills = 0
         self.faults = 0
+        self.evictions = 0
         self.bytes_spilled = 0
         self.bytes_faulted = 0
 
@@ -92,6 +108,8 @@ class Committer:
         Gives the store, creating it at the first call.
     on_overflow
         Called with each key whose value was spilled, in the thread that stored it.
+    quota
+        How much may be stored; None: any amount.
 
     Attributes
     ----------
@@ -109,6 +127,7 @@ class Committer:
         resident: ResidentSet,
         open_store: Callable[[], Store],
         on_overflow: Callable[[Any], object] | None,
+        quota: Quota | None,
     ) -> None:
         self.index = index
         self.resident = resident
@@ -116,6 +135,8 @@ class Committer:
         self.counters = Counters()
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
+        self._quota = quota
+        self._evictor = Evictor()
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
         self._follower = Follower(index, self._doomed, self._bury)
@@ -157,7 +178,10 @@ class Committer:
         store.begin()
         with self.commit_lock, store.exclusive():
             with self.lock:
+                store.distrust_stored()
                 self._follower.follow(store, alone=True)
+                if self._quota is not None:
+                    store.stored_bytes()
             yield store
 
     # --- overwritten and deleted: called under the lock ---------------------------------------
@@ -239,6 +263,12 @@ class Committer:
             Nothing was committed, and memory is as it was.
         """
         store = self.open_store()
+        if self._quota is not None and job.arrays:
+            with self.lock:
+                freed = sum(freed_by(slot.raw) for slot in job.slots)
+            overhead = _SMALL_OVERHEAD if job.small else FILE_OVERHEAD
+            nbytes = sum([array.nbytes for array in job.arrays])
+            self.reserve_disk(nbytes + overhead * len(job.arrays), freed)
         rows: list[RawRow]
         if job.batch is not None:
             rows = store.append(*_batch_values(job.batch))
@@ -270,6 +300,15 @@ class Committer:
         """Commit rows whose bytes are written; returns the keys that were stored."""
         with self.committing() as store:
             unused: list[str] = []
+            if self._quota is not None and self._quota.evicts and rows:
+                # Others may have taken the room that was made before these were written.
+                try:
+                    overhead = 0 if rows[0][PACK] is None else _SMALL_OVERHEAD * len(rows)
+                    self.evict(store, overhead + sum(row[STORED] for row in rows))
+                except QuotaError:
+                    names = [value_name(Row._make(row)) for row in rows if row[PACK] is None]
+                    store.files.remove(names, keep_spares=False)
+                    raise
             with self.lock:
                 slots, versions, arrays = job.slots, job.versions, job.arrays
                 batch = job.batch
@@ -435,6 +474,7 @@ class Committer:
             Nothing of it is left.
         """
         try:
+            self.reserve_disk_for(key, array.nbytes)
             form, text = _form_of(array, kind)
             return self.open_store().write(encode_key(key), self.index.puts, array, form, text)
         except ArrayChestError:
@@ -454,6 +494,8 @@ class Committer:
         OSError
             Nothing of them is left.
         """
+        nbytes = sum([array.nbytes for array in arrays])
+        self.reserve_disk(nbytes + _SMALL_OVERHEAD * len(arrays))
         same = None if set(kinds) == {"array"} else kinds
         places = [self.index.puts] * len(keys)
         rows = self.open_store().append(*_columns(keys, places, arrays, same))
@@ -463,6 +505,111 @@ class Committer:
         """Note that a value was stored.  Called under the lock."""
         self.counters.spills += 1
         self.counters.bytes_spilled += nbytes
+
+    # --- how much may be stored --------------------------------------------------------------
+
+    def reserve_disk_for(self, key: Any, nbytes: int) -> None:
+        """Make room for a value with a file of its own; see `reserve_disk`."""
+        if self._quota is None:
+            return
+        with self.lock:
+            slot = self.index.find(key)
+            freed = 0 if slot is None else freed_by(slot.raw)
+        self.reserve_disk(nbytes + FILE_OVERHEAD, freed)
+
+    def reserve_disk(self, nbytes: int, freed: int = 0) -> None:
+        """Make room for so many bytes before they are written.  No lock is held.
+
+        Parameters
+        ----------
+        freed
+            Bytes of what they replace.
+
+        Raises
+        ------
+        QuotaError
+            There is no room for them, and nothing, or not enough, that may be removed.
+        """
+        if self._quota is not None:
+            with self.committing() as store:
+                self.evict(store, nbytes - freed)
+
+    def evict(self, store: Store, nbytes: int) -> None:
+        """Remove the least recently used entries until so many bytes more fit.
+
+        Called in `committing`, without the lock.
+
+        Raises
+        ------
+        QuotaError
+            As `reserve_disk`.
+        """
+        quota = self._quota
+        if quota is None:
+            return
+        with self.lock:
+            used = store.stored_bytes()
+        # What was deleted goes with the next commit.
+        limit = quota.nbytes + self._doomed_bytes
+        if used + nbytes <= limit or nbytes <= 0:
+            return
+        if quota.evicts and nbytes <= quota.nbytes:
+            self._evictor.begin()
+            # A little more than is needed, so that not every commit brings another one.
+            wanted = limit - nbytes - quota.nbytes // 128
+            while used + nbytes > limit:
+                candidates = self._evictor.oldest(store, self.lock, used - max(wanted, 0))
+                if not candidates:
+                    break
+                for group in _grouped_by_kind(candidates):
+                    self._evict(store, group)
+                with self.lock:
+                    used = store.stored_bytes()
+            store.catalog.raise_interrupt()
+        if used + nbytes > limit:
+            raise quota.refusal(nbytes, used)
+
+    def _evict(self, store: Store, candidates: Sequence[Candidate]) -> None:
+        """Remove these from the chest, apart from what is in use: many values, or one pack."""
+        known = candidates[0].pack
+        if known is not None and (
+            # Now, or at this moment by another process.
+            store.is_appended_to(known.id) or not store.begin_compaction(known.id)
+        ):
+            return
+        try:
+            with self.lock:
+                rows = [each.row for each in candidates if each.row is not None]
+                if known is not None:
+                    rows = store.catalog.rows_in(known.id)
+                slots = [slot for slot in map(self._evictable, rows) if slot is not None]
+                used = [slot for slot in slots if slot.hits != slot.seen]
+                if known is not None and used:
+                    slots = []
+                for slot in used:
+                    # Gets that went to no disk, since it was last looked at: a second chance.
+                    slot.seen = slot.hits
+                    if slot.raw is not None:
+                        touch(store, slot.raw)
+                keys = [slot.key for slot in slots if slot not in used]
+                if not keys:
+                    return
+                unused = self.place(store, (), deleted=keys)
+                self.counters.evictions += len(keys)
+            store.files.remove(unused, keep_spares=False)
+        finally:
+            if known is not None:
+                store.end_compaction(known.id)
+
+    def _evictable(self, row: Row) -> Slot | None:
+        """The slot of a row, unless something newer than the row is on its way."""
+        slot = None
+        # One that cannot be read is for `repair`.
+        with contextlib.suppress(ValueError):
+            slot = self.index.find(decode_key(row.key, row.exact))
+        if slot is None or slot.array is not None or slot.writing >= 0:
+            return None
+        return slot if is_row(slot.raw, row.generation) else None
 
     # --- checksums -------------------------------------------------------------------------
 
@@ -529,6 +676,16 @@ class Committer:
             if known and not store.has_pack(identity):
                 store.files.remove([pack_name(identity)])
             store.catalog.raise_interrupt()
+
+
+def _grouped_by_kind(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+    """The values' files as one, and each pack by itself."""
+    files = [each for each in candidates if each.pack is None]
+    if files:
+        yield files
+    for each in candidates:
+        if each.pack is not None:
+            yield [each]
 
 
 # --- a value as the store takes it -------------------------------------------------------------

@@ -4,10 +4,12 @@ The processes that use one chest map the same small file, so that whoever has lo
 learns from one read of memory, without a call to SQLite or to the system, whether it may have
 changed since.
 
-Layout: three words of 8 bytes, in the machine's order.  Word 0 is twice the number of the last
+Layout: four words of 8 bytes, in the machine's order.  Word 0 is twice the number of the last
 commit, plus 1 while the next one is under way.  Word 1 is the highest place in the order of
-insertion that any process has taken.  Word 2 is the layout's version.  The file is a cache of what
-the catalog says, and is set right by whoever attaches while nobody else does.
+insertion that any process has taken.  Word 2 is the layout's version.  Word 3 is 1 more than the
+bytes of all value files that the catalog names, or 0 where nobody has counted them; each commit
+keeps it up.  The file is a cache of what the catalog says, and is set right by whoever attaches
+while nobody else does.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from arraychest.errors import ChestFormatError
 from arraychest.mapping import map_file
 
 FILE_NAME = "commits"
-_WORDS = 3
-_VERSION = 1
+_WORDS = 4
+_VERSION = 2
 
 
 class CommitCounter:
@@ -55,7 +57,7 @@ class CommitCounter:
     def reset(self, commit: int, place: int) -> None:
         """Set what the catalog says.  The caller is the only one attached."""
         words = self.words
-        words[0], words[1], words[2] = 2 * commit, place, _VERSION
+        words[0], words[1], words[2], words[3] = 2 * commit, place, _VERSION, 0
 
     def begin(self, commit: int) -> None:
         """Commit number `commit` is under way.  The caller holds the lock on commits."""
@@ -64,6 +66,22 @@ class CommitCounter:
     def end(self, commit: int) -> None:
         """Commit number `commit` is the last one there is."""
         self.words[0] = 2 * commit
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether a commit is under way, or its writer died in it."""
+        return bool(self.words[0] & 1)
+
+    @property
+    def stored(self) -> int | None:
+        """Bytes of all value files that the catalog names; None: not counted."""
+        known = self.words[3]
+        return known - 1 if known else None
+
+    @stored.setter
+    def stored(self, nbytes: int | None) -> None:
+        """Set by whoever holds the lock on commits."""
+        self.words[3] = 0 if nbytes is None or nbytes < 0 else nbytes + 1
 
     def take_places(self, least: int, count: int) -> int:
         """Take `count` places in the order of insertion above `least`; returns the first.
@@ -77,7 +95,7 @@ class CommitCounter:
 
 def unmoved() -> CommitCounter:
     """The counter of a chest that nobody else commits to: it never moves."""
-    return CommitCounter(memoryview(bytes(8 * _WORDS)).cast("Q"))
+    return CommitCounter(memoryview(bytearray(8 * _WORDS)).cast("Q"))
 
 
 def open_counter(root: str, *, writable: bool) -> CommitCounter:

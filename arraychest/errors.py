@@ -43,6 +43,13 @@ class SpillError(ArrayChestError, OSError):
         super().__init__(message)
 
 
+class QuotaError(SpillError):
+    """What should be stored does not fit into ``max_disk``.
+
+    As after any `SpillError` nothing that is stored is lost, and what was put before stays in RAM.
+    """
+
+
 class CorruptEntryError(ArrayChestError, ValueError):
     """What lies on disk is not what the catalog says: truncated, swapped, foreign or missing.
 

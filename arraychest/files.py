@@ -63,6 +63,7 @@ class Files:
         # The session's, whose spares lie in a folder of their own.
         self.session = 0
         self._spares: list[tuple[int, str]] = []
+        self.most_spare_bytes = SPARE_BYTES
         self._spare_bytes = 0
         # Files that may be there without a row that names them: each goes in before it is made or
         # unlinked, and out once it is named, or gone.  What an error or an interrupt leaves in
@@ -310,7 +311,7 @@ class Files:
         path = self.path(name)
         size = os.lstat(path).st_size
         with self._lock:
-            if self._spare_bytes + size > SPARE_BYTES:
+            if self._spare_bytes + size > self.most_spare_bytes:
                 return False
             self._spare_bytes += size
         spare = self.path(f"{SPARE}/{self.session:x}/{os.path.basename(name)}")

@@ -89,6 +89,7 @@ class _Draft:
         self._tiers = tiers
         self._key = key
         store = tiers.open_store()
+        tiers.committer.reserve_disk_for(key, form.nbytes)
         text = form_text(form.dtype, form.shape, form.order, form.kind)
         try:
             code, place = encode_key(key), tiers.index.puts

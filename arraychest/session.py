@@ -26,6 +26,7 @@ from arraychest.index import Index
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 from arraychest.locks import LockFile
 from arraychest.mapping import MmapMode
+from arraychest.quota import Quota
 from arraychest.resident import ResidentSet
 from arraychest.spill import WriteBehind
 from arraychest.store import Store
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     on_miss: Callable[[Any], object] | None
     on_overflow: Callable[[Any], object] | None
     allow_network: bool
+    quota: Quota | None
 
 
 class Session:
@@ -75,7 +77,9 @@ class Session:
         self.counter = unmoved()
         self.resident = ResidentSet()
         self.index = Index(self.resident, returnable=options.mmap_mode == "r")
-        self.committer = Committer(self.index, self.resident, self.open_store, options.on_overflow)
+        self.committer = Committer(
+            self.index, self.resident, self.open_store, options.on_overflow, options.quota
+        )
         self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
         if path is not None:
             self._open_named(path)
@@ -132,6 +136,7 @@ class Session:
             durable=options.durable,
             allow_pickle=options.allow_pickle,
             mmap_mode=options.mmap_mode,
+            quota=options.quota,
         )
 
     def open_store(self) -> Store:

@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from arraychest.budget import Budget
 from arraychest.committer import Committer, Job, logger
-from arraychest.errors import ArrayChestError, SpillError
+from arraychest.errors import ArrayChestError, QuotaError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES, Index
 from arraychest.resident import ResidentSet
 from arraychest.slot import Slot
@@ -160,7 +160,8 @@ class WriteBehind:
         error, self.failure = self.failure, None
         cause = error or self._last_failure
         if cause is not None:
-            raise SpillError(f"{what}: {cause}") from cause
+            kind = QuotaError if isinstance(cause, QuotaError) else SpillError
+            raise kind(f"{what}: {cause}") from cause
 
     def wake(self) -> None:
         """See to it that a thread works while there is something to do."""

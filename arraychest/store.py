@@ -24,7 +24,7 @@ from arraychest.catalog import Catalog, Pack
 from arraychest.checksums import Extent, packed, sums
 from arraychest.codecs import directory, npy, pack
 from arraychest.counter import open_counter, unmoved
-from arraychest.entry import GENERATION, PACK, Form, RawRow, Row, parse_form
+from arraychest.entry import GENERATION, PACK, STORED, Form, RawRow, Row, parse_form
 from arraychest.errors import ChestFormatError, CorruptEntryError
 from arraychest.files import DATA, PACKS, SPARE, Files
 from arraychest.keys import KeyCode
@@ -32,6 +32,7 @@ from arraychest.loader import READ_FLAGS, Loader, is_packed_well, pack_name, val
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.locks import PACK as PACK_BYTE
 from arraychest.mapping import MmapMode
+from arraychest.quota import Quota
 
 # Bytes that are summed before a writer looks for something to store again: a millisecond.
 _SUM_BYTES = 4 << 20
@@ -41,6 +42,10 @@ _MOST_SUMS = 1024
 
 # Bytes of small values that one compaction step moves in one transaction.
 _MOVE_BYTES = 4 << 20
+
+
+# A pack is no larger than this share of a quota, where the least recently used one makes room.
+_PACKS_OF_QUOTA = 32
 
 
 class Store:
@@ -66,6 +71,8 @@ class Store:
         Whether arrays of Python objects are read.
     mmap_mode
         What a value is loaded as; see `mapping.map_file`.
+    quota
+        How many bytes of value files there may be; None: any number.  No spares are kept then.
     """
 
     def __init__(
@@ -78,9 +85,18 @@ class Store:
         durable: bool,
         allow_pickle: bool,
         mmap_mode: MmapMode,
+        quota: Quota | None = None,
     ) -> None:
         self.root = root
         self.files = Files(root, durable=durable)
+        if quota is not None:
+            self.files.most_spare_bytes = 0
+        # So that what goes with one pack is a small part of all.
+        self._most_pack_bytes = pack.PACK_BYTES
+        if quota is not None and quota.evicts:
+            self._most_pack_bytes = min(pack.PACK_BYTES, quota.nbytes // _PACKS_OF_QUOTA)
+        # Where entries are evicted it was done before, as far as it could be.
+        self._refusing = quota if quota is not None and not quota.evicts else None
         self.locks = locks
         self.shared = shared
         self.counter = unmoved()
@@ -447,7 +463,7 @@ class Store:
     def _pack_to_append(self) -> tuple[Pack, int]:
         """The pack to append to and where it ends; a new one ends at 0."""
         target = self._packs.get(self._open_pack)
-        if target is not None and not target.sealed and self._tail < pack.PACK_BYTES:
+        if target is not None and not target.sealed and self._tail < self._most_pack_bytes:
             # Behind the end of a file that was truncated, what it has lost would read as zeros.
             name, head = pack_name(target.id), pack.header(target.stamp)
             if self._tail >= len(head) and self.files.may_append(name, self._tail, head):
@@ -465,6 +481,10 @@ class Store:
             if self._open_pack == identity:
                 self._open_pack = 0
         return True
+
+    def is_appended_to(self, identity: int) -> bool:
+        """Whether a pack has values that are written and not committed yet."""
+        return identity in self._pending
 
     def end_compaction(self, identity: int) -> None:
         """Let others compact a pack that is left, after all."""
@@ -498,11 +518,13 @@ class Store:
         ------
         OSError
             Nothing was committed; the files of `rows` are removed.
+        QuotaError
+            The same, as they would be more than the chest may take.
         """
         freed = [*replaced, *deleted]
         packs = self._packs_after(rows, freed, adopted)
         try:
-            gone = self._commit(packs, rows, freed, deleted)
+            gone = self._commit(packs, rows, freed, deleted, self._refusing)
         except BaseException as error:
             if isinstance(error, OSError):
                 self.files.remove(_own_files(rows))
@@ -519,6 +541,7 @@ class Store:
         rows: Sequence[RawRow],
         freed: Sequence[RawRow],
         deleted: Sequence[RawRow],
+        quota: Quota | None = None,
     ) -> list[str]:
         """Change the catalog, and note what became of the packs; returns the files to remove."""
         with self._append_lock:
@@ -529,6 +552,16 @@ class Store:
             ]
         changed = [known for known in packs.values() if known.id not in dropped]
         gone = _own_files(freed) + [pack_name(identity) for identity in dropped]
+        growth = sum(row[STORED] for row in rows if row[PACK] is None)
+        growth -= sum(row[STORED] for row in freed if row[PACK] is None)
+        for known in packs.values():
+            before = self._packs.get(known.id)
+            growth += (0 if known.id in dropped else known.bytes) - (before.bytes if before else 0)
+        stored = self.counter.stored
+        if quota is not None and stored is not None and 0 < growth > quota.nbytes - stored:
+            for identity in dropped:
+                self._unclaim(identity)
+            raise quota.refusal(growth, stored)
         change = None
         if self.tells:
             change = self.counter.seen + 1
@@ -549,6 +582,8 @@ class Store:
             for identity in dropped:
                 self._unclaim(identity)
             raise
+        if stored is not None:
+            self.counter.stored = stored + growth
         if change is not None:
             self.counter.end(change)
             self.counter.saw(change)
@@ -621,6 +656,24 @@ class Store:
                 own=before.own + sum(size for at, size in listed if at < nbytes),
             )
         return after
+
+    # --- how much there is -----------------------------------------------------------------
+
+    def distrust_stored(self) -> None:
+        """Count the bytes anew if a writer died in its commit.  Called while committing."""
+        if self.counter.is_committing:
+            self.counter.stored = None
+
+    def stored_bytes(self) -> int:
+        """Bytes of all value files that the catalog names, without what waits to be removed.
+
+        O(n) if nobody has counted them yet.  Called under the chest's lock while committing.
+        """
+        stored = self.counter.stored
+        if stored is None:
+            self.catalog.end_snapshot()
+            self.counter.stored = stored = self.catalog.stored_bytes()
+        return stored
 
     # --- checksums -------------------------------------------------------------------------
 
@@ -744,6 +797,7 @@ class Store:
             self.catalog.clear(names)
         self._packs.clear()
         self._open_pack = 0
+        self.counter.stored = None
         if self.tells:
             self.counter.reset(1, 0)
             self.counter.saw(1)
@@ -880,6 +934,7 @@ class Store:
         if change is not None:
             self.counter.end(change)
             self.counter.saw(change)
+        self.counter.stored = None
         for identity in dropped_packs:
             self._forget_pack(identity)
         self._note_unsummed(packs, rows)

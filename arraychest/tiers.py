@@ -17,6 +17,7 @@ import numpy as np
 
 from arraychest.budget import Budget
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.committer import FILE_OVERHEAD
 from arraychest.entry import (
     DESCRIBED,
     GENERATION,
@@ -37,6 +38,7 @@ from arraychest.errors import (
     CorruptEntryError,
     SpillError,
 )
+from arraychest.eviction import Uses, freed_by
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.loader import file_name, value_name
 from arraychest.session import Options, Session
@@ -91,7 +93,13 @@ class Tiers(Session):
         # By thread, the transaction that it is in.
         self._changes: dict[int, Changes] = {}
         # Whether a put may keep the very array.
-        self._adopts = options.on_put == "freeze"
+        quota = options.quota
+        # Whether values that do not fit are refused when they are put: those of a temporary chest
+        # may stay in RAM.
+        self._refuses = quota is not None and not quota.evicts and path is not None
+        self.evicts = quota is not None and quota.evicts
+        self._uses = Uses()
+        self._adopts = options.on_put == "freeze" and not self._refuses
         # Whether a get returns the very array that is kept in RAM.
         self._shows_resident = options.mmap_mode == "r"
         # Generations whose files are written to through our maps.
@@ -128,7 +136,9 @@ class Tiers(Session):
         """Undo `begin_changes`; returns whether no thread is in a transaction any more."""
         with self.writer.lock:
             del self._changes[threading.get_ident()]
-            self._adopts = self.options.on_put == "freeze" and not self._changes
+            self._adopts = (
+                self.options.on_put == "freeze" and not self._changes and not self._refuses
+            )
             return not self._changes
 
     # --- get -------------------------------------------------------------------------------
@@ -294,6 +304,8 @@ class Tiers(Session):
         counters = self.committer.counters
         counters.faults += 1
         counters.bytes_faulted += raw[STORED]
+        if self.evicts and self._store is not None:
+            self._uses.note(self._store, raw)
         if type(value) is not np.ndarray or self.options.mmap_mode == "c":
             return value
         if value.dtype.hasobject:
@@ -493,6 +505,8 @@ class Tiers(Session):
             slot, new = self.index.slot_for_put(key)
             if not new and only_absent:
                 return
+            if self._refuses:
+                self._check_quota(slot, array.nbytes)
             freeze(array)
             self._set_resident(slot, array, kind)
             if new:
@@ -502,6 +516,25 @@ class Tiers(Session):
             slot.version = self.index.puts
             slot.value = shown if self._shows_resident or kind == "scalar" else None
             writer.put_noted(slot)
+
+    def _check_quota(self, slot: Slot, nbytes: int) -> None:
+        """Raise QuotaError where a value would not fit on disk once all in RAM is stored."""
+        quota, store = self.options.quota, self._store
+        stored = None if store is None else store.counter.stored
+        if quota is None or stored is None:
+            return
+        waits = self.resident.charged + FILE_OVERHEAD * (self.resident.count + 1)
+        if stored + waits + nbytes <= quota.nbytes:
+            return
+        # What is overwritten or deleted gives its bytes back.
+        self.index.settle_all()
+        others = [other for other in self.resident.slots() if other is not slot]
+        nbytes += FILE_OVERHEAD
+        waits = sum(other.array.nbytes for other in others if other.array is not None)
+        waits += FILE_OVERHEAD * len(others)
+        gone = sum(freed_by(other.raw) for other in (slot, *others, *self.committer.doomed))
+        if stored + waits + nbytes - gone > quota.nbytes:
+            raise quota.refusal(nbytes, stored + waits - gone)
 
     def _set_resident(self, slot: Slot, array: np.ndarray, kind: Kind) -> None:
         if slot.array is not None:

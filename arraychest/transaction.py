@@ -160,6 +160,8 @@ class Transaction:
         kinds = [kind for _, kind in self._small.values()]
         try:
             rows = self._tiers.committer.append_directly(keys, arrays, kinds)
+        except ArrayChestError:
+            raise
         except OSError as error:
             raise SpillError(f"{len(keys)} values could not be stored: {error}") from error
         self._appended.append(rows[0])
@@ -188,6 +190,8 @@ class Transaction:
                 with tiers.committer.committing() as store:
                     rows = [(k, row) for k, row in self._changes.items() if isinstance(row, Row)]
                     deleted = [key for key, row in self._changes.items() if row is _DELETED]
+                    if tiers.evicts:
+                        tiers.committer.evict(store, sum(row.stored for _, row in rows))
                     with tiers.writer.lock:
                         tiers.check_writable()
                         remove = False

@@ -1,0 +1,32 @@
+"""How much a chest may take on disk, and what becomes of what does not fit."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from arraychest.errors import QuotaError
+from arraychest.units import format_bytes
+
+OnFull = Literal["refuse", "evict"]
+
+
+class Quota(NamedTuple):
+    """A limit to the bytes of a chest's value files.
+
+    Attributes
+    ----------
+    nbytes
+        The limit.
+    evicts
+        Whether the least recently used entries make room; else what does not fit is refused.
+    """
+
+    nbytes: int
+    evicts: bool
+
+    def refusal(self, nbytes: int, used: int) -> QuotaError:
+        """What to raise where `nbytes` more do not fit."""
+        return QuotaError(
+            f"expected at most max_disk={format_bytes(self.nbytes)} on disk, found "
+            f"{format_bytes(used)} there and {format_bytes(nbytes)} more to store"
+        )
