@@ -223,20 +223,23 @@ class Catalog:
         if self._writable:
             return _connect(self.path, uri=False)
         uri = pathlib.Path(os.path.abspath(self.path)).as_uri()
-        connection = _connect(uri + "?mode=ro", uri=True)
+        connection = None
         try:
+            connection = _connect(uri + "?mode=ro", uri=True)
             _identity(connection)
         except sqlite3.OperationalError:
             # A read-only medium has no place for WAL's index.  Nobody writes there either, so
             # the file may be read as it stands, unless commits wait in a log beside it.
-            connection.close()
+            if connection is not None:
+                connection.close()
             folder = os.path.dirname(self.path)
             log = self.path + "-wal"
             if os.access(folder, os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
                 raise
             connection = _connect(uri + "?mode=ro&immutable=1", uri=True)
         except BaseException:
-            connection.close()
+            if connection is not None:
+                connection.close()
             raise
         return connection
 

@@ -137,6 +137,8 @@ class Committer:
         self._on_overflow = on_overflow
         self._quota = quota
         self._evictor = Evictor()
+        # Bytes that writers were granted and have not committed yet.
+        self._reserved = 0
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
         self._follower = Follower(index, self._doomed, self._bury)
@@ -262,13 +264,22 @@ class Committer:
         OSError, ArrayChestError
             Nothing was committed, and memory is as it was.
         """
-        store = self.open_store()
-        if self._quota is not None and job.arrays:
+        if self._quota is None or not job.arrays:
+            self._write_and_commit(job)
+            return
+        overhead = _SMALL_OVERHEAD if job.small else FILE_OVERHEAD
+        nbytes = sum([array.nbytes for array in job.arrays]) + overhead * len(job.arrays)
+        with self.lock:
+            freed = sum(freed_by(slot.raw) for slot in job.slots)
+        self.reserve_disk(nbytes, freed, keep=True)
+        try:
+            self._write_and_commit(job)
+        finally:
             with self.lock:
-                freed = sum(freed_by(slot.raw) for slot in job.slots)
-            overhead = _SMALL_OVERHEAD if job.small else FILE_OVERHEAD
-            nbytes = sum([array.nbytes for array in job.arrays])
-            self.reserve_disk(nbytes + overhead * len(job.arrays), freed)
+                self._reserved -= nbytes
+
+    def _write_and_commit(self, job: Job) -> None:
+        store = self.open_store()
         rows: list[RawRow]
         if job.batch is not None:
             rows = store.append(*_batch_values(job.batch))
@@ -517,13 +528,15 @@ class Committer:
             freed = 0 if slot is None else freed_by(slot.raw)
         self.reserve_disk(nbytes + FILE_OVERHEAD, freed)
 
-    def reserve_disk(self, nbytes: int, freed: int = 0) -> None:
+    def reserve_disk(self, nbytes: int, freed: int = 0, *, keep: bool = False) -> None:
         """Make room for so many bytes before they are written.  No lock is held.
 
         Parameters
         ----------
         freed
             Bytes of what they replace.
+        keep
+            Whether the room counts as taken until the caller has committed.
 
         Raises
         ------
@@ -532,7 +545,12 @@ class Committer:
         """
         if self._quota is not None:
             with self.committing() as store:
-                self.evict(store, nbytes - freed)
+                # What evicts makes room once more when it commits.
+                others = 0 if self._quota.evicts else self._reserved
+                self.evict(store, nbytes - freed + others)
+                if keep:
+                    with self.lock:
+                        self._reserved += nbytes
 
     def evict(self, store: Store, nbytes: int) -> None:
         """Remove the least recently used entries until so many bytes more fit.

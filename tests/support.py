@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -114,3 +115,15 @@ def run_python(
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def fill_disk(disk: Path, *, left: int = 0) -> None:
+    """Fill a disk with a file called ``filler``, but for so many bytes."""
+    fd = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(fd, bytes(4096))
+        os.ftruncate(fd, max(0, os.fstat(fd).st_size - left))
+    finally:
+        os.close(fd)

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
 from tests.faults import Countdown, Failing, Say, in_child, injected, raising
-from tests.support import audit
+from tests.support import audit, fill_disk
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -368,35 +367,6 @@ def test_a_file_system_without_leases_is_written_to_all_the_same(path, monkeypat
 # --- real disks ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of eight megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Leave no byte of a disk."""
-    fd = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                os.write(fd, bytes(4096))
-    finally:
-        os.close(fd)
-
-
 def test_a_disk_that_is_really_full_loses_nothing_and_is_no_signal(tiny_disk):
     def child(say: Say) -> None:
         expected: dict[Any, float] = {}
@@ -445,7 +415,7 @@ def test_a_disk_that_is_really_full_loses_nothing_and_is_no_signal(tiny_disk):
 
 
 def test_a_chest_cannot_be_made_on_a_disk_that_is_full(tiny_disk):
-    fill(tiny_disk)
+    fill_disk(tiny_disk)
     with pytest.raises(OSError, match=r"full|No space|unable|I/O"):
         arraychest.open(tiny_disk / "chest", "w")
     (tiny_disk / "filler").unlink()
@@ -458,7 +428,7 @@ def test_a_chest_on_a_full_disk_can_be_read_and_deleted_from(tiny_disk):
         for number in range(4):
             chest[number] = filled(number, LARGE)
     chest = arraychest.open(tiny_disk / "chest", "a")
-    fill(tiny_disk)
+    fill_disk(tiny_disk)
     assert right(chest, {number: number for number in range(4)})
     del chest[0]
     with contextlib.suppress(SpillError):
