@@ -1,18 +1,30 @@
-"""Several writers on one chest that die at random: nothing committed is lost, nothing leaks."""
+"""Several writers on one chest: what each sees of the others, also when they die at random."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 import arraychest
 from tests.support import IMPORT_ROOT, audit
@@ -158,3 +170,217 @@ def test_a_chest_that_looked_something_up_and_idles_does_not_keep_the_log(path, 
             time.sleep(0.001)
         assert sizes[-1] < 1 << 20, f"{sizes[-1]} bytes, after {sizes[99]}"
         assert idle["b"][0] == 199
+
+
+# --- beside a model --------------------------------------------------------------------------------
+
+KEYS = st.integers(0, 5)
+SIZES = st.sampled_from([2, 100, 10_000])
+WRITERS = st.integers(0, 1)
+
+
+class Shared(RuleBasedStateMachine):
+    """Two writers and a reader: each sees what is committed, and a writer its own puts over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.mkdtemp(prefix="shared-")
+        self.path = os.path.join(self.folder, "chest")
+        self.number = 0.0
+        self.committed: dict[int, list[float]] = {}
+        # By writer: what it has put, or deleted (None), and not flushed.
+        self.own: list[dict[int, list[float] | None]] = [{}, {}]
+        self.held: list[tuple[np.ndarray, list[float]]] = []
+        self.chests: list[arraychest.Chest] = []
+
+    @initialize()
+    def begin(self) -> None:
+        self.chests = [self.opened(), self.opened()]
+        self.reader = arraychest.open(self.path, "r")
+
+    def opened(self) -> arraychest.Chest:
+        return arraychest.open(self.path, "a", "64 MiB")  # nothing leaves RAM by itself
+
+    def seen(self, by: int) -> dict[int, list[float]]:
+        both = {**self.committed, **self.own[by]}
+        return {key: value for key, value in both.items() if value is not None}
+
+    def value(self, size: int) -> list[float]:
+        self.number += 1
+        return [self.number] * size
+
+    def commit(self, by: int, key: int, value: list[float] | None) -> None:
+        self.own[by].pop(key, None)
+        if value is None:
+            self.committed.pop(key, None)
+        else:
+            self.committed[key] = value
+
+    def flushed(self, by: int) -> None:
+        for key, value in list(self.own[by].items()):
+            self.commit(by, key, value)
+
+    @rule(by=WRITERS, key=KEYS, size=SIZES)
+    def put(self, by: int, key: int, size: int) -> None:
+        value = self.value(size)
+        self.chests[by][key] = np.array(value)
+        self.own[by][key] = value
+
+    @rule(by=WRITERS, key=KEYS)
+    def delete(self, by: int, key: int) -> None:
+        if key in self.seen(by):
+            del self.chests[by][key]
+            self.own[by][key] = None
+        else:
+            with pytest.raises(KeyError):
+                del self.chests[by][key]
+
+    @rule(by=WRITERS)
+    def flush(self, by: int) -> None:
+        self.chests[by].flush()
+        self.flushed(by)
+
+    @rule(by=WRITERS)
+    def compact(self, by: int) -> None:
+        self.chests[by].compact()
+        self.flushed(by)
+
+    @rule(by=WRITERS)
+    def reopen(self, by: int) -> None:
+        self.chests[by].close()
+        self.flushed(by)
+        self.chests[by] = self.opened()
+
+    @rule(by=WRITERS, one=KEYS, other=KEYS, size=SIZES, deleted=KEYS)
+    def transaction(self, by: int, one: int, other: int, size: int, deleted: int) -> None:
+        value = self.value(size)
+        there = deleted in self.seen(by)
+        with self.chests[by].transaction() as chest:
+            if there:
+                del chest[deleted]
+            chest[one] = np.array(value)
+            chest[other] = np.array(value)
+        if there:
+            self.commit(by, deleted, None)
+        self.commit(by, one, value)
+        self.commit(by, other, value)
+
+    @rule(by=WRITERS, key=KEYS)
+    def edit(self, by: int, key: int) -> None:
+        if key not in self.seen(by):
+            return
+        value = self.value(len(self.seen(by)[key]))
+        with self.chests[by].edit(key) as array:
+            array[:] = value
+        self.commit(by, key, value)
+
+    @rule(by=WRITERS, key=KEYS)
+    def get(self, by: int, key: int) -> None:
+        expected = self.seen(by).get(key)
+        found = self.chests[by].get(key)
+        assert (None if found is None else found.tolist()) == expected
+        if found is not None:
+            self.held.append((found, found.tolist()))
+
+    @rule(key=KEYS)
+    def read(self, key: int) -> None:
+        found = self.reader.get(key)
+        assert (None if found is None else found.tolist()) == self.committed.get(key)
+        if found is not None:
+            self.held.append((found, found.tolist()))
+
+    @rule(by=WRITERS)
+    def verify(self, by: int) -> None:
+        report = self.chests[by].verify()
+        assert report.ok, str(report)
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def let_go(self) -> None:
+        self.held.clear()
+
+    @invariant()
+    def everybody_knows_the_keys(self) -> None:
+        for by, chest in enumerate(self.chests):
+            assert set(chest) == set(self.seen(by))
+            assert len(chest) == len(self.seen(by))
+        if self.chests:
+            assert set(self.reader) == set(self.committed)
+        for array, expected in self.held:
+            assert array.tolist() == expected
+
+    def teardown(self) -> None:
+        for by, chest in enumerate(self.chests):
+            chest.close()
+            self.flushed(by)
+        if self.chests:
+            found = {key: value.tolist() for key, value in self.reader.items()}
+            assert found == self.committed
+            self.held.clear()
+            self.reader.close()
+            audit(self.path)
+        shutil.rmtree(self.folder)
+
+
+TestShared = Shared.TestCase
+TestShared.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.mark.stress
+class TestSharedForLong(Shared.TestCase):
+    """The same, many times as often."""
+
+    settings = settings(
+        max_examples=2000,
+        stateful_step_count=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+# --- writers of every kind -------------------------------------------------------------------------
+
+TURNS = 25
+
+
+def add(path: str, name: str) -> None:
+    """Put values of its own, and count up what all have in common."""
+    with arraychest.open(path, available_memory="1 MiB") as chest:
+        for turn in range(TURNS):
+            chest[name, turn] = np.full((turn % 3) * 10_000 + 1, turn)
+            with chest.edit("count") as count:
+                count += 1
+
+
+@pytest.mark.usefixtures("resource_tracker")
+def test_forked_spawned_and_unrelated_programs_write_at_once(path):
+    with arraychest.Chest({"count": np.zeros(3)}, path=path):
+        pass
+    processes = [
+        multiprocessing.get_context(method).Process(target=add, args=(path, f"{method} {number}"))
+        for method in ("fork", "spawn")
+        for number in range(2)
+    ]
+    for process in processes:
+        process.start()
+    unrelated = subprocess.Popen(
+        [sys.executable, "-c", f"from tests.test_sharing import add; add({path!r}, 'unrelated')"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([IMPORT_ROOT, *sys.path])},
+    )
+    add(path, "here")
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert unrelated.wait(60) == 0
+    names = {"here", "unrelated", "fork 0", "fork 1", "spawn 0", "spawn 1"}
+    with arraychest.open(path, "r") as chest:
+        assert (chest["count"] == len(names) * TURNS).all()
+        assert set(chest) == {"count", *((name, turn) for name in names for turn in range(TURNS))}
+        for key, value in chest.items():
+            assert key == "count" or (value == key[1]).all()
+    audit(path)
