@@ -408,10 +408,10 @@ class Committer:
             row = row._replace(key=code.canonical, exact=code.exact, seq=slot.seq)
             placed.append((slot, new, row))
         leaving = [slot for slot in map(index.find, deleted) if slot is not None]
-        # Deleted before they were put: their rows are replaced by this commit.
+        # Deleted before they were put: their rows go with this commit.
         overtaken: list[Slot] = []
-        if any(slot.key in index.tombstones for slot, _, _ in placed):
-            keys = {slot.key for slot, _, _ in placed}
+        keys = {slot.key for slot, _, _ in placed} | {slot.key for slot in leaving}
+        if not keys.isdisjoint(index.tombstones):
             overtaken = [slot for slot in self._doomed if slot.key in keys]
         try:
             unused = store.commit(

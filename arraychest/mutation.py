@@ -93,13 +93,14 @@ class _Draft:
         text = form_text(form.dtype, form.shape, form.order, form.kind)
         try:
             code, place = encode_key(key), tiers.index.puts
-            self.row, self._fd = store.create(code, place, form, text, self._file_of(source))
+            stored = self._file_of(source)
+            self.row, self._fd, copied = store.create(code, place, form, text, stored)
         except ArrayChestError:
             raise
         except OSError as error:
             raise SpillError(f"no room for the value of key {key!r}: {error}") from error
         try:
-            if source is not None and self._file_of(source) is None:
+            if source is not None and not copied:
                 store.fill(self._fd, self.row, source, form)
             self._base: np.ndarray | None = map_file(self._fd, self.row.stored, "r+")
         except BaseException as error:

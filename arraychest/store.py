@@ -280,18 +280,19 @@ class Store:
 
     def create(
         self, code: KeyCode, seq: int, form: Form, text: str, source: Row | None
-    ) -> tuple[Row, int]:
+    ) -> tuple[Row, int, bool]:
         """Make a value's file with its space reserved, to be written to through a map.
 
         Parameters
         ----------
         source
-            The value that its data are a copy of; None: zero bytes.
+            A stored value that its data may be a copy of; None: zero bytes.
 
         Returns
         -------
-        tuple[Row, int]
-            The row that would name it once it is sealed, and its descriptor.
+        tuple[Row, int, bool]
+            The row that would name it once it is sealed, its descriptor, and whether it has the
+            data of `source`: not if that has another layout, or is gone.
 
         Raises
         ------
@@ -306,9 +307,20 @@ class Store:
         row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
         name = value_name(row)
         copied = None
-        if source is not None and (source.offset, source.stored) == (row.offset, row.stored):
+        if source is not None and (source.form, source.offset, source.stored) == (
+            row.form,
+            row.offset,
+            row.stored,
+        ):
             copied = self.files.path(value_name(source))
-        fd = self.files.create(name, stored, copied)
+        try:
+            fd = self.files.create(name, stored, copied)
+        except FileNotFoundError:
+            if copied is None:
+                raise
+            # Overwritten or deleted by somebody else at this moment.
+            copied = None
+            fd = self.files.create(name, stored, None)
         try:
             # Not sealed yet, also where it began as a copy of a file that is.
             tail = [listed, bytes(npy.TRAILER_BYTES)]
@@ -318,7 +330,7 @@ class Store:
             os.close(fd)
             self.remove_draft(row)
             raise
-        return row, fd
+        return row, fd, copied is not None
 
     def fill(self, fd: int, row: Row, array: np.ndarray, form: Form) -> None:
         """Write an array's elements to a file that `create` made."""

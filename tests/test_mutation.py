@@ -807,3 +807,36 @@ class TestLock:
             time.sleep(0.3)
         thread.join(30)
         assert used[0] < 0.1
+
+
+@pytest.mark.parametrize("what", ["deleted", "another dtype"])
+def test_an_edit_of_what_others_overwrite_meanwhile_has_the_value_that_it_got(
+    path, monkeypatch, what
+):
+    """A put does not wait for an editor: the file may go, or be another, before it is copied."""
+    with arraychest.Chest({"x": filled(3, LARGE)}, path=path) as chest:
+        chest.flush()
+        chest["x"]
+        with arraychest.open(path, "a") as other:
+            real = arraychest.store.Store.create
+
+            def create(self: Any, *args: Any) -> Any:
+                *others, source = args
+                assert source is not None
+                if what == "deleted":
+                    del other["x"]
+                    other.flush()
+                else:
+                    other["x"] = np.full(LARGE, 7, np.uint64)
+                    other.flush()
+                    # As if it had been looked up after it was overwritten.
+                    source = other._tiers.stored_row("x")
+                return real(self, *others, source)
+
+            monkeypatch.setattr(arraychest.store.Store, "create", create)
+            with chest.edit("x") as array:
+                assert array.dtype == np.float64
+                assert (array == 3).all()
+                array += 1
+            assert (other["x"] == 4).all()
+    audit(path)

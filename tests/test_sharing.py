@@ -211,10 +211,15 @@ class Shared(RuleBasedStateMachine):
 
     def commit(self, by: int, key: int, value: list[float] | None) -> None:
         self.own[by].pop(key, None)
-        if value is None:
-            self.committed.pop(key, None)
-        else:
+        if value is not None:
             self.committed[key] = value
+            return
+        self.committed.pop(key, None)
+        # A deletion that is not flushed is of what was there: it is done once somebody else has
+        # done it, and takes nothing with it that is put later.
+        for own in self.own:
+            if own.get(key, ()) is None:
+                del own[key]
 
     def flushed(self, by: int) -> None:
         for key, value in list(self.own[by].items()):
@@ -230,7 +235,9 @@ class Shared(RuleBasedStateMachine):
     def delete(self, by: int, key: int) -> None:
         if key in self.seen(by):
             del self.chests[by][key]
-            self.own[by][key] = None
+            self.own[by].pop(key, None)
+            if key in self.committed:
+                self.own[by][key] = None
         else:
             with pytest.raises(KeyError):
                 del self.chests[by][key]
@@ -260,7 +267,7 @@ class Shared(RuleBasedStateMachine):
                 del chest[deleted]
             chest[one] = np.array(value)
             chest[other] = np.array(value)
-        if there:
+        if there and deleted not in (one, other):
             self.commit(by, deleted, None)
         self.commit(by, one, value)
         self.commit(by, other, value)
@@ -313,7 +320,7 @@ class Shared(RuleBasedStateMachine):
         for by, chest in enumerate(self.chests):
             chest.close()
             self.flushed(by)
-        if self.chests:
+        if self.chests and sys.exc_info()[0] is None:
             found = {key: value.tolist() for key, value in self.reader.items()}
             assert found == self.committed
             self.held.clear()

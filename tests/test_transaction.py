@@ -370,3 +370,19 @@ def test_beside_a_dict(tmp_path_factory, transactions, named):
         with Chest(path=path) as chest:
             assert set(chest) == set(model)
         audit(path)
+
+
+def test_a_key_that_was_deleted_and_put_again_is_deleted_for_everybody(path):
+    """The row is that of the first deletion, which has not been committed yet."""
+    with arraychest.Chest({"x": np.arange(3), "y": np.arange(3)}, path=path) as chest:
+        with arraychest.open(path, "a") as other:
+            del chest["x"]
+            chest["x"] = np.arange(4)
+            with chest.transaction():
+                del chest["x"]
+                chest["z"] = np.arange(5)
+            assert set(other) == {"y", "z"}
+            assert len(chest) == 2
+        chest.flush()
+        assert set(chest) == {"y", "z"}
+    audit(path)
