@@ -290,7 +290,9 @@ class Catalog:
                 errno.ENOMEM, "the catalog asks for too much memory", self.path
             ) from error
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            if isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
+            system = isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError)
+            # What stands where a number should, or text that is none, is this error, too.
+            if system and "decode" not in str(error):
                 # What an operating system would say: full, unreadable, locked.
                 raise OSError(f"catalog {self.path}: {error}") from error
             # UnicodeDecodeError: SQLite's message quotes what it could not read.
@@ -393,6 +395,10 @@ class Catalog:
         """The ids of all packs."""
         return {row[0] for row in self._read("SELECT id FROM pack")}
 
+    def take_any_text(self) -> None:
+        """Read text that is no UTF-8, too: as str with surrogates, which nothing else has."""
+        self._reader.text_factory = _decoded
+
     def problems(self) -> list[str]:
         """What SQLite finds wrong with the database as such.  O(n), some 1 us an entry."""
         try:
@@ -429,7 +435,8 @@ class Catalog:
 
     def raw_row(self, key: Any) -> tuple[Any, ...] | None:
         """The row of a key as it is."""
-        rows = self._read("SELECT * FROM entry WHERE key IS ?", key)
+        mark, value = _any_key(key)
+        rows = self._read(f"SELECT * FROM entry WHERE key IS {mark}", value)
         return rows[0] if rows else None
 
     def stored_bytes(self) -> int:
@@ -608,7 +615,8 @@ class Catalog:
         """What a repair changes, in one transaction; keys and ids may be anything."""
         with self._transaction() as connection:
             for key in deleted:
-                connection.execute("DELETE FROM entry WHERE key IS ?", (key,))
+                mark, value = _any_key(key)
+                connection.execute(f"DELETE FROM entry WHERE key IS {mark}", (value,))
             for row in rows:
                 connection.execute("INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?)", row)
             for pack in packs:
@@ -705,6 +713,17 @@ class Catalog:
 
 
 _FIND = "SELECT * FROM entry WHERE key = ?"
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _any_key(key: Any) -> tuple[str, Any]:
+    """How to name a key that `take_any_text` has read: SQLite takes no text that is none."""
+    if isinstance(key, str):
+        return "CAST(? AS TEXT)", key.encode("utf-8", "surrogateescape")
+    return "?", key
 
 
 def _nobody_else() -> None:

@@ -179,6 +179,8 @@ class _Inspection:
                 self._find("catalog", None, None, str(error))
             else:
                 with contextlib.closing(self._catalog):
+                    # One row that cannot be read must not hide the others.
+                    self._catalog.take_any_text()
                     self._inspect()
         return Report(
             tuple(self._findings), self._entries, self._nbytes, self._unchecked, self._holes
@@ -556,6 +558,7 @@ class _Repair:
                 contextlib.closing(Catalog(store.root, writable=False, durable=False)) as catalog,
             ):
                 self._catalog = catalog
+                catalog.take_any_text()
                 self._amend(done)
                 with tiers.writer.lock:
                     tiers.committer.forget(store)

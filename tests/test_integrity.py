@@ -430,6 +430,11 @@ LARGE_1 = (
         "key = x'73616263'",
         "gen = 'text'",
         "exact = 'text'",
+        # As a flipped bit makes it of a number's type, or of a character.
+        *(
+            f"{column} = CAST(x'ff80' AS TEXT)"
+            for column in ("key", "exact", "form", "gen", "pack", "offset", "stored", "stamp")
+        ),
     ],
 )
 def test_a_row_that_was_tampered_with_is_found(folder, change):
