@@ -626,6 +626,12 @@ class _Repair:
                     unlink.append(name)
                 where = "" if kept is None else f", what is left was moved to {kept}"
                 done[at] = replace(finding, action=f"the entry is gone{where}")
+        for at, finding in enumerate(done):
+            if finding.kind == "pack record" and finding.file is not None:
+                lost = self._lost_rows(finding.file, deleted, rows)
+                if lost:
+                    rows.update((row.key, row) for row in lost)
+                    done[at] = replace(finding, action=f"{len(lost)} values restored from the file")
         bad = {finding.file for finding in done if finding.kind == "foreign file"}
         dropped = self._count_packs(deleted, rows, packs, bad)
         for identity in {*packs, *dropped}:
@@ -639,6 +645,31 @@ class _Repair:
             if os.path.lexists(store.files.path(pack_name(identity))):
                 self._move(pack_name(identity))
         store.files.remove(unlink, keep_spares=False)
+
+    def _lost_rows(self, name: str, deleted: list[Any], rows: dict[bytes, Row]) -> list[Row]:
+        """Values of a pack whose rows are lost: its record says of how many bytes.
+
+        Where values were deleted that still lie in it, none can be told from those.
+        """
+        catalog = self._catalog
+        known, raws = catalog.pack_with_rows(generation_of(name) or 0)
+        if known is None:
+            return []
+        sizes = [raw[7] for raw in raws if raw[0] not in deleted and type(raw[7]) is int]
+        sizes += [row.stored for row in rows.values() if row.pack == known.id]
+        missing = known.live - sum(map(pack.aligned, sizes))
+        if missing <= 0:
+            return []
+        newest: dict[bytes, Row] = {}
+        for row in sorted(listed_rows(self._store, name)[0], key=lambda row: row.generation):
+            if row.offset + row.stored <= known.bytes:
+                newest[row.key] = row
+        lost = [
+            row
+            for key, row in newest.items()
+            if key not in rows and (key in deleted or catalog.raw_row(key) is None)
+        ]
+        return lost if sum(pack.aligned(row.stored) for row in lost) == missing else []
 
     def _count_packs(
         self,

@@ -747,6 +747,11 @@ def _restored(folder: Path, catalog: bytes) -> Path:
     return work
 
 
+def in_quarantine(folder: Path, value: Any) -> bool:
+    files = (folder / "quarantine").glob("*.npy")
+    return any(same(np.load(file, allow_pickle=True), value) for file in files)
+
+
 def _attack(folder: Path, rounds: int, seed: int) -> tuple[int, int]:
     """Damaged catalogs that were mended, and values that were lost although their files are whole.
 
@@ -764,7 +769,8 @@ def _attack(folder: Path, rounds: int, seed: int) -> tuple[int, int]:
             assert chest.verify().ok
             for key in VALUES:
                 if key not in chest:
-                    lost += 1
+                    # What a flipped checksum says is damaged is put aside, and no more.
+                    lost += not in_quarantine(work, VALUES[key])
                 else:
                     assert same(chest[key], VALUES[key])
     return rounds, lost
