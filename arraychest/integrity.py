@@ -23,7 +23,7 @@ from arraychest.codecs import directory, npy, pack
 from arraychest.codecs.directory import Listed
 from arraychest.entry import Form, Row, parse_form
 from arraychest.errors import ChestFormatError, SpillError
-from arraychest.files import QUARANTINE, SPARE
+from arraychest.files import PACKS, QUARANTINE, SPARE
 from arraychest.keys import decode_key
 from arraychest.loader import READ_FLAGS, file_name, pack_name, value_name
 from arraychest.store import Store, generation_of
@@ -626,12 +626,7 @@ class _Repair:
                     unlink.append(name)
                 where = "" if kept is None else f", what is left was moved to {kept}"
                 done[at] = replace(finding, action=f"the entry is gone{where}")
-        for at, finding in enumerate(done):
-            if finding.kind == "pack record" and finding.file is not None:
-                lost = self._lost_rows(finding.file, deleted, rows)
-                if lost:
-                    rows.update((row.key, row) for row in lost)
-                    done[at] = replace(finding, action=f"{len(lost)} values restored from the file")
+        self._restore_lost_rows(done, rows)
         bad = {finding.file for finding in done if finding.kind == "foreign file"}
         dropped = self._count_packs(deleted, rows, packs, bad)
         for identity in {*packs, *dropped}:
@@ -645,6 +640,22 @@ class _Repair:
             if os.path.lexists(store.files.path(pack_name(identity))):
                 self._move(pack_name(identity))
         store.files.remove(unlink, keep_spares=False)
+
+    def _restore_lost_rows(self, done: list[Finding], rows: dict[bytes, Row]) -> None:
+        """Add to `rows` what packs list and lost or corrupt rows said."""
+        # Those of which a row says where they lie, and not the bytes themselves, is wrong.
+        kinds = ("corrupt row", "overlap", "wrong size")
+        raws = [each._raw[0] for each in done if each._raw and each.kind in kinds]
+        files = {finding.file for finding in done if finding.file is not None}
+        for name in sorted(file for file in files if file.startswith(PACKS)):
+            lost = {row.key: row for row in self._lost_rows(name, raws, rows)}
+            rows.update(lost)
+            action = f"{len(lost)} values restored from the file"
+            for at, finding in enumerate(done if lost else []):
+                if (finding.kind, finding.file) == ("pack record", name):
+                    done[at] = replace(finding, action=action)
+                elif finding._raw is not None and finding._raw[0] in lost:
+                    done[at] = replace(finding, action="restored from the file")
 
     def _lost_rows(self, name: str, deleted: list[Any], rows: dict[bytes, Row]) -> list[Row]:
         """Values of a pack whose rows are lost: its record says of how many bytes.
