@@ -510,7 +510,9 @@ class Catalog:
         with self._reading, self._translate_errors():
             if self._writable:
                 self._end_interrupted()
-            return self._reader.execute(sql, parameters).fetchall()
+            # Closed whatever happens: a statement not read to its end keeps an old snapshot.
+            with contextlib.closing(self._reader.cursor()) as cursor:
+                return cursor.execute(sql, parameters).fetchall()
 
     # --- writing ---------------------------------------------------------------------------
 

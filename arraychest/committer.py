@@ -673,10 +673,11 @@ class Committer:
             What was not moved stays where it is.
         """
         with self.committing() as store:
-            with self.lock:
-                known = store.begin_compaction(identity)
-                steps = list(store.move_steps(identity)) if known else []
+            known = False
             try:
+                with self.lock:
+                    known = store.begin_compaction(identity)
+                    steps = list(store.move_steps(identity)) if known else []
                 if known and not steps:
                     store.drop_pack(identity)
                 for rows in steps:
@@ -690,7 +691,8 @@ class Committer:
                     if store.has_pack(identity):
                         store.catalog.raise_interrupt()
             finally:
-                store.end_compaction(identity)
+                if known:
+                    store.end_compaction(identity)
             if known and not store.has_pack(identity):
                 store.files.remove([pack_name(identity)])
             store.catalog.raise_interrupt()

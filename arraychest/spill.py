@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -352,6 +353,7 @@ class WriteBehind:
         try:
             self._committer.sum_some()
         except BaseException as error:  # nobody waits for them
+            traceback.clear_frames(error.__traceback__)  # as in `_do`
             logger.warning("checksums could not be stored: %s", error)
         with self.lock:
             self._summing = False
@@ -366,6 +368,9 @@ class WriteBehind:
                 self._committer.store(job)
         except BaseException as caught:  # whatever it was, the values stay and somebody is told
             error = caught
+            # It is kept until it is told, and with it what its frames hold: the arrays, and a
+            # statement that was not read to its end, which keeps SQLite at an old snapshot.
+            traceback.clear_frames(caught.__traceback__)
             logger.warning("spill failed, values stay in RAM: %s", caught)
         with self.lock:
             self._in_flight -= job.nbytes

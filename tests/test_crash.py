@@ -430,6 +430,27 @@ def interrupt_at(number: int, path: Path, other: Path, after: bool, where: str) 
     return outcome.result
 
 
+def test_an_interrupted_read_of_the_catalog_keeps_no_old_snapshot(tmp_path):
+    def reads_a_pack(name: str, args: Any) -> bool:
+        return name == "sql SELECT" and "WHERE pack" in args[0]
+
+    countdown = Countdown(1, raising(KeyboardInterrupt), after=True, only=reads_a_pack)
+    with injected(countdown), arraychest.open(tmp_path / "chest", "a", BUDGET) as chest:
+        for number in range(40):
+            chest[number] = filled(number, SMALL)
+        chest.flush()
+        del chest[0]
+        with pytest.raises(KeyboardInterrupt) as caught:
+            chest.compact()
+        for number in range(40, 45):
+            chest[number] = filled(number, SMALL)
+            chest.flush()
+        del caught  # whose frames held the statement
+        chest.compact()
+        assert [chest[number][0] for number in range(1, 45)] == list(range(1, 45))
+        assert chest.verify().ok
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("where", ["main", "writer"])
 def test_an_interrupt_at_a_sampled_file_operation_leaves_the_chest_working(
