@@ -21,12 +21,12 @@ import numpy as np
 from arraychest.catalog import Pack
 from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
 from arraychest.errors import ArrayChestError, QuotaError, SpillError
-from arraychest.eviction import Candidate, Evictor, freed_by, is_row, touch
+from arraychest.eviction import Candidate, Evictor, freed_by, touch
 from arraychest.following import Follower
 from arraychest.index import Index
 from arraychest.keys import KeyCode, decode_key, encode_key
 from arraychest.loader import pack_name, value_name
-from arraychest.quota import Quota
+from arraychest.quota import FILE_OVERHEAD, SMALL_OVERHEAD, Quota
 from arraychest.resident import ResidentSet, is_held
 from arraychest.slot import Batch, Slot
 from arraychest.store import Store
@@ -45,11 +45,6 @@ _DOOMED_BYTES = 4 << 20
 COMPACTION_SHARE = 0.5
 
 _VERSION = operator.attrgetter("version")
-
-# Bytes that a value takes on disk beyond its own, about: header, directory and trailer of a file;
-# place in the directory of a pack, and what its bytes are rounded up to.
-FILE_OVERHEAD = 512
-_SMALL_OVERHEAD = 192
 
 
 class Job(NamedTuple):
@@ -267,7 +262,7 @@ class Committer:
         if self._quota is None or not job.arrays:
             self._write_and_commit(job)
             return
-        overhead = _SMALL_OVERHEAD if job.small else FILE_OVERHEAD
+        overhead = SMALL_OVERHEAD if job.small else FILE_OVERHEAD
         nbytes = sum([array.nbytes for array in job.arrays]) + overhead * len(job.arrays)
         with self.lock:
             freed = sum(freed_by(slot.raw) for slot in job.slots)
@@ -314,7 +309,7 @@ class Committer:
             if self._quota is not None and self._quota.evicts and rows:
                 # Others may have taken the room that was made before these were written.
                 try:
-                    overhead = 0 if rows[0][PACK] is None else _SMALL_OVERHEAD * len(rows)
+                    overhead = 0 if rows[0][PACK] is None else SMALL_OVERHEAD * len(rows)
                     self.evict(store, overhead + sum(row[STORED] for row in rows))
                 except QuotaError:
                     names = [value_name(Row._make(row)) for row in rows if row[PACK] is None]
@@ -506,7 +501,7 @@ class Committer:
             Nothing of them is left.
         """
         nbytes = sum([array.nbytes for array in arrays])
-        self.reserve_disk(nbytes + _SMALL_OVERHEAD * len(arrays))
+        self.reserve_disk(nbytes + SMALL_OVERHEAD * len(arrays))
         same = None if set(kinds) == {"array"} else kinds
         places = [self.index.puts] * len(keys)
         rows = self.open_store().append(*_columns(keys, places, arrays, same))
@@ -627,7 +622,8 @@ class Committer:
             slot = self.index.find(decode_key(row.key, row.exact))
         if slot is None or slot.array is not None or slot.writing >= 0:
             return None
-        return slot if is_row(slot.raw, row.generation) else None
+        raw = slot.raw
+        return slot if raw is not None and raw[GENERATION] == row.generation else None
 
     # --- checksums -------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from arraychest.catalog import Pack
-from arraychest.entry import GENERATION, PACK, STORED, RawRow, Row
+from arraychest.entry import PACK, STORED, RawRow, Row
 from arraychest.loader import file_name, pack_name
 from arraychest.store import Store
 
@@ -134,8 +134,3 @@ def touch(store: Store, raw: RawRow) -> None:
 def freed_by(raw: RawRow | None) -> int:
     """Bytes on disk that are freed at once where an entry goes."""
     return 0 if raw is None or raw[PACK] is not None else raw[STORED]
-
-
-def is_row(raw: RawRow | None, generation: int) -> bool:
-    """Whether a row is that of a generation."""
-    return raw is not None and raw[GENERATION] == generation

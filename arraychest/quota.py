@@ -9,6 +9,11 @@ from arraychest.units import format_bytes
 
 OnFull = Literal["refuse", "evict"]
 
+# Bytes that a value takes on disk beyond its own, about: header, directory and trailer of a file;
+# place in the directory of a pack, and what its bytes are rounded up to.
+FILE_OVERHEAD = 512
+SMALL_OVERHEAD = 192
+
 
 class Quota(NamedTuple):
     """A limit to the bytes of a chest's value files.

@@ -17,7 +17,6 @@ import numpy as np
 
 from arraychest.budget import Budget
 from arraychest.codecs.pack import PACK_THRESHOLD
-from arraychest.committer import FILE_OVERHEAD
 from arraychest.entry import (
     DESCRIBED,
     GENERATION,
@@ -41,6 +40,7 @@ from arraychest.errors import (
 from arraychest.eviction import Uses, freed_by
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.loader import file_name, value_name
+from arraychest.quota import FILE_OVERHEAD
 from arraychest.session import Options, Session
 from arraychest.slot import Slot
 from arraychest.values import (
@@ -92,13 +92,13 @@ class Tiers(Session):
         self._kept: deque[Slot] = deque()
         # By thread, the transaction that it is in.
         self._changes: dict[int, Changes] = {}
-        # Whether a put may keep the very array.
         quota = options.quota
         # Whether values that do not fit are refused when they are put: those of a temporary chest
         # may stay in RAM.
         self._refuses = quota is not None and not quota.evicts and path is not None
         self.evicts = quota is not None and quota.evicts
         self._uses = Uses()
+        # Whether a put may keep the very array.
         self._adopts = options.on_put == "freeze" and not self._refuses
         # Whether a get returns the very array that is kept in RAM.
         self._shows_resident = options.mmap_mode == "r"
@@ -136,10 +136,11 @@ class Tiers(Session):
         """Undo `begin_changes`; returns whether no thread is in a transaction any more."""
         with self.writer.lock:
             del self._changes[threading.get_ident()]
-            self._adopts = (
-                self.options.on_put == "freeze" and not self._changes and not self._refuses
-            )
+            self._adopts = self._may_adopt()
             return not self._changes
+
+    def _may_adopt(self) -> bool:
+        return self.options.on_put == "freeze" and not self._changes and not self._refuses
 
     # --- get -------------------------------------------------------------------------------
 

@@ -190,7 +190,7 @@ class Transaction:
                 with tiers.committer.committing() as store:
                     rows = [(k, row) for k, row in self._changes.items() if isinstance(row, Row)]
                     deleted = [key for key, row in self._changes.items() if row is _DELETED]
-                    if tiers.evicts:
+                    if tiers.evicts:  # a quota that refuses is asked by the commit itself
                         tiers.committer.evict(store, sum(row.stored for _, row in rows))
                     with tiers.writer.lock:
                         tiers.check_writable()

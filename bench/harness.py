@@ -55,7 +55,7 @@ def expect(right: object, what: str) -> None:
 
 @dataclass(frozen=True)
 class Floor:
-    """What issue 2 asks for: at least or at most so much.
+    """What is asked of a figure: at least or at most so much.
 
     `of_ratio`: the ratio is judged; else our own figure is.
     """

@@ -218,6 +218,7 @@ SQLITE_WORDS = {
     errno.ENOSPC: "database or disk is full",
     errno.EIO: "disk I/O error",
     errno.EMFILE: "unable to open database file",
+    errno.ENFILE: "unable to open database file",
 }
 
 

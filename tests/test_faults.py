@@ -38,7 +38,7 @@ def right(chest: Any, numbers: dict[Any, float]) -> bool:
     )
 
 
-ERRORS = [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT]
+ERRORS = [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EDQUOT]
 WHICH = [errno.errorcode[number] for number in ERRORS]
 
 # Where a spill can be refused: (name of the operation, whether a small value comes by it).

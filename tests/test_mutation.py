@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -840,3 +841,68 @@ def test_an_edit_of_what_others_overwrite_meanwhile_has_the_value_that_it_got(
                 array += 1
             assert (other["x"] == 4).all()
     audit(path)
+
+
+# --- blocks shared with another file ----------------------------------------------------------------
+
+
+FICLONE = 0x40049409  # linux/fs.h
+
+
+def test_an_edit_shares_blocks_where_the_file_system_can(tmp_path, monkeypatch):
+    """No file system at hand can: a stand-in copies what the kernel would share."""
+    cloned = []
+
+    def clone(fd: int, request: int, source: int) -> int:
+        assert request == FICLONE
+        os.pwrite(fd, os.pread(source, os.fstat(source).st_size, 0), 0)
+        cloned.append(source)
+        return 0
+
+    def no_copy(*args: object) -> int:
+        raise AssertionError("copied, too")
+
+    monkeypatch.setattr("arraychest.files.fcntl.ioctl", clone)
+    monkeypatch.setattr("arraychest.files.os.sendfile", no_copy)
+    with arraychest.open(tmp_path / "chest", "w") as chest:
+        chest["x"] = np.arange(20_000.0)
+        chest.flush()
+        with chest.edit("x") as array:
+            array[0] = -1
+        assert cloned
+        assert chest["x"][0] == -1
+        assert (chest["x"][1:] == np.arange(1.0, 20_000.0)).all()
+        assert chest.verify().ok
+
+
+@pytest.mark.parametrize("refusal", [errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSPC])
+def test_an_edit_copies_where_blocks_cannot_be_shared(tmp_path, monkeypatch, refusal):
+    def refuse(fd: int, request: int, source: int) -> int:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr("arraychest.files.fcntl.ioctl", refuse)
+    with arraychest.open(tmp_path / "chest", "w") as chest:
+        chest["x"] = np.arange(20_000.0)
+        chest.flush()
+        with chest.edit("x") as array:
+            array[0] = -1
+        assert chest["x"][1] == 1
+        assert chest.verify().ok
+
+
+def test_blocks_are_not_shared_where_writing_to_them_could_find_no_room(tmp_path, monkeypatch):
+    """A write through a map to a shared block is SIGBUS on a full disk."""
+
+    def clone(fd: int, request: int, source: int) -> int:
+        raise AssertionError("shared")
+
+    little = os.statvfs_result((4096, 4096, 100, 70, 70, 100, 100, 100, 0, 255))
+    monkeypatch.setattr("arraychest.files.fcntl.ioctl", clone)
+    with arraychest.open(tmp_path / "chest", "w") as chest:
+        chest["x"] = np.arange(20_000.0)  # 160,000 bytes; 280 KiB are free, not twice as much
+        chest.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr("arraychest.files.os.fstatvfs", lambda fd: little)
+            with chest.edit("x") as array:
+                array[0] = -1
+        assert chest["x"][1] == 1
