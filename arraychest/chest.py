@@ -27,11 +27,11 @@ from arraychest.errors import AbsentKeyError
 from arraychest.folder import Mode
 from arraychest.handle import Handle, handle_of
 from arraychest.integrity import Report, verify
-from arraychest.integrity import repair as repair_findings
 from arraychest.keys import encode_key
 from arraychest.linking import update_from
 from arraychest.locks import KeyLock
 from arraychest.mapping import MmapMode
+from arraychest.mending import repair as repair_findings
 from arraychest.mutation import Creation, edited
 from arraychest.quota import OnFull, Quota
 from arraychest.rebuild import rebuild_if_lost

@@ -630,12 +630,12 @@ class Committer:
     @property
     def sums_wait(self) -> bool:
         """Whether checksums are to be computed or committed."""
-        return self._store is not None and self._store.sums_wait
+        return self._store is not None and self._store.sums.wait
 
     def forget_sums(self) -> None:
         """Compute no more checksums: the folder is going to be removed."""
         if self._store is not None:
-            self._store.forget_sums()
+            self._store.sums.forget()
 
     def sum_some(self) -> None:
         """Compute some of the checksums that wait, and commit them once they are all there.
@@ -647,10 +647,10 @@ class Committer:
         """
         store = self._store
         assert store is not None
-        store.sum_some()
-        if store.sums_due and store.sums_wait:
+        store.sums.compute()
+        if store.sums.due:
             with self.committing():
-                store.commit_sums()
+                store.sums.commit()
                 store.catalog.raise_interrupt()
 
     # --- compaction ------------------------------------------------------------------------

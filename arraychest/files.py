@@ -36,6 +36,9 @@ Buffers = Sequence[Any]
 DATA, PACKS, SPARE, QUARANTINE = "data", "packs", "spare", "quarantine"
 _PRIVATE_PREFIX = "arraychest-"
 
+# NONBLOCK and NOFOLLOW: a stranger's chest may hold a pipe or a link in the place of a file.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+
 # Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
 SPARE_BYTES = 512 << 20
 
@@ -243,9 +246,8 @@ class Files:
         """Whether a file is there that begins with `head`, is `at` bytes long at least, and has
         no second name: another chest counts on what lies behind our end.
         """
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(self.path(name), flags)
+            fd = os.open(self.path(name), READ_FLAGS)
         except OSError:
             return False
         try:
@@ -276,9 +278,7 @@ class Files:
             raise
         if self._durable:
             try:
-                # A stranger's chest may hold a pipe or a link in the place of a file.
-                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-                fd = os.open(path, flags)
+                fd = os.open(path, READ_FLAGS)
                 try:
                     os.fsync(fd)
                 finally:
@@ -459,7 +459,7 @@ def _clone(source: str, fd: int, nbytes: int) -> bool:
         free = os.fstatvfs(fd)
         if free.f_bavail * free.f_frsize < 2 * nbytes:
             return False
-        other = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        other = os.open(source, READ_FLAGS)
         try:
             fcntl.ioctl(fd, _FICLONE, other)
         finally:
@@ -472,7 +472,7 @@ def _clone(source: str, fd: int, nbytes: int) -> bool:
 
 def _copy(source: str, fd: int, nbytes: int) -> None:
     """Copy the first `nbytes` bytes of a file, inside the kernel."""
-    other = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    other = os.open(source, READ_FLAGS)
     try:
         left = min(nbytes, os.fstat(other).st_size)
         while left > 0:

@@ -18,7 +18,7 @@ from arraychest.catalog import Pack
 from arraychest.codecs import npy, pack
 from arraychest.entry import Form, RawRow, Row, parse_form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
-from arraychest.files import DATA, PACKS, Files
+from arraychest.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.keys import decode_key, file_stem
 from arraychest.mapping import MmapMode, map_file
 from arraychest.values import copied, scalar_of
@@ -29,9 +29,6 @@ _PACK_MAP_BYTES = pack.PACK_BYTES + (8 << 20)
 
 # Packs kept mapped; one map serves 64 MiB of small values.
 _MAX_PACK_MAPS = 1024
-
-# NONBLOCK and NOFOLLOW: a stranger's chest may hold a pipe or a link in the place of a file.
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 def value_name(row: Row) -> str:

@@ -13,7 +13,6 @@ import itertools
 import os
 import re
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,24 +20,19 @@ import numpy as np
 
 from arraychest import files as value_files
 from arraychest.catalog import Catalog, Pack
-from arraychest.checksums import Extent, packed, sums
+from arraychest.checksums import Extent
 from arraychest.codecs import directory, npy, pack
 from arraychest.counter import open_counter, unmoved
 from arraychest.entry import GENERATION, PACK, STORED, Form, RawRow, Row, parse_form
 from arraychest.errors import ChestFormatError, CorruptEntryError
-from arraychest.files import DATA, PACKS, SPARE, Files
+from arraychest.files import DATA, PACKS, READ_FLAGS, SPARE, Files
 from arraychest.keys import KeyCode
-from arraychest.loader import READ_FLAGS, Loader, is_packed_well, pack_name, value_name
+from arraychest.loader import Loader, is_packed_well, pack_name, value_name
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.locks import PACK as PACK_BYTE
 from arraychest.mapping import MmapMode
 from arraychest.quota import Quota
-
-# Bytes that are summed before a writer looks for something to store again: a millisecond.
-_SUM_BYTES = 4 << 20
-
-# Checksums that one transaction takes.
-_MOST_SUMS = 1024
+from arraychest.summing import PendingSums
 
 # Bytes of small values that one compaction step moves in one transaction.
 _MOVE_BYTES = 4 << 20
@@ -141,11 +135,7 @@ class Store:
         self._packs_lock = threading.Lock()
         # By pack, place and size of directories that its row does not count yet.
         self._listed: dict[int, list[tuple[int, int]]] = {}
-        # What is committed and has no checksum yet; and checksums that are not committed yet.
-        self._unsummed: deque[Extent] = deque()
-        self._found: list[int] = []
-        self._sums: list[tuple[Extent, bytes]] = []
-        self._sums_failed = False
+        self.sums = PendingSums(self.files, self.catalog)
         self._unsure = False
         self.bytes_written = 0
         if alone:
@@ -547,6 +537,22 @@ class Store:
         self.files.loose.difference_update(_own_files(rows))
         return gone
 
+    @contextlib.contextmanager
+    def _announced(self) -> Iterator[int | None]:
+        """Give what changes the catalog its number, which others see once it is committed."""
+        if not self.tells:
+            yield None
+            return
+        change = self.counter.seen + 1
+        self.counter.begin(change)
+        try:
+            yield change
+        except Exception:
+            self.counter.end(self.counter.seen)
+            raise
+        self.counter.end(change)
+        self.counter.saw(change)
+
     def _commit(
         self,
         packs: dict[int, Pack],
@@ -574,31 +580,23 @@ class Store:
             for identity in dropped:
                 self._unclaim(identity)
             raise quota.refusal(growth, stored)
-        change = None
-        if self.tells:
-            change = self.counter.seen + 1
-            self.counter.begin(change)
         try:
-            self.catalog.commit(
-                deleted=deleted,
-                rows=rows,
-                packs=changed,
-                dropped_packs=dropped,
-                dropped_files=[row[GENERATION] for row in freed if row[PACK] is None],
-                change=change,
-                gone=gone,
-            )
+            with self._announced() as change:
+                self.catalog.commit(
+                    deleted=deleted,
+                    rows=rows,
+                    packs=changed,
+                    dropped_packs=dropped,
+                    dropped_files=[row[GENERATION] for row in freed if row[PACK] is None],
+                    change=change,
+                    gone=gone,
+                )
+                if stored is not None:
+                    self.counter.stored = stored + growth
         except Exception:
-            if self.tells:
-                self.counter.end(self.counter.seen)
             for identity in dropped:
                 self._unclaim(identity)
             raise
-        if stored is not None:
-            self.counter.stored = stored + growth
-        if change is not None:
-            self.counter.end(change)
-            self.counter.saw(change)
         self.files.loose.difference_update(pack_name(known.id) for known in changed)
         self._note_unsummed(changed, rows)
         with self._append_lock:
@@ -614,19 +612,19 @@ class Store:
         return gone
 
     def _note_unsummed(self, packs: Iterable[Pack], rows: Iterable[RawRow]) -> None:
-        """These were committed: their bytes are for `sum_some`."""
+        """These were committed: their bytes have no checksums yet."""
+        extents = []
         for known in packs:
             before = self._packs.get(known.id)
             start = max(pack.HEADER_BYTES, 0 if before is None else before.bytes)
             if known.bytes > start:
-                name, nbytes = pack_name(known.id), known.bytes - start
-                self._unsummed.append(Extent(known.id, name, start, nbytes, None))
+                nbytes = known.bytes - start
+                extents.append(Extent(known.id, pack_name(known.id), start, nbytes, None))
         for raw in rows:
             if raw[PACK] is None:
                 row = Row._make(raw)
-                extent = Extent(row.generation, value_name(row), 0, row.stored, row.key)
-                self._unsummed.append(extent)
-        self._sums_failed = False
+                extents.append(Extent(row.generation, value_name(row), 0, row.stored, row.key))
+        self.sums.add(extents)
 
     def _forget_pack(self, identity: int) -> None:
         self._packs.pop(identity, None)
@@ -686,66 +684,6 @@ class Store:
             self.catalog.end_snapshot()
             self.counter.stored = stored = self.catalog.stored_bytes()
         return stored
-
-    # --- checksums -------------------------------------------------------------------------
-
-    @property
-    def sums_wait(self) -> bool:
-        """Whether `sum_some` or `commit_sums` has something to do."""
-        return bool(self._unsummed or self._sums) and not self._sums_failed
-
-    @property
-    def sums_due(self) -> bool:
-        """Whether checksums should be committed."""
-        return not self._unsummed or len(self._sums) >= _MOST_SUMS
-
-    def sum_some(self) -> None:
-        """Compute checksums for about a millisecond.  Called by one thread at a time."""
-        left = _SUM_BYTES
-        while left > 0 and self._unsummed:
-            extent = self._unsummed[0]
-            piece = extent.piece
-            done = len(self._found) * piece
-            wanted = min(extent.nbytes - done, max(left // piece, 1) * piece)
-            new: list[int] = []
-            # One that is gone meanwhile needs none; what else is wrong with it `verify` tells.
-            with contextlib.suppress(OSError):
-                fd = os.open(self.files.path(extent.name), READ_FLAGS)
-                try:
-                    new = list(sums(fd, extent.start + done, wanted, piece))
-                finally:
-                    os.close(fd)
-            left -= wanted
-            self._found += new
-            complete = len(new) * piece >= wanted
-            if complete and done + wanted < extent.nbytes:
-                continue
-            if complete:
-                self._sums.append((extent, packed(self._found)))
-            self._found = []
-            with contextlib.suppress(IndexError):  # forgotten meanwhile
-                self._unsummed.popleft()
-
-    def commit_sums(self) -> None:
-        """Commit the checksums there are.  Called in `exclusive`.
-
-        Raises
-        ------
-        OSError
-            They are tried again after the next commit.
-        """
-        found = self._sums[:_MOST_SUMS]
-        try:
-            self.catalog.add_sums(found)
-        except BaseException:
-            self._sums_failed = True
-            raise
-        del self._sums[: len(found)]
-
-    def forget_sums(self) -> None:
-        """Compute none: the folder is going to be removed."""
-        self._unsummed.clear()
-        self._sums.clear()
 
     # --- housekeeping ----------------------------------------------------------------------
 
@@ -822,7 +760,7 @@ class Store:
             # Only this process's descriptor: the locks stay with the parent's.
             self.locks.close()
             self.locks = None
-        self.forget_sums()
+        self.sums.forget()
         # What the parent commits is news to this process.
         self.catalog.session = 0
         self._append_lock = threading.Lock()
@@ -927,11 +865,7 @@ class Store:
         OSError
             Nothing was changed.
         """
-        change = None
-        if self.tells:
-            change = self.counter.seen + 1
-            self.counter.begin(change)
-        try:
+        with self._announced() as change:
             self.catalog.amend(
                 deleted=deleted,
                 rows=rows,
@@ -939,21 +873,10 @@ class Store:
                 dropped_packs=dropped_packs,
                 change=change,
             )
-        except Exception:
-            if self.tells:
-                self.counter.end(self.counter.seen)
-            raise
-        if change is not None:
-            self.counter.end(change)
-            self.counter.saw(change)
-        self.counter.stored = None
+            self.counter.stored = None
         for identity in dropped_packs:
             self._forget_pack(identity)
         self._note_unsummed(packs, rows)
-
-    def sum_later(self, extents: Iterable[Extent]) -> None:
-        """Have these summed, too."""
-        self._unsummed.extend(extents)
 
     def sweep(self) -> int:
         """Remove what sessions left that died: what they had not committed, or not removed yet.

@@ -30,6 +30,7 @@ import arraychest.locks
 import arraychest.mapping
 import arraychest.mutation
 import arraychest.store
+import arraychest.summing
 
 # An action gets the operation's name, its arguments and what does it, and returns its result.
 Action = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]
@@ -50,6 +51,7 @@ _HOSTS = (
     arraychest.mapping,
     arraychest.mutation,
     arraychest.store,
+    arraychest.summing,
 )
 _action: Action | None = None
 

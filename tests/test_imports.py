@@ -30,6 +30,7 @@ RANKS = {
     "catalog": 2,
     "counter": 2,
     "slot": 3,
+    "summing": 3,
     "folder": 3,
     "resident": 4,
     "values": 5,
@@ -48,6 +49,7 @@ RANKS = {
     "linking": 14,
     "mutation": 14,
     "rebuild": 14,
+    "mending": 14,
     "chest": 15,
     "": 16,  # the package itself
     "cli": 17,
