@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import resource
 import signal
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -827,3 +829,25 @@ def test_the_c_library_reports_a_map_that_cannot_be_made(tmp_path):
     finally:
         os.close(fd)
     assert ctypes.get_errno() in (0, errno.EINVAL)
+
+
+def test_a_failure_that_waits_to_be_told_keeps_no_array(path):
+    fault = failing(errno.EIO, "writing")
+    gc.collect()
+    gc.disable()  # what only a cycle holds stays
+    try:
+        with injected(fault), arraychest.open(path, "w", 4 * LARGE * 8) as chest:
+            fault.on = True
+            arrays = [filled(number, LARGE) for number in range(4)]
+            kept = [weakref.ref(array) for array in arrays]
+            for number in range(4):
+                chest[number] = arrays.pop()
+            with chest._tiers.writer.lock:
+                chest._tiers.writer.wait_idle()
+            assert chest._tiers.writer.failure is not None
+            fault.on = False
+            for number in range(4):
+                del chest[number]
+            assert all(each() is None for each in kept)
+    finally:
+        gc.enable()
