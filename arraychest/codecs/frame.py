@@ -42,8 +42,8 @@ CHUNK_HEADER_BYTES = 32
 
 # A chunk of random bytes is stored as it is, behind its header.
 _MEMCPYED = 0x02
-_LAZY_OR_DICTIONARY = 0x08 | 0x01 | 0x80
-_ZEROS, _NANS, _VALUE = 1, 2, 3
+# Stands in the index for a chunk of zero bytes, which takes no place in the frame.
+_ZEROS = 0x81 << 56
 
 
 class Layout(NamedTuple):
@@ -141,7 +141,7 @@ def check(layout: Layout) -> None:
 
 
 def header(layout: Layout, sizes: Sequence[int]) -> bytes:
-    """The header of a frame whose chunks take so many bytes each."""
+    """The header of a frame whose chunks take so many bytes each; 0: it is all zero bytes."""
     array = _array_layer(layout)
     nchunks = len(sizes)
     layers_at = 0x6B
@@ -172,8 +172,7 @@ def header(layout: Layout, sizes: Sequence[int]) -> bytes:
 
 
 def _filters(numbers: Sequence[int]) -> bytes:
-    # What is applied last is in the last slot.
-    return bytes(_SLOTS - len(numbers)) + bytes(numbers)
+    return bytes(numbers) + bytes(_SLOTS - len(numbers))
 
 
 def _array_layer(layout: Layout) -> bytes:
@@ -192,10 +191,11 @@ def _array_layer(layout: Layout) -> bytes:
 def index(sizes: Sequence[int]) -> bytes:
     """The chunk behind the others that says where each begins, from the end of the header."""
     nbytes = 8 * len(sizes)
-    offsets = np.array([0, *itertools.accumulate(sizes[:-1])], "<i8") if sizes else b""
+    starts = itertools.accumulate(sizes[:-1], initial=0)
+    offsets = [start if size else _ZEROS for start, size in zip(starts, sizes, strict=True)]
     # Version 5; not compressed; elements of 8 bytes, all of them in one block.
     head = struct.pack("<BBBBiii", 5, 1, 0x07, 8, nbytes, nbytes, CHUNK_HEADER_BYTES + nbytes)
-    return head + bytes((0, 0, 0, 0, 0, 0, 1, 0)) + bytes(8) + bytes(offsets)
+    return head + bytes((0, 0, 0, 0, 0, 0, 1, 0)) + bytes(8) + np.array(offsets, "<u8").tobytes()
 
 
 # No attributes, no fingerprint.
@@ -206,6 +206,11 @@ def frame_bytes(header_bytes: int, sizes: Sequence[int]) -> int:
     """Size of a frame with a header so long and such chunks."""
     end = header_bytes + sum(sizes) + CHUNK_HEADER_BYTES + 8 * len(sizes)
     return end + len(TRAILER)
+
+
+def is_zeros(chunk: bytes) -> bool:
+    """Whether a chunk, as Blosc2 gives it, is one of zero bytes: it takes no place in a frame."""
+    return len(chunk) == CHUNK_HEADER_BYTES and chunk[31] >> 4 & 7 == 1
 
 
 def check_chunk(layout: Layout, chunk: memoryview) -> None:
@@ -231,14 +236,9 @@ def check_chunk(layout: Layout, chunk: memoryview) -> None:
             f"{expected}, found {found}"
         )
     more = chunk[31]
-    special = more >> 4 & 7
-    if more & _LAZY_OR_DICTIONARY or special > _VALUE:
+    if more:
+        # A dictionary, blocks that lie elsewhere, or one value for all.
         raise ValueError(f"expected a chunk of compressed blocks, found flags {more:#x}")
-    if special:
-        rest = itemsize if special == _VALUE else 0
-        if size != CHUNK_HEADER_BYTES + rest or (special == _NANS and itemsize not in (4, 8)):
-            raise ValueError(f"expected a chunk of one value, found {size} bytes")
-        return
     if flags & _MEMCPYED:
         if size != CHUNK_HEADER_BYTES + nbytes:
             raise ValueError(f"expected a chunk of {nbytes} bytes as they are, found {size}")

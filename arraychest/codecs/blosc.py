@@ -1,0 +1,255 @@
+"""The Blosc2 codec: arrays as chunks that are compressed one by one, and how to choose the codec.
+
+Only here is Blosc2 imported, and only when a large array is met: its import takes three times as
+long as NumPy's.
+
+Every call names its number of threads; Blosc2's own setting, which is the whole process's, is left
+as it is.  Threads belong to a context and end with it, so that a forked child, which has none of
+its parent's, makes a context of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from arraychest.codecs import frame
+from arraychest.codecs.frame import CODECS, FILTERS, Layout
+
+if TYPE_CHECKING:
+    import blosc2
+
+# A block is what a window is read by, and should stay in the first cache of a core while it is
+# decompressed.  One that is longer in the last dimension serves rows as well: of a 2-D float32
+# array, blocks of 64 x 64 in chunks of 4 MiB give a window of 64 x 64 in 58 us and a row in 352;
+# blocks of 32 x 128 in 60 and 258; of 16 x 256 in 62 and 212, and compress 1 % worse.
+BLOCK_BYTES = 16 << 10
+_ELONGATION = 4
+
+# A chunk is what is compressed at a time: large enough that starting threads on it is nothing,
+# small enough that a few of them are no matter for the budget.
+CHUNK_BYTES = 4 << 20
+
+# The first bytes a second that are sustained by a disk, not by the page cache: what a choice is
+# made for.
+DEVICE_SPEED = 1.2e9
+
+# Less is not worth the time.
+LEAST_RATIO = 1.2
+
+# What is sampled: so many pieces of so many bytes.  At 1 GB/s, 4 x 16 KiB with two filters take
+# 0.13 ms, while a spill of 32 MiB takes 6 ms.
+_PIECES = 4
+_PIECE_BYTES = 16 << 10
+
+# Codecs worth a try: what is stronger takes five times as long and gains a tenth.
+_FAST, _STRONG = ("lz4", 1), ("zstd", 1)
+
+
+class Choice(NamedTuple):
+    """A codec, how hard it tries, and the filters before it; numbers are Blosc2's."""
+
+    codec: int
+    clevel: int
+    filters: tuple[int, ...]
+    filters_meta: tuple[int, ...]
+
+
+def threads() -> int:
+    """How many threads to compress and decompress with: as many as this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def may_be_framed(array: np.ndarray) -> bool:
+    """Whether a frame can hold an array: plain elements, and some of them."""
+    return (
+        array.dtype.kind in "biufcmM" and array.size > 0 and 1 <= array.ndim <= frame.MAX_DIMENSIONS
+    )
+
+
+# --- how an array is divided --------------------------------------------------------------------
+
+
+def geometry(shape: Sequence[int], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunks and blocks for an array of this shape.
+
+    Blocks are near to squares in the last two dimensions that have room, longer along the last;
+    chunks are blocks, doubled in the same way.
+    """
+    whole = tuple(shape)
+    blocks = _grown((1,) * len(whole), whole, itemsize, BLOCK_BYTES, _ELONGATION)
+    # Blocks at the edge of a chunk are filled up: a chunk is a number of whole blocks.
+    room = tuple(-(-n // b) * b for n, b in zip(whole, blocks, strict=True))
+    chunks = _grown(blocks, room, itemsize, CHUNK_BYTES, 1)
+    return chunks, blocks
+
+
+def _grown(
+    start: Sequence[int], room: Sequence[int], itemsize: int, nbytes: int, elongation: int
+) -> tuple[int, ...]:
+    sizes = list(start)
+    while math.prod(sizes) * itemsize * 2 <= nbytes:
+        # From the last on: an outer dimension only once those within are taken whole, but for two.
+        open_ = [at for at in reversed(range(len(sizes))) if sizes[at] < room[at]][:2]
+        if not open_:
+            break
+        inner, outer = open_[0], open_[-1]
+        at = inner if sizes[inner] < elongation * sizes[outer] or inner == outer else outer
+        sizes[at] = min(2 * sizes[at], room[at])
+    return tuple(sizes)
+
+
+def layout_of(array: np.ndarray, choice: Choice) -> Layout:
+    """How a C-contiguous array is laid out; of one in Fortran order, take the transpose."""
+    chunks, blocks = geometry(array.shape, array.dtype.itemsize)
+    return Layout(array.dtype, array.shape, chunks, blocks, *choice)
+
+
+# --- which codec --------------------------------------------------------------------------------
+
+
+def named(name: str) -> Choice:
+    """The choice that a codec's name stands for: its fastest level of use, with shuffle.
+
+    Raises
+    ------
+    ValueError
+        There is no codec of this name.
+    """
+    if name not in CODECS:
+        raise ValueError(f"expected one of the codecs {', '.join(CODECS)}, found {name!r}")
+    level = {"lz4hc": 5, "zlib": 3, "blosclz": 5}.get(name, 1)
+    return Choice(CODECS[name], level, (FILTERS["shuffle"],), (0,))
+
+
+def chosen(array: np.ndarray) -> Choice | None:
+    """The choice that writes and reads an array back soonest; None: as it is.
+
+    Pieces from different places are compressed.  The stronger codec is tried only where the faster
+    one finds something to compress, so that noise costs little.
+    """
+    pieces = _sampled(array)
+    itemsize = array.dtype.itemsize
+    known = sum(map(len, pieces))
+    best, shortest = None, 2 * known / DEVICE_SPEED
+    for name, level in (_FAST, _STRONG):
+        for filter_name in ("shuffle", "bitshuffle"):
+            choice = Choice(CODECS[name], level, (FILTERS[filter_name],), (0,))
+            stored, seconds = _tried(pieces, choice, itemsize)
+            if stored * LEAST_RATIO > known:
+                continue
+            total = seconds + 2 * stored / DEVICE_SPEED
+            if total < shortest:
+                best, shortest = choice, total
+        if best is None:
+            return None
+    return best
+
+
+def _sampled(array: np.ndarray) -> list[bytes]:
+    flat = array.reshape(-1).view(np.uint8)
+    itemsize = array.dtype.itemsize
+    size = min(_PIECE_BYTES, len(flat)) // itemsize * itemsize
+    # In the middle of each of so many equal parts: the edges of a field are often empty.
+    part = len(flat) // _PIECES
+    starts = [(at * part + (part - size) // 2) // itemsize * itemsize for at in range(_PIECES)]
+    return [flat[max(start, 0) : max(start, 0) + size].tobytes() for start in starts]
+
+
+def _tried(pieces: list[bytes], choice: Choice, itemsize: int) -> tuple[int, float]:
+    """Bytes that pieces take, and seconds to compress and to decompress them on all threads."""
+    import blosc2
+
+    given = _cparams(choice, itemsize, 1)
+    start = time.perf_counter()
+    found = [blosc2.compress2(piece, cparams=given) for piece in pieces]
+    for data in found:
+        blosc2.decompress2(data, nthreads=1)
+    return sum(map(len, found)), (time.perf_counter() - start) / threads()
+
+
+def _cparams(choice: Choice, itemsize: int, nthreads: int, block_bytes: int = 0) -> blosc2.CParams:
+    import blosc2
+
+    return blosc2.CParams(
+        codec=blosc2.Codec(choice.codec),
+        clevel=choice.clevel,
+        typesize=itemsize,
+        nthreads=nthreads,
+        blocksize=block_bytes,
+        filters=[blosc2.Filter(number) for number in choice.filters],
+        filters_meta=list(choice.filters_meta),
+    )
+
+
+# --- chunk by chunk -----------------------------------------------------------------------------
+
+
+def compressed(array: np.ndarray, layout: Layout, nthreads: int) -> Iterator[bytes]:
+    """The chunks of an array, compressed, in the order in which they lie in a frame.
+
+    An empty one stands for zero bytes.  Memory: one chunk as it is and one compressed.
+    """
+    import blosc2
+
+    choice = Choice(layout.codec, layout.clevel, layout.filters, layout.filters_meta)
+    # One context for all, which starts its threads once.  It arranges a chunk by blocks.
+    one: Any = blosc2.uninit(
+        layout.chunks,
+        dtype=layout.dtype,
+        chunks=layout.chunks,
+        blocks=layout.blocks,
+        cparams=_cparams(choice, layout.dtype.itemsize, nthreads),
+    )
+    edge: np.ndarray | None = None
+    for where in layout.slices():
+        part = array[where]
+        if part.shape != layout.chunks:
+            # What a chunk is filled up with compresses to nothing.
+            edge = np.zeros(layout.chunks, layout.dtype) if edge is None else edge
+            edge[...] = np.zeros((), layout.dtype)
+            edge[tuple(slice(0, n) for n in part.shape)] = part
+            part = edge
+        one[...] = np.ascontiguousarray(part)
+        chunk: bytes = one.schunk.get_chunk(0)
+        yield b"" if frame.is_zeros(chunk) else chunk
+
+
+class Frame:
+    """A frame in memory, or mapped, read by Blosc2.
+
+    Not for two threads at once: a context belongs to whoever uses it.
+
+    Parameters
+    ----------
+    data
+        Bytes of the frame, and possibly more behind it; they stay as long as this lives.
+    """
+
+    def __init__(self, data: Any) -> None:
+        import blosc2
+
+        self._data = data
+        self._array: Any = blosc2.ndarray_from_cframe(data, copy=False)
+
+    def read(self, where: tuple[slice, ...]) -> np.ndarray:
+        """A part of the array, all of whose steps are 1."""
+        found: np.ndarray = self._array[where]
+        return found
+
+
+def chunks_of(layout: Layout, where: Sequence[slice]) -> Iterator[int]:
+    """The numbers of the chunks that a part of the array lies in; steps are 1."""
+    ranges = [
+        range(each.start // c, -(-each.stop // c))
+        for each, c in zip(where, layout.chunks, strict=True)
+    ]
+    strides = [math.prod(layout.grid[at + 1 :]) for at in range(len(layout.grid))]
+    for place in itertools.product(*ranges):
+        yield sum(map(int.__mul__, place, strides))
