@@ -36,9 +36,8 @@ _ELONGATION = 4
 # small enough that a few of them are no matter for the budget.
 CHUNK_BYTES = 4 << 20
 
-# The first bytes a second that are sustained by a disk, not by the page cache: what a choice is
-# made for.
-DEVICE_SPEED = 1.2e9
+# Bytes a second that a disk sustains, as many do once the page cache has no more room.
+DEVICE_SPEED = 0.3e9
 
 # Less is not worth the time.
 LEAST_RATIO = 1.2
@@ -128,23 +127,26 @@ def named(name: str) -> Choice:
     return Choice(CODECS[name], level, (FILTERS["shuffle"],), (0,))
 
 
-def chosen(array: np.ndarray) -> Choice | None:
+def chosen(array: np.ndarray, device_speed: float = DEVICE_SPEED) -> Choice | None:
     """The choice that writes and reads an array back soonest; None: as it is.
 
     Pieces from different places are compressed.  The stronger codec is tried only where the faster
     one finds something to compress, so that noise costs little.
+
+    Parameters
+    ----------
+    device_speed
+        Bytes a second that are written and read.
     """
-    pieces = _sampled(array)
-    itemsize = array.dtype.itemsize
-    known = sum(map(len, pieces))
-    best, shortest = None, 2 * known / DEVICE_SPEED
+    data = _sampled(array)
+    best, shortest = None, 2 * len(data) / device_speed
     for name, level in (_FAST, _STRONG):
         for filter_name in ("shuffle", "bitshuffle"):
             choice = Choice(CODECS[name], level, (FILTERS[filter_name],), (0,))
-            stored, seconds = _tried(pieces, choice, itemsize)
-            if stored * LEAST_RATIO > known:
+            stored, seconds = _tried(data, choice, array.dtype.itemsize)
+            if stored * LEAST_RATIO > len(data):
                 continue
-            total = seconds + 2 * stored / DEVICE_SPEED
+            total = seconds + 2 * stored / device_speed
             if total < shortest:
                 best, shortest = choice, total
         if best is None:
@@ -152,26 +154,26 @@ def chosen(array: np.ndarray) -> Choice | None:
     return best
 
 
-def _sampled(array: np.ndarray) -> list[bytes]:
+def _sampled(array: np.ndarray) -> bytes:
     flat = array.reshape(-1).view(np.uint8)
     itemsize = array.dtype.itemsize
-    size = min(_PIECE_BYTES, len(flat)) // itemsize * itemsize
     # In the middle of each of so many equal parts: the edges of a field are often empty.
     part = len(flat) // _PIECES
+    size = min(_PIECE_BYTES, part) // itemsize * itemsize
     starts = [(at * part + (part - size) // 2) // itemsize * itemsize for at in range(_PIECES)]
-    return [flat[max(start, 0) : max(start, 0) + size].tobytes() for start in starts]
+    return b"".join(flat[start : start + size].data for start in starts)
 
 
-def _tried(pieces: list[bytes], choice: Choice, itemsize: int) -> tuple[int, float]:
-    """Bytes that pieces take, and seconds to compress and to decompress them on all threads."""
+def _tried(data: bytes, choice: Choice, itemsize: int) -> tuple[int, float]:
+    """Bytes that data take, and seconds to compress and to decompress them on all threads."""
     import blosc2
 
-    given = _cparams(choice, itemsize, 1)
+    given = _cparams(choice, itemsize, 1, _PIECE_BYTES)
     start = time.perf_counter()
-    found = [blosc2.compress2(piece, cparams=given) for piece in pieces]
-    for data in found:
-        blosc2.decompress2(data, nthreads=1)
-    return sum(map(len, found)), (time.perf_counter() - start) / threads()
+    # In one call: making a context takes as long as 10 kB.
+    found = blosc2.compress2(data, cparams=given)
+    blosc2.decompress2(found, nthreads=1)
+    return len(found), (time.perf_counter() - start) / threads()
 
 
 def _cparams(choice: Choice, itemsize: int, nthreads: int, block_bytes: int = 0) -> blosc2.CParams:
@@ -221,10 +223,11 @@ def compressed(array: np.ndarray, layout: Layout, nthreads: int) -> Iterator[byt
         yield b"" if frame.is_zeros(chunk) else chunk
 
 
-class Frame:
-    """A frame in memory, or mapped, read by Blosc2.
+class FrameReader:
+    """Reads parts of the array in a frame that lies in memory, or is mapped.  Safe from threads.
 
-    Not for two threads at once: a context belongs to whoever uses it.
+    A context of Blosc2 belongs to one thread at a time: each read takes one that is free, or makes
+    one (60 us).  They have no threads of their own, so that a forked child may go on with them.
 
     Parameters
     ----------
@@ -233,14 +236,21 @@ class Frame:
     """
 
     def __init__(self, data: Any) -> None:
-        import blosc2
-
         self._data = data
-        self._array: Any = blosc2.ndarray_from_cframe(data, copy=False)
+        self._free: list[Any] = []
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
-        """A part of the array, all of whose steps are 1."""
-        found: np.ndarray = self._array[where]
+        """A part of the array, all of whose steps are 1: a new array in C order."""
+        import blosc2
+
+        # A list's own methods are atomic.
+        try:
+            array = self._free.pop()
+        except IndexError:
+            array = blosc2.ndarray_from_cframe(self._data, copy=False)
+            array.schunk.dparams = blosc2.DParams(nthreads=1)
+        found: np.ndarray = array[where]
+        self._free.append(array)
         return found
 
 

@@ -1,0 +1,550 @@
+"""`CompressedArray`: an array whose parts are decompressed when they are asked for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+
+class Reader(Protocol):
+    """What reads a part of a stored array, all of whose steps are 1, into a new array."""
+
+    def read(self, where: tuple[slice, ...]) -> np.ndarray: ...  # noqa: D102
+
+
+class CompressedArray(NDArrayOperatorsMixin):
+    """A stored array of which a read decompresses only the chunks that it touches.
+
+    What is read, and what is computed, are plain arrays of NumPy.  Element-wise functions and
+    reductions go chunk by chunk: `sum` of an array larger than RAM needs memory for one chunk.
+    Everything else that NumPy is asked to do with it decompresses it whole.
+
+    Attributes
+    ----------
+    shape, dtype, ndim, size, nbytes
+        As an array's.
+    chunks
+        The shape of what is decompressed at a time.
+
+    Notes
+    -----
+    Safe from many threads.  It stays valid when its key is overwritten or deleted.  A sum of
+    floating-point numbers is added up in another order than NumPy's, and differs in its last bits.
+    """
+
+    __slots__ = ("_reader", "_transposed", "chunks", "dtype", "shape")
+
+    def __init__(
+        self,
+        reader: Reader,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        *,
+        transposed: bool = False,
+    ) -> None:
+        self._reader = reader
+        self.dtype = dtype
+        self.shape = shape
+        self.chunks = chunks
+        # Whether the reader's dimensions come in the opposite order: Fortran's.
+        self._transposed = transposed
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array when it is decompressed."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        """Size of the first dimension."""
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        """Say what it is; nothing is read."""
+        return f"CompressedArray(shape={self.shape}, dtype={self.dtype}, chunks={self.chunks})"
+
+    def __bool__(self) -> bool:
+        """As an array: of one element only."""
+        return bool(np.asarray(self))
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The array, decompressed whole: always a new one.
+
+        Raises
+        ------
+        ValueError
+            ``copy=False``: there is no array that could be had without a copy.
+        """
+        if copy is False:
+            raise ValueError(
+                "expected copy=None or copy=True: a compressed array is always decompressed into "
+                "a new one"
+            )
+        whole = self._read(tuple(slice(0, n) for n in self.shape))
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A part of the array, by NumPy's rules; an element where each dimension has a number.
+
+        Raises
+        ------
+        IndexError
+            As NumPy's.
+        """
+        return _select(self._read, self.dtype, self.shape, self.chunks, key)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Parts along the first dimension; a row of chunks is decompressed at a time."""
+        step = self.chunks[0]
+        for at in range(0, self.shape[0], step):
+            yield from self[at : at + step]
+
+    def iterchunks(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+        """Each chunk: where it lies in the array, and its elements."""
+        for where in self._places():
+            yield where, self._read(where)
+
+    def _places(self) -> Iterator[tuple[slice, ...]]:
+        return itertools.product(
+            *[
+                [slice(at, min(at + c, n)) for at in range(0, n, c)]
+                for n, c in zip(self.shape, self.chunks, strict=True)
+            ]
+        )
+
+    def _read(self, where: tuple[slice, ...]) -> np.ndarray:
+        if self._transposed:
+            return self._reader.read(where[::-1]).T
+        return self._reader.read(where)
+
+    # --- computing -------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Element-wise with plain operands, and reductions, chunk by chunk; the rest whole."""
+        if any(isinstance(each, CompressedArray) for each in kwargs.get("out") or ()):
+            return NotImplemented
+        if method == "reduce" and len(inputs) == 1 and set(kwargs) <= {"axis", "keepdims", "dtype"}:
+            axis = kwargs.get("axis", 0)
+            keepdims, dtype = bool(kwargs.get("keepdims", False)), kwargs.get("dtype")
+            if ufunc in _REDUCIBLE:
+                return self._reduced(ufunc, axis, keepdims, dtype)
+        if method == "__call__" and not kwargs and ufunc.nout == 1 and ufunc.signature is None:
+            others = [np.asarray(each) for each in inputs if each is not self]
+            fits = np.broadcast_shapes(self.shape, *[each.shape for each in others]) == self.shape
+            if fits and not any(
+                isinstance(each, CompressedArray) for each in inputs if each is not self
+            ):
+                return self._elementwise(ufunc, inputs)
+        plain = [np.asarray(each) if isinstance(each, CompressedArray) else each for each in inputs]
+        return getattr(ufunc, method)(*plain, **kwargs)
+
+    def _elementwise(self, ufunc: np.ufunc, inputs: Sequence[Any]) -> np.ndarray:
+        out: np.ndarray | None = None
+        # Scalars stay as they are: NumPy takes a number of Python's for no particular dtype.
+        wide = [
+            np.broadcast_to(each, self.shape) if np.ndim(each) and each is not self else each
+            for each in inputs
+        ]
+        for where, part in self.iterchunks():
+            given = [
+                part if each is self else each[where] if np.ndim(each) else each for each in wide
+            ]
+            found = ufunc(*given)
+            if out is None:
+                out = np.empty(self.shape, found.dtype)
+            out[where] = found
+        assert out is not None
+        return out
+
+    def _reduced(self, ufunc: np.ufunc, axis: Any, keepdims: bool, dtype: Any) -> Any:
+        axes = _axes(axis, self.ndim)
+        if len(axes) > 1 and ufunc in _ORDERED:
+            plain = np.asarray(self)
+            return ufunc.reduce(plain, axis=axis, keepdims=keepdims, dtype=dtype)
+        shape = tuple(1 if at in axes else n for at, n in enumerate(self.shape))
+        result: np.ndarray | None = None
+        # NumPy adds float16 up in float32.
+        narrow = self.dtype == np.float16 and dtype is None and ufunc in (np.add, np.multiply)
+        inner = np.dtype(np.float32) if narrow else dtype
+        seen: set[tuple[int, ...]] = set()
+        for where, part in self.iterchunks():
+            found = ufunc.reduce(part, axis=tuple(axes), keepdims=True, dtype=inner)
+            if result is None:
+                result = np.empty(shape, found.dtype)
+            place = tuple(slice(0, 1) if at in axes else each for at, each in enumerate(where))
+            first = tuple(each.start for each in place)
+            if first in seen:
+                result[place] = ufunc(result[place], found)
+            else:
+                seen.add(first)
+                result[place] = found
+        assert result is not None
+        if narrow:
+            result = result.astype(self.dtype)
+        return _finished(result, axes, keepdims)
+
+    def __array_function__(
+        self, function: Any, types: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Reductions chunk by chunk; everything else on plain arrays."""
+        name = _METHODS.get(function)
+        if name is not None and args and args[0] is self:
+            try:
+                return getattr(self, name)(*args[1:], **kwargs)
+            except TypeError:
+                pass  # an argument that only NumPy's own knows
+        return function(*_plain(args), **_plain(kwargs))
+
+    def sum(self, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
+        """The sum along some dimensions, or of all elements."""
+        return self._reduced(np.add, axis, keepdims, dtype)
+
+    def prod(self, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
+        """The product along some dimensions, or of all elements."""
+        return self._reduced(np.multiply, axis, keepdims, dtype)
+
+    def min(self, axis: Any = None, *, keepdims: bool = False) -> Any:
+        """The least element along some dimensions, or of all; NaN where there is one."""
+        return self._reduced(np.minimum, axis, keepdims, None)
+
+    def max(self, axis: Any = None, *, keepdims: bool = False) -> Any:
+        """The greatest element along some dimensions, or of all; NaN where there is one."""
+        return self._reduced(np.maximum, axis, keepdims, None)
+
+    def any(self, axis: Any = None, *, keepdims: bool = False) -> Any:
+        """Whether any element is true, along some dimensions or of all."""
+        return self._reduced(np.logical_or, axis, keepdims, None)
+
+    def all(self, axis: Any = None, *, keepdims: bool = False) -> Any:
+        """Whether all elements are true, along some dimensions or of all."""
+        return self._reduced(np.logical_and, axis, keepdims, None)
+
+    def mean(self, axis: Any = None, dtype: Any = None, *, keepdims: bool = False) -> Any:
+        """The mean along some dimensions, or of all elements; added up in float64."""
+        inner, outer = self._mean_dtypes(dtype)
+        total = self._reduced(np.add, axis, keepdims, inner)
+        count = math.prod(self.shape[at] for at in _axes(axis, self.ndim))
+        return np.true_divide(total, count, dtype=inner).astype(outer)[()]
+
+    def var(
+        self, axis: Any = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False
+    ) -> Any:
+        """The variance along some dimensions, or of all elements; it is read twice."""
+        inner, outer = self._mean_dtypes(dtype)
+        axes = _axes(axis, self.ndim)
+        mean = np.asarray(self.mean(axis, inner, keepdims=True))
+        shape = tuple(1 if at in axes else n for at, n in enumerate(self.shape))
+        total = np.zeros(shape, np.empty(0, inner).real.dtype)
+        for where, part in self.iterchunks():
+            place = tuple(slice(0, 1) if at in axes else each for at, each in enumerate(where))
+            apart = np.abs(part.astype(inner) - mean[place])
+            total[place] += np.sum(apart * apart, axis=tuple(axes), keepdims=True)
+        count = math.prod(self.shape[at] for at in axes) - ddof
+        with np.errstate(all="ignore"):
+            found = total / max(count, 0)
+        return _finished(found.astype(np.empty(0, outer).real.dtype), axes, keepdims)
+
+    def std(
+        self, axis: Any = None, dtype: Any = None, *, ddof: float = 0, keepdims: bool = False
+    ) -> Any:
+        """The standard deviation along some dimensions, or of all elements; it is read twice."""
+        inner, outer = self._mean_dtypes(dtype)
+        found = np.sqrt(self.var(axis, inner, ddof=ddof, keepdims=keepdims))
+        return found.astype(np.empty(0, outer).real.dtype)[()]
+
+    def _mean_dtypes(self, dtype: Any) -> tuple[np.dtype, np.dtype]:
+        """In which dtype a mean is computed, and in which it is returned."""
+        if self.dtype.kind not in "biufc":
+            raise TypeError(f"expected numbers to take the mean of, found {self.dtype}")
+        outer = np.dtype(dtype) if dtype is not None else self.dtype.newbyteorder("=")
+        if outer.kind in "biu" and dtype is None:
+            outer = np.dtype(np.float64)
+        return np.result_type(outer, np.complex128 if outer.kind == "c" else np.float64), outer
+
+    def astype(self, dtype: Any) -> np.ndarray:
+        """A plain array of another dtype, converted chunk by chunk."""
+        out = np.empty(self.shape, dtype)
+        for where, part in self.iterchunks():
+            out[where] = part
+        return out
+
+
+# Reductions whose parts can be reduced again: of parts of one dimension, or of several.
+_REDUCIBLE = frozenset({
+    np.add, np.multiply, np.minimum, np.maximum, np.fmin, np.fmax, np.logical_or, np.logical_and,
+    np.bitwise_or, np.bitwise_and, np.bitwise_xor, np.logical_xor,
+})  # fmt: skip
+_ORDERED: frozenset[np.ufunc] = frozenset()
+
+_METHODS: dict[Callable[..., Any], str] = {
+    np.sum: "sum",
+    np.prod: "prod",
+    np.min: "min",
+    np.max: "max",
+    np.amin: "min",
+    np.amax: "max",
+    np.any: "any",
+    np.all: "all",
+    np.mean: "mean",
+    np.var: "var",
+    np.std: "std",
+}
+
+
+def _axes(axis: Any, ndim: int) -> list[int]:
+    if axis is None:
+        return list(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = [operator.index(each) for each in given]
+    for each in axes:
+        if not -ndim <= each < ndim:
+            raise np.exceptions.AxisError(each, ndim)
+    found = [each % ndim for each in axes]
+    if len(set(found)) != len(found):
+        raise ValueError(f"expected each axis once, found {axis}")
+    return found
+
+
+def _finished(result: np.ndarray, axes: Sequence[int], keepdims: bool) -> Any:
+    if keepdims:
+        return result
+    return result.reshape([n for at, n in enumerate(result.shape) if at not in axes])[()]
+
+
+def _plain(given: Any) -> Any:
+    """The same arguments, plain arrays in the place of compressed ones."""
+    if isinstance(given, CompressedArray):
+        return np.asarray(given)
+    if type(given) in (list, tuple):
+        return type(given)(_plain(each) for each in given)
+    if type(given) is dict:
+        return {key: _plain(value) for key, value in given.items()}
+    return given
+
+
+# --- NumPy's rules of indexing ------------------------------------------------------------------
+
+Read = Callable[[tuple[slice, ...]], np.ndarray]
+
+
+class _Points(NamedTuple):
+    """Numbers along one dimension that an array of integers asks for."""
+
+    dimension: int
+    numbers: np.ndarray
+
+
+def _select(
+    read: Read, dtype: np.dtype, shape: tuple[int, ...], chunks: tuple[int, ...], key: Any
+) -> Any:
+    parts = list(key) if isinstance(key, tuple) else [key]
+    parts = [
+        np.asarray(part) if isinstance(part, list | CompressedArray) else part for part in parts
+    ]
+    if any(_is_array(part) for part in parts):
+        return _gather(read, dtype, shape, chunks, parts)
+    # What the key asks for of each dimension; NumPy itself says what is wrong with a key.
+    hollow = np.broadcast_to(np.empty((), np.uint8), shape)
+    hollow[tuple(parts)]
+    parts = _expanded(parts, len(shape))
+    where, rest = [], []
+    dimension = 0
+    for part in parts:
+        if part is None:
+            rest.append(None)
+            continue
+        n = shape[dimension]
+        dimension += 1
+        if isinstance(part, slice):
+            start, stop, step = part.indices(n)
+            count = len(range(start, stop, step))
+            first, last = sorted((start, start + (count - 1) * step)) if count else (0, -1)
+            where.append(slice(first, last + 1))
+            begin = None if step > 0 else -1
+            rest.append(slice(begin, None, step))
+        else:
+            number = operator.index(part) % n
+            where.append(slice(number, number + 1))
+            rest.append(0)
+    found = _read_stepped(read, dtype, chunks, where, rest)
+    return found[()] if found.ndim == 0 else found
+
+
+def _read_stepped(
+    read: Read, dtype: np.dtype, chunks: tuple[int, ...], where: list[slice], rest: list[Any]
+) -> np.ndarray:
+    """Read a box, and take from it by `rest`, which has no ellipsis."""
+    if any(each.stop <= each.start for each in where):
+        box = np.empty([max(each.stop - each.start, 0) for each in where], dtype)
+        return box[tuple(rest)]
+    steps = [
+        abs(each.step or 1) if isinstance(each, slice) else 1 for each in rest if each is not None
+    ]
+    if all(step == 1 for step in steps):
+        return _as_asked(read(tuple(where)), rest)
+    # Chunk by chunk, so that of a large box only what is asked for is kept.
+    backwards = [
+        isinstance(each, slice) and (each.step or 1) < 0 for each in rest if each is not None
+    ]
+    counts = [len(range(w.start, w.stop, s)) for w, s in zip(where, steps, strict=True)]
+    out = np.empty(counts, dtype)
+    pieces = []
+    for w, c, step, back in zip(where, chunks, steps, backwards, strict=True):
+        # Counted from the end that the steps begin at.
+        numbers = (
+            np.arange(w.start, w.stop, step)
+            if not back
+            else np.arange(w.stop - 1, w.start - 1, -step)[::-1]
+        )
+        cuts = np.flatnonzero(np.diff(numbers // c)) + 1
+        pieces.append(list(zip([0, *cuts], [*cuts, len(numbers)], strict=True)))
+        pieces[-1] = [(int(a), int(b), int(numbers[a]), int(numbers[b - 1])) for a, b in pieces[-1]]
+    for group in itertools.product(*pieces):
+        part = read(tuple(slice(first, last + 1) for _, _, first, last in group))
+        taken = part[tuple(slice(None, None, step) for step in steps)]
+        out[tuple(slice(a, b) for a, b, _, _ in group)] = taken
+    final = []
+    flips = iter(backwards)
+    for each in rest:
+        if each is None:
+            final.append(None)
+        else:
+            back = next(flips)
+            final.append(slice(None, None, -1 if back else 1) if isinstance(each, slice) else 0)
+    return out[tuple(final)]
+
+
+def _as_asked(box: np.ndarray, rest: list[Any]) -> np.ndarray:
+    found: np.ndarray = box[tuple(rest)]
+    return found
+
+
+def _is_array(part: Any) -> bool:
+    return isinstance(part, np.ndarray | bool | np.bool_)
+
+
+def _expanded(parts: list[Any], ndim: int) -> list[Any]:
+    """The same key with a slice for every dimension, and no ellipsis."""
+    taken = sum(
+        part.ndim if isinstance(part, np.ndarray) and part.dtype == bool else 1
+        for part in parts
+        if part is not None and part is not Ellipsis and not isinstance(part, bool | np.bool_)
+    )
+    full = [slice(None)] * (ndim - taken)
+    at = next((at for at, part in enumerate(parts) if part is Ellipsis), len(parts))
+    return [*parts[:at], *full, *parts[at + 1 :]]
+
+
+def _gather(
+    read: Read,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    parts: list[Any],
+) -> Any:
+    """Where arrays of integers or booleans are among the key: chunk by chunk."""
+    hollow = np.broadcast_to(np.zeros((), np.uint8), shape)
+    # NumPy itself says what is wrong with a key, and what shape comes of it.
+    out = np.empty(hollow[tuple(parts)].shape, dtype)
+    if not out.size:
+        return out
+    points: list[_Points] = []
+    # Where in the key the arrays stand, and what the other parts ask for, in their order.
+    stands: list[int] = []
+    plain: list[tuple[int | None, Any]] = []
+    dimension = 0
+    for at, part in enumerate(_expanded(parts, len(shape))):
+        if part is None:
+            plain.append((None, None))
+        elif isinstance(part, slice):
+            plain.append((dimension, part))
+            dimension += 1
+        elif isinstance(part, bool | np.bool_) or (part_is_bool(part) and part.ndim == 0):
+            stands.append(at)  # true, or there was nothing to return
+        elif part_is_bool(part):
+            for numbers in part.nonzero():
+                points.append(_Points(dimension, numbers))
+                dimension += 1
+            stands.append(at)
+        else:
+            numbers = np.asarray(part)
+            numbers = np.where(numbers < 0, numbers + shape[dimension], numbers)
+            points.append(_Points(dimension, numbers))
+            stands.append(at)
+            dimension += 1
+    has_truth = any(
+        isinstance(p, bool | np.bool_) or (part_is_bool(p) and p.ndim == 0) for p in parts
+    )
+    shapes = [each.numbers.shape for each in points] + ([(1,)] if has_truth else [])
+    together = np.broadcast_shapes(*shapes)
+    flat = [np.broadcast_to(each.numbers, together).reshape(-1) for each in points]
+    count = math.prod(together)
+    # First all points, then what the slices ask for.
+    kept = [each for each in plain if each[0] is not None]
+    sizes = [len(range(*part.indices(shape[dim]))) for dim, part in kept if dim is not None]
+    gathered = np.empty([count, *sizes], dtype)
+    for chosen in _by_chunk(flat, [chunks[each.dimension] for each in points], count):
+        where: list[Any] = [None] * len(shape)
+        local = []
+        for each, numbers in zip(points, flat, strict=True):
+            mine = numbers[chosen]
+            first = int(mine.min())
+            where[each.dimension] = slice(first, int(mine.max()) + 1)
+            local.append(mine - first)
+        rest: list[Any] = [slice(None)] * len(shape)
+        for dim, part in kept:
+            assert dim is not None
+            start, stop, step = part.indices(shape[dim])
+            length = len(range(start, stop, step))
+            first, last = sorted((start, start + (length - 1) * step))
+            where[dim] = slice(first, last + 1)
+            rest[dim] = slice(None if step > 0 else -1, None, step)
+        box = _read_stepped(read, dtype, chunks, where, rest)
+        order = [each.dimension for each in points] + [dim for dim, _ in kept if dim is not None]
+        gathered[chosen] = box.transpose(order)[tuple(local)] if points else box.transpose(order)
+    # Into the place that NumPy gives the points: where they stand together, or first.
+    adjacent = stands[-1] - stands[0] + 1 == len(stands)
+    before = stands[0] if adjacent else 0
+    shaped = gathered.reshape([*together, *[_length(shape, each) for each in plain]])
+    width = len(together)
+    out[...] = np.moveaxis(shaped, list(range(width)), list(range(before, before + width)))
+    return out
+
+
+def part_is_bool(part: Any) -> bool:
+    """Whether a part of a key is an array of booleans."""
+    return isinstance(part, np.ndarray) and part.dtype == bool
+
+
+def _length(shape: tuple[int, ...], asked: tuple[int | None, Any]) -> int:
+    dimension, part = asked
+    return 1 if dimension is None else len(range(*part.indices(shape[dimension])))
+
+
+def _by_chunk(flat: list[np.ndarray], chunks: list[int], count: int) -> Iterator[np.ndarray]:
+    """Groups of points that lie in one chunk each."""
+    if not flat:
+        yield np.arange(count)
+        return
+    cells = np.stack([numbers // c for numbers, c in zip(flat, chunks, strict=True)])
+    order = np.lexsort(cells)
+    ends = np.flatnonzero((np.diff(cells[:, order]) != 0).any(axis=0)) + 1
+    yield from np.split(order, ends)
