@@ -147,14 +147,13 @@ class CompressedArray(NDArrayOperatorsMixin):
             if ufunc in _REDUCIBLE:
                 return self._reduced(ufunc, axis, keepdims, dtype)
         if method == "__call__" and not kwargs and ufunc.nout == 1 and ufunc.signature is None:
-            others = [np.asarray(each) for each in inputs if each is not self]
-            fits = np.broadcast_shapes(self.shape, *[each.shape for each in others]) == self.shape
-            if fits and not any(
-                isinstance(each, CompressedArray) for each in inputs if each is not self
+            others = [each for each in inputs if each is not self]
+            if (
+                not any(isinstance(each, CompressedArray) for each in others)
+                and np.broadcast_shapes(self.shape, *map(np.shape, others)) == self.shape
             ):
                 return self._elementwise(ufunc, inputs)
-        plain = [np.asarray(each) if isinstance(each, CompressedArray) else each for each in inputs]
-        return getattr(ufunc, method)(*plain, **kwargs)
+        return getattr(ufunc, method)(*_plain(inputs), **kwargs)
 
     def _elementwise(self, ufunc: np.ufunc, inputs: Sequence[Any]) -> np.ndarray:
         out: np.ndarray | None = None
@@ -176,9 +175,6 @@ class CompressedArray(NDArrayOperatorsMixin):
 
     def _reduced(self, ufunc: np.ufunc, axis: Any, keepdims: bool, dtype: Any) -> Any:
         axes = _axes(axis, self.ndim)
-        if len(axes) > 1 and ufunc in _ORDERED:
-            plain = np.asarray(self)
-            return ufunc.reduce(plain, axis=axis, keepdims=keepdims, dtype=dtype)
         shape = tuple(1 if at in axes else n for at, n in enumerate(self.shape))
         result: np.ndarray | None = None
         # NumPy adds float16 up in float32.
@@ -287,12 +283,11 @@ class CompressedArray(NDArrayOperatorsMixin):
         return out
 
 
-# Reductions whose parts can be reduced again: of parts of one dimension, or of several.
+# Reductions whose parts can be reduced again, in any order.
 _REDUCIBLE = frozenset({
     np.add, np.multiply, np.minimum, np.maximum, np.fmin, np.fmax, np.logical_or, np.logical_and,
     np.bitwise_or, np.bitwise_and, np.bitwise_xor, np.logical_xor,
 })  # fmt: skip
-_ORDERED: frozenset[np.ufunc] = frozenset()
 
 _METHODS: dict[Callable[..., Any], str] = {
     np.sum: "sum",
@@ -352,89 +347,79 @@ class _Points(NamedTuple):
     numbers: np.ndarray
 
 
+class _Span(NamedTuple):
+    """What a slice, or one number, asks for along one dimension: upwards from `start`."""
+
+    start: int
+    stop: int
+    step: int
+    backwards: bool
+
+    @property
+    def length(self) -> int:
+        return len(range(self.start, self.stop, self.step))
+
+
+def _span(part: Any, n: int) -> _Span:
+    if not isinstance(part, slice):
+        number = operator.index(part) % n
+        return _Span(number, number + 1, 1, False)
+    start, stop, step = part.indices(n)
+    count = len(range(start, stop, step))
+    if not count:
+        return _Span(0, 0, 1, False)
+    first, last = sorted((start, start + (count - 1) * step))
+    return _Span(first, last + 1, abs(step), step < 0)
+
+
 def _select(
     read: Read, dtype: np.dtype, shape: tuple[int, ...], chunks: tuple[int, ...], key: Any
 ) -> Any:
     parts = list(key) if isinstance(key, tuple) else [key]
     parts = [
-        np.asarray(part) if isinstance(part, list | CompressedArray) else part for part in parts
+        np.asarray(each) if isinstance(each, list | CompressedArray) else each for each in parts
     ]
-    if any(_is_array(part) for part in parts):
-        return _gather(read, dtype, shape, chunks, parts)
-    # What the key asks for of each dimension; NumPy itself says what is wrong with a key.
-    hollow = np.broadcast_to(np.empty((), np.uint8), shape)
-    hollow[tuple(parts)]
-    parts = _expanded(parts, len(shape))
-    where, rest = [], []
-    dimension = 0
-    for part in parts:
-        if part is None:
-            rest.append(None)
-            continue
-        n = shape[dimension]
-        dimension += 1
-        if isinstance(part, slice):
-            start, stop, step = part.indices(n)
-            count = len(range(start, stop, step))
-            first, last = sorted((start, start + (count - 1) * step)) if count else (0, -1)
-            where.append(slice(first, last + 1))
-            begin = None if step > 0 else -1
-            rest.append(slice(begin, None, step))
-        else:
-            number = operator.index(part) % n
-            where.append(slice(number, number + 1))
-            rest.append(0)
-    found = _read_stepped(read, dtype, chunks, where, rest)
-    return found[()] if found.ndim == 0 else found
+    # NumPy itself says what is wrong with a key, what shape comes of it, and whether an element.
+    likeness = np.broadcast_to(np.zeros((), np.uint8), shape)[tuple(parts)]
+    if any(_is_array(each) for each in parts):
+        found = np.empty(likeness.shape, dtype)
+        if found.size:
+            found[...] = _gathered(read, dtype, shape, chunks, parts)
+    else:
+        whole = [
+            each for each in _expanded(parts, len(shape)) if not (each is None or each is Ellipsis)
+        ]
+        spans = [_span(each, n) for each, n in zip(whole, shape, strict=True)]
+        found = _read_spans(read, dtype, chunks, spans).reshape(likeness.shape)
+    return found if isinstance(likeness, np.ndarray) else found[()]
 
 
-def _read_stepped(
-    read: Read, dtype: np.dtype, chunks: tuple[int, ...], where: list[slice], rest: list[Any]
+def _read_spans(
+    read: Read, dtype: np.dtype, chunks: tuple[int, ...], spans: list[_Span]
 ) -> np.ndarray:
-    """Read a box, and take from it by `rest`, which has no ellipsis."""
-    if any(each.stop <= each.start for each in where):
-        box = np.empty([max(each.stop - each.start, 0) for each in where], dtype)
-        return box[tuple(rest)]
-    steps = [
-        abs(each.step or 1) if isinstance(each, slice) else 1 for each in rest if each is not None
-    ]
-    if all(step == 1 for step in steps):
-        return _as_asked(read(tuple(where)), rest)
-    # Chunk by chunk, so that of a large box only what is asked for is kept.
-    backwards = [
-        isinstance(each, slice) and (each.step or 1) < 0 for each in rest if each is not None
-    ]
-    counts = [len(range(w.start, w.stop, s)) for w, s in zip(where, steps, strict=True)]
-    out = np.empty(counts, dtype)
-    pieces = []
-    for w, c, step, back in zip(where, chunks, steps, backwards, strict=True):
-        # Counted from the end that the steps begin at.
-        numbers = (
-            np.arange(w.start, w.stop, step)
-            if not back
-            else np.arange(w.stop - 1, w.start - 1, -step)[::-1]
-        )
-        cuts = np.flatnonzero(np.diff(numbers // c)) + 1
-        pieces.append(list(zip([0, *cuts], [*cuts, len(numbers)], strict=True)))
-        pieces[-1] = [(int(a), int(b), int(numbers[a]), int(numbers[b - 1])) for a, b in pieces[-1]]
-    for group in itertools.product(*pieces):
+    """What these spans ask for; every dimension is kept."""
+    turned = tuple(slice(None, None, -1) if each.backwards else slice(None) for each in spans)
+    if not all(each.length for each in spans):
+        return np.empty([each.length for each in spans], dtype)
+    if all(each.step == 1 for each in spans):
+        return read(tuple(slice(each.start, each.stop) for each in spans))[turned]
+    # Chunk by chunk: of a large box only what is asked for is kept, or read.
+    out = np.empty([each.length for each in spans], dtype)
+    for group in itertools.product(*map(_by_chunks, spans, chunks)):
         part = read(tuple(slice(first, last + 1) for _, _, first, last in group))
-        taken = part[tuple(slice(None, None, step) for step in steps)]
-        out[tuple(slice(a, b) for a, b, _, _ in group)] = taken
-    final = []
-    flips = iter(backwards)
-    for each in rest:
-        if each is None:
-            final.append(None)
-        else:
-            back = next(flips)
-            final.append(slice(None, None, -1 if back else 1) if isinstance(each, slice) else 0)
-    return out[tuple(final)]
+        taken = part[tuple(slice(None, None, each.step) for each in spans)]
+        out[tuple(slice(start, stop) for start, stop, _, _ in group)] = taken
+    return out[turned]
 
 
-def _as_asked(box: np.ndarray, rest: list[Any]) -> np.ndarray:
-    found: np.ndarray = box[tuple(rest)]
-    return found
+def _by_chunks(span: _Span, chunk: int) -> list[tuple[int, int, int, int]]:
+    """A span by the chunks it touches: from which to which of its elements, and where they lie."""
+    numbers = np.arange(span.start, span.stop, span.step)
+    cuts = [0, *(np.flatnonzero(np.diff(numbers // chunk)) + 1).tolist(), len(numbers)]
+    return [
+        (start, stop, int(numbers[start]), int(numbers[stop - 1]))
+        for start, stop in itertools.pairwise(cuts)
+    ]
 
 
 def _is_array(part: Any) -> bool:
@@ -442,109 +427,89 @@ def _is_array(part: Any) -> bool:
 
 
 def _expanded(parts: list[Any], ndim: int) -> list[Any]:
-    """The same key with a slice for every dimension, and no ellipsis."""
+    """The same key with a slice for every dimension; an ellipsis stays where it stands for none."""
     taken = sum(
         part.ndim if isinstance(part, np.ndarray) and part.dtype == bool else 1
         for part in parts
         if part is not None and part is not Ellipsis and not isinstance(part, bool | np.bool_)
     )
-    full = [slice(None)] * (ndim - taken)
+    full: list[Any] = [slice(None)] * (ndim - taken) or [Ellipsis]
     at = next((at for at, part in enumerate(parts) if part is Ellipsis), len(parts))
     return [*parts[:at], *full, *parts[at + 1 :]]
 
 
-def _gather(
+def _gathered(
     read: Read,
     dtype: np.dtype,
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     parts: list[Any],
-) -> Any:
-    """Where arrays of integers or booleans are among the key: chunk by chunk."""
-    hollow = np.broadcast_to(np.zeros((), np.uint8), shape)
-    # NumPy itself says what is wrong with a key, and what shape comes of it.
-    out = np.empty(hollow[tuple(parts)].shape, dtype)
-    if not out.size:
-        return out
+) -> np.ndarray:
+    """What a key with arrays of integers or booleans asks for, which is not nothing."""
     points: list[_Points] = []
-    # Where in the key the arrays stand, and what the other parts ask for, in their order.
+    # Where in the key arrays and numbers stand, and what the other parts ask for.
     stands: list[int] = []
-    plain: list[tuple[int | None, Any]] = []
-    dimension = 0
+    spans: dict[int, _Span] = {}
+    lengths: list[int] = []
+    together: list[tuple[int, ...]] = []
+    dimension = before = 0
     for at, part in enumerate(_expanded(parts, len(shape))):
+        if part is Ellipsis:
+            continue  # it only comes between what stands beside it
         if part is None:
-            plain.append((None, None))
-        elif isinstance(part, slice):
-            plain.append((dimension, part))
+            lengths.append(1)
+            continue
+        if isinstance(part, slice):
+            spans[dimension] = _span(part, shape[dimension])
+            lengths.append(spans[dimension].length)
             dimension += 1
-        elif isinstance(part, bool | np.bool_) or (part_is_bool(part) and part.ndim == 0):
-            stands.append(at)  # true, or there was nothing to return
-        elif part_is_bool(part):
-            for numbers in part.nonzero():
-                points.append(_Points(dimension, numbers))
-                dimension += 1
-            stands.append(at)
+            continue
+        before = before if stands else len(lengths)
+        stands.append(at)
+        if _is_truth(part):  # true, or there would be nothing to return
+            together.append((1,))
         else:
-            numbers = np.asarray(part)
-            numbers = np.where(numbers < 0, numbers + shape[dimension], numbers)
-            points.append(_Points(dimension, numbers))
-            stands.append(at)
-            dimension += 1
-    has_truth = any(
-        isinstance(p, bool | np.bool_) or (part_is_bool(p) and p.ndim == 0) for p in parts
-    )
-    shapes = [each.numbers.shape for each in points] + ([(1,)] if has_truth else [])
-    together = np.broadcast_shapes(*shapes)
-    flat = [np.broadcast_to(each.numbers, together).reshape(-1) for each in points]
-    count = math.prod(together)
+            for numbers in part.nonzero() if _is_mask(part) else (np.asarray(part),):
+                n = shape[dimension]
+                points.append(_Points(dimension, np.where(numbers < 0, numbers + n, numbers)))
+                dimension += 1
+    outer = np.broadcast_shapes(*together, *[each.numbers.shape for each in points])
+    flat = [np.broadcast_to(each.numbers, outer).reshape(-1) for each in points]
+    count = math.prod(outer)
+    order = [each.dimension for each in points] + list(spans)
     # First all points, then what the slices ask for.
-    kept = [each for each in plain if each[0] is not None]
-    sizes = [len(range(*part.indices(shape[dim]))) for dim, part in kept if dim is not None]
-    gathered = np.empty([count, *sizes], dtype)
-    for chosen in _by_chunk(flat, [chunks[each.dimension] for each in points], count):
-        where: list[Any] = [None] * len(shape)
+    gathered = np.empty([count, *[each.length for each in spans.values()]], dtype)
+    for chosen in _cells(flat, [chunks[each.dimension] for each in points], count):
+        wanted = dict(spans)
         local = []
         for each, numbers in zip(points, flat, strict=True):
             mine = numbers[chosen]
             first = int(mine.min())
-            where[each.dimension] = slice(first, int(mine.max()) + 1)
+            wanted[each.dimension] = _Span(first, int(mine.max()) + 1, 1, False)
             local.append(mine - first)
-        rest: list[Any] = [slice(None)] * len(shape)
-        for dim, part in kept:
-            assert dim is not None
-            start, stop, step = part.indices(shape[dim])
-            length = len(range(start, stop, step))
-            first, last = sorted((start, start + (length - 1) * step))
-            where[dim] = slice(first, last + 1)
-            rest[dim] = slice(None if step > 0 else -1, None, step)
-        box = _read_stepped(read, dtype, chunks, where, rest)
-        order = [each.dimension for each in points] + [dim for dim, _ in kept if dim is not None]
-        gathered[chosen] = box.transpose(order)[tuple(local)] if points else box.transpose(order)
-    # Into the place that NumPy gives the points: where they stand together, or first.
+        box = _read_spans(read, dtype, chunks, [wanted[at] for at in range(len(shape))])
+        gathered[chosen] = box.transpose(order)[tuple(local)]
+    # Where the arrays stand together, they are replaced; otherwise what they ask for comes first.
     adjacent = stands[-1] - stands[0] + 1 == len(stands)
-    before = stands[0] if adjacent else 0
-    shaped = gathered.reshape([*together, *[_length(shape, each) for each in plain]])
-    width = len(together)
-    out[...] = np.moveaxis(shaped, list(range(width)), list(range(before, before + width)))
-    return out
+    first = before if adjacent else 0
+    width = len(outer)
+    found = gathered.reshape([*outer, *lengths])
+    return np.moveaxis(found, list(range(width)), list(range(first, first + width)))
 
 
-def part_is_bool(part: Any) -> bool:
-    """Whether a part of a key is an array of booleans."""
-    return isinstance(part, np.ndarray) and part.dtype == bool
-
-
-def _length(shape: tuple[int, ...], asked: tuple[int | None, Any]) -> int:
-    dimension, part = asked
-    return 1 if dimension is None else len(range(*part.indices(shape[dimension])))
-
-
-def _by_chunk(flat: list[np.ndarray], chunks: list[int], count: int) -> Iterator[np.ndarray]:
-    """Groups of points that lie in one chunk each."""
+def _cells(flat: list[np.ndarray], chunks: list[int], count: int) -> list[np.ndarray]:
+    """Which of the points lie in one chunk each."""
     if not flat:
-        yield np.arange(count)
-        return
+        return [np.arange(count)]
     cells = np.stack([numbers // c for numbers, c in zip(flat, chunks, strict=True)])
     order = np.lexsort(cells)
     ends = np.flatnonzero((np.diff(cells[:, order]) != 0).any(axis=0)) + 1
-    yield from np.split(order, ends)
+    return np.split(order, ends)
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype == bool
+
+
+def _is_truth(part: Any) -> bool:
+    return isinstance(part, bool | np.bool_) or (_is_mask(part) and part.ndim == 0)

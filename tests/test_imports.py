@@ -22,6 +22,7 @@ RANKS = {
     "mapping": 1,
     "locks": 1,
     "checksums": 1,
+    "compressed": 1,
     "filesystem": 1,
     "quota": 1,
     "codecs": 2,
