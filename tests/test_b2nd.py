@@ -1,0 +1,176 @@
+"""The file of a compressed array: what was written comes back, or an error; nothing else."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+
+from arraychest.codecs import b2nd, blosc
+from arraychest.codecs.b2nd import CheckedReader
+from arraychest.codecs.frame import Layout
+from arraychest.compressed import CompressedArray
+from tests.faults import Say, in_child
+
+
+def written(array: np.ndarray, layout: Layout | None = None, nthreads: int = 1) -> bytes:
+    if layout is None:
+        layout = blosc.layout_of(array, blosc.named("lz4"))
+    data = bytearray()
+
+    def put(at: int, buffers: Sequence[bytes]) -> None:
+        joined = b"".join(buffers)
+        data.extend(bytes(max(0, at + len(joined) - len(data))))
+        data[at : at + len(joined)] = joined
+
+    size = b2nd.write(layout, blosc.compressed(array, layout, nthreads), put)
+    assert size == len(data)
+    return bytes(data)
+
+
+def opened(data: bytes, array: np.ndarray) -> CompressedArray:
+    reader = CheckedReader(np.frombuffer(data, np.uint8), array.dtype, array.shape)
+    return CompressedArray(reader, array.dtype, array.shape, reader.layout.chunks)
+
+
+def terrain(shape: tuple[int, ...] = (300, 500), dtype: str = "f4") -> np.ndarray:
+    numbers = np.add.outer(np.sin(np.arange(shape[0]) / 30), np.cos(np.arange(shape[1]) / 20))
+    noise = np.random.default_rng(0).integers(0, 8, shape)
+    return (1000 * numbers + noise).astype(dtype)
+
+
+SMALL = Layout(np.dtype("f4"), (300, 500), (64, 128), (16, 32), 1, 1, (1,), (0,))
+
+
+@pytest.mark.parametrize("shape", [(3,), (5000,), (1, 7, 1), (301, 977), (40, 61, 83), (2,) * 8])
+@pytest.mark.parametrize("kind", ["numbers", "zeros", "half"])
+def test_an_array_comes_back(tmp_path, shape, kind):
+    array = np.random.default_rng(1).integers(0, 99, shape).astype("f4")
+    if kind != "numbers":
+        array.reshape(-1)[: array.size if kind == "zeros" else array.size // 2] = 0
+    data = written(array)
+    assert np.asarray(opened(data, array)).tobytes() == array.tobytes()
+    file = tmp_path / "a.b2nd"
+    file.write_bytes(data)
+    assert blosc2.open(str(file))[...].tobytes() == array.tobytes()
+
+
+def test_the_sums_are_those_of_the_pieces():
+    for shape, layout in (((300, 500), SMALL), ((8, 8), None), ((40, 40), None)):
+        array = terrain(shape)
+        data = written(array, layout)
+        record = b2nd.decoded(memoryview(data), array.dtype, shape)
+        body = data[: b2nd.frame_size(record.layout, record.sizes)]
+        pieces = range(0, len(body), b2nd.PIECE_BYTES)
+        assert record.sums == [zlib.crc32(body[at : at + b2nd.PIECE_BYTES]) for at in pieces]
+
+
+def test_another_array_is_refused():
+    array = terrain()
+    data = np.frombuffer(written(array, SMALL), np.uint8)
+    for dtype, shape in (
+        ("f4", (500, 300)), ("f4", (300, 501)), ("f4", (300,)), ("f4", (300, 500, 1)),
+        ("f8", (300, 500)), (">f4", (300, 500)), ("i4", (300, 500)), ("f4", (1 << 40, 1 << 20)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            CheckedReader(data, np.dtype(dtype), shape)
+
+
+def reads(data: bytes, array: np.ndarray) -> str:
+    """What comes of reading damaged bytes: never other values."""
+    try:
+        found = np.asarray(opened(data, array))
+    except ValueError as error:
+        assert "expected" in str(error)
+        return "refused"
+    assert found.tobytes() == array.tobytes(), "other values"
+    return "read"
+
+
+def test_every_flipped_bit_is_found():
+    """Also where the header is, the sizes, and the checksums themselves."""
+    array = terrain()
+    data = written(array, SMALL)
+    generator = random.Random(7)
+    sampled = [generator.randrange(len(data)) for _ in range(1500)]
+    for at in [*range(300), *range(len(data) - 300, len(data)), *sampled]:
+        bad = bytearray(data)
+        bad[at] ^= 1 << generator.randrange(8)
+        assert reads(bytes(bad), array) == "refused"
+
+
+def test_truncated_and_spliced_files_are_refused():
+    array = terrain()
+    data = written(array, SMALL)
+    other = written(terrain() + 1, SMALL)
+    generator = random.Random(8)
+    for _ in range(500):
+        at = generator.randrange(len(data))
+        assert reads(data[:at], array) == "refused"
+        upto = generator.randrange(at, len(data))
+        spliced = data[:at] + other[at:upto] + data[upto:]
+        expected = "read" if spliced == data else "refused"
+        assert reads(spliced, array) == expected
+        assert reads(data[:at] + data[upto + 1 :], array) == "refused"
+
+
+def summed_again(data: bytes, array: np.ndarray, layout: Layout) -> bytes:
+    """What a stranger does who changes a byte: the checksums fit."""
+    record = b2nd.decoded(memoryview(written(array, layout)), array.dtype, array.shape)
+    nbytes = b2nd.frame_size(layout, record.sizes)
+    body = data[:nbytes]
+    pieces = range(0, nbytes, b2nd.PIECE_BYTES)
+    sums = [zlib.crc32(body[at : at + b2nd.PIECE_BYTES]) for at in pieces]
+    return body + b2nd.encoded(record._replace(sums=sums))
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "blosclz", "zlib"])
+def test_what_a_stranger_made_never_ends_the_process(codec):
+    array = terrain()
+    choice = blosc.named(codec)
+    layout = SMALL._replace(codec=choice.codec, clevel=choice.clevel)
+
+    def child(say: Say) -> dict[str, int]:
+        data = written(array, layout)
+        generator = random.Random(codec)
+        fared = {"refused": 0, "failed": 0, "read": 0}
+        for _ in range(1500):
+            bad = bytearray(data)
+            for _ in range(generator.choice([1, 1, 2, 8])):
+                bad[generator.randrange(len(data))] = generator.randrange(256)
+            try:
+                compressed = opened(summed_again(bytes(bad), array, layout), array)
+                found = np.asarray(compressed)
+            except ValueError:
+                fared["refused"] += 1
+            except RuntimeError:
+                fared["failed"] += 1
+            else:
+                assert found.shape == array.shape
+                fared["read"] += 1
+        return fared
+
+    outcome = in_child(child)
+    assert not outcome.signal, f"ended by signal {outcome.signal}"
+    assert outcome.error is None, outcome.error
+    assert outcome.result["refused"]
+    assert outcome.result["refused"] + outcome.result["failed"] + outcome.result["read"] == 1500
+
+
+def test_a_child_reads_on_where_its_parent_has_compressed_and_read(tmp_path: Path):
+    array = terrain((600, 800))
+    compressed = opened(written(array, nthreads=2), array)
+    assert (np.asarray(compressed) == array).all()
+
+    def child(say: Say) -> bool:
+        again = opened(written(array, nthreads=2), array)
+        return bool((np.asarray(compressed) == array).all() and (np.asarray(again) == array).all())
+
+    outcome = in_child(child, seconds=20)
+    assert outcome.error is None, outcome.error
+    assert outcome.result
