@@ -97,42 +97,26 @@ def write(
     """
     sizes: list[int] = []
     at = len(frame.header(layout, [0] * layout.nchunks))
-    # The header is summed at the end, and until then its bytes in the first piece are left out.
-    start = at
-    held: list[bytes] = []
     summing = Summing()
-    begun = False
+    summing.add(bytes(at))
+    # The first piece, whose sum waits for the header.
+    first = bytearray(at)
     for chunk in chunks:
         sizes.append(len(chunk))
-        if not chunk:
-            continue
-        frame.check_chunk(layout, memoryview(chunk))
-        put(at, [chunk])
-        at += len(chunk)
-        if begun:
+        if chunk:
+            frame.check_chunk(layout, memoryview(chunk))
+            put(at, [chunk])
+            at += len(chunk)
             summing.add(chunk)
-        else:
-            held.append(chunk)
-            begun = sum(map(len, held)) >= PIECE_BYTES
-            if begun:
-                # From the second piece on nothing depends on the header.
-                first = b"".join(held)
-                cut = PIECE_BYTES - start % PIECE_BYTES
-                held = [first[:cut]]
-                summing.add(first[cut:])
+            first += chunk[: PIECE_BYTES - len(first)]
     tail = [frame.index(sizes), frame.TRAILER]
+    for part in tail:
+        summing.add(part)
+        first += part[: PIECE_BYTES - len(first)]
     head = frame.header(layout, sizes)
-    if begun:
-        for part in tail:
-            summing.add(part)
-        before = Summing()
-        for part in (head, *held):
-            before.add(part)
-        sums = before.ended() + summing.ended()
-    else:
-        for part in (head, *held, *tail):
-            summing.add(part)
-        sums = summing.ended()
+    first[: len(head)] = head
+    sums = summing.ended()
+    sums[0] = zlib.crc32(first)
     end = at + sum(map(len, tail))
     record = encoded(Record(layout, sizes, sums))
     put(at, [*tail, record])
