@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import blosc2
 import numpy as np
 import pytest
 
-from arraychest.codecs import b2nd, blosc
+from arraychest.codecs import b2nd, blosc, frame
 from arraychest.codecs.b2nd import CheckedReader
 from arraychest.codecs.frame import Layout
 from arraychest.compressed import CompressedArray
@@ -44,6 +43,7 @@ def terrain(shape: tuple[int, ...] = (150, 250), dtype: str = "f4") -> np.ndarra
     return (1000 * numbers + noise).astype(dtype)
 
 
+LZ4 = blosc.named("lz4")
 SMALL = Layout(np.dtype("f4"), (150, 250), (64, 128), (16, 32), 1, 1, (1,), (0,))
 
 
@@ -60,14 +60,19 @@ def test_an_array_comes_back(tmp_path, shape, kind):
     assert blosc2.open(str(file))[...].tobytes() == array.tobytes()
 
 
-def test_the_sums_are_those_of_the_pieces():
-    for shape, layout in (((150, 250), SMALL), ((8, 8), None), ((40, 40), None)):
+def test_the_sums_cover_every_byte_of_the_chunks():
+    for shape, layout in (((150, 250), SMALL), ((8, 8), None), ((1000, 3000), None)):
         array = terrain(shape)
-        data = written(array, layout)
-        record = b2nd.decoded(memoryview(data), array.dtype, shape)
-        body = data[: b2nd.frame_size(record.layout, record.sizes)]
-        pieces = range(0, len(body), b2nd.PIECE_BYTES)
-        assert record.sums == [zlib.crc32(body[at : at + b2nd.PIECE_BYTES]) for at in pieces]
+        for each in (array, np.random.default_rng(1).integers(0, 1 << 32, shape, "u4").view("f4")):
+            for chunk in blosc.compressed(each, layout or blosc.layout_of(each, LZ4), 2):
+                mine = layout or blosc.layout_of(each, LZ4)
+                starts, ends = frame.extents(mine, memoryview(chunk))
+                covered = np.zeros(len(chunk), int)
+                covered[: frame.head_bytes(mine, memoryview(chunk))] += 1
+                for start, end in zip(starts, ends, strict=True):
+                    covered[start:end] += 1
+                assert (covered == 1).all()
+                assert len(b2nd.sums_of(mine, chunk)) == 1 + mine.nblocks
 
 
 def test_another_array_is_refused():
@@ -123,10 +128,16 @@ def summed_again(data: bytes, array: np.ndarray, layout: Layout) -> bytes:
     """What a stranger does who changes a byte: the checksums fit."""
     record = b2nd.decoded(memoryview(written(array, layout)), array.dtype, array.shape)
     nbytes = b2nd.frame_size(layout, record.sizes)
-    body = data[:nbytes]
-    pieces = range(0, nbytes, b2nd.PIECE_BYTES)
-    sums = [zlib.crc32(body[at : at + b2nd.PIECE_BYTES]) for at in pieces]
-    return body + b2nd.encoded(record._replace(sums=sums))
+    sums: list[int] = []
+    at = len(frame.header(layout, record.sizes))
+    each = 1 + layout.nblocks
+    for number, size in enumerate(record.sizes):
+        try:
+            sums += b2nd.sums_of(layout, data[at : at + size])
+        except (ValueError, IndexError):
+            sums += record.sums[number * each : (number + 1) * each]
+        at += size
+    return data[:nbytes] + b2nd.encoded(record._replace(sums=sums))
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "blosclz", "zlib"])

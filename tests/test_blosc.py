@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -119,18 +120,32 @@ def test_any_array_of_numbers_comes_back(array):
 
 
 @given(st.data())
-def test_the_chunks_of_a_part_are_found(data):
-    shape = data.draw(npst.array_shapes(max_dims=3, max_side=60))
+def test_the_chunks_and_blocks_of_a_part_are_found(data):
+    shape = data.draw(npst.array_shapes(max_dims=3, max_side=30))
     chunks = tuple(data.draw(st.integers(1, n)) for n in shape)
-    layout = frame.Layout(np.dtype("u1"), shape, chunks, (1,) * len(shape), 1, 1, (), ())
+    blocks = tuple(data.draw(st.integers(1, n)) for n in chunks)
+    layout = frame.Layout(np.dtype("u1"), shape, chunks, blocks, 1, 1, (), ())
     where = []
     for n in shape:
         start = data.draw(st.integers(0, n - 1))
         where.append(slice(start, data.draw(st.integers(start + 1, n))))
-    touched = np.zeros(shape, bool)
-    touched[tuple(where)] = True
-    expected = [number for number, part in enumerate(layout.slices()) if touched[part].any()]
-    assert sorted(blosc.chunks_of(layout, where)) == expected
+    wanted = np.zeros(shape, bool)
+    wanted[tuple(where)] = True
+    found = dict(blosc.touched(layout, where))
+    for number, part in enumerate(layout.slices()):
+        assert (number in found) == wanted[part].any()
+        if number in found:
+            inside = np.zeros(chunks, bool)
+            inside[tuple(slice(0, n) for n in wanted[part].shape)] = wanted[part]
+            assert inside[found[number]].all()
+            assert inside[found[number]].sum() == inside.sum()
+            per = [range(0, c, b) for c, b in zip(chunks, blocks, strict=True)]
+            starts = itertools.product(*per)
+            of_each = [
+                inside[tuple(slice(at, at + b) for at, b in zip(start, blocks, strict=True))].any()
+                for start in starts
+            ]
+            assert sorted(blosc.blocks_of(layout, found[number])) == list(np.flatnonzero(of_each))
 
 
 def test_no_setting_of_blosc2_is_changed():

@@ -7,12 +7,13 @@ Layout: the frame, which `blosc2.open` reads and behind which it looks at nothin
     uint8   each filter, then what each is told
     uint32  chunks, then blocks, along each dimension
     uint32  size of each chunk, 0 for one of zero bytes
-    uint32  zlib.crc32 of each piece of 8 KiB of the frame
+    uint32  zlib.crc32 of each chunk's head, then of each of its blocks; none for one of zeros
     uint32  size of the record; crc32 of all of it before this
 
 The shape and the dtype are the catalog's to say.  Nothing is handed to Blosc2 before it was
 checked: header, index and trailer of the frame are compared with what they must be, a chunk's
-header with its layout, and every piece of the file with its checksum before it is read first.
+header with its layout, and a block with its checksum before it is decompressed for the first time.
+A checksum of each chunk as a whole would take longer than the decompression of a window.
 """
 
 from __future__ import annotations
@@ -25,12 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arraychest.codecs import frame
-from arraychest.codecs.blosc import FrameReader, chunks_of
+from arraychest.codecs import blosc, frame
+from arraychest.codecs.blosc import FrameReader
 from arraychest.codecs.frame import Layout
-
-# What is checked before a window can be read: its blocks, of some kilobytes each, lie in a few.
-PIECE_BYTES = 8 << 10
 
 _FIRST = struct.Struct("<BBBB")
 _LAST = struct.Struct("<II")
@@ -46,7 +44,7 @@ class Record(NamedTuple):
     sizes
         Of its chunks.
     sums
-        Of its pieces.
+        Of head and blocks of each chunk that is not empty.
     """
 
     layout: Layout
@@ -54,32 +52,13 @@ class Record(NamedTuple):
     sums: list[int]
 
 
-class Summing:
-    """Checksums of the pieces of a file that is written from its beginning on, part by part."""
-
-    def __init__(self) -> None:
-        self.sums: list[int] = []
-        self._rest = b""
-
-    def add(self, data: bytes) -> None:
-        """Note the next bytes of the file."""
-        view = memoryview(data)
-        if self._rest:
-            taken = PIECE_BYTES - len(self._rest)
-            self._rest += bytes(view[:taken])
-            view = view[taken:]
-            if len(self._rest) < PIECE_BYTES:
-                return
-            self.sums.append(zlib.crc32(self._rest))
-        whole = len(view) // PIECE_BYTES * PIECE_BYTES
-        self.sums += [
-            zlib.crc32(view[at : at + PIECE_BYTES]) for at in range(0, whole, PIECE_BYTES)
-        ]
-        self._rest = bytes(view[whole:])
-
-    def ended(self) -> list[int]:
-        """All sums, the last one of what was left."""
-        return [*self.sums, zlib.crc32(self._rest)] if self._rest else self.sums
+def sums_of(layout: Layout, chunk: bytes | memoryview) -> list[int]:
+    """The checksums of a chunk: of its head, and of each of its blocks."""
+    view = memoryview(chunk)
+    starts, ends = frame.extents(layout, view)
+    pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+    head = zlib.crc32(view[: frame.head_bytes(layout, view)])
+    return [head, *[zlib.crc32(view[start:end]) for start, end in pairs]]
 
 
 def write(
@@ -97,30 +76,19 @@ def write(
     """
     sizes: list[int] = []
     at = len(frame.header(layout, [0] * layout.nchunks))
-    summing = Summing()
-    summing.add(bytes(at))
-    # The first piece, whose sum waits for the header.
-    first = bytearray(at)
+    sums: list[int] = []
     for chunk in chunks:
         sizes.append(len(chunk))
         if chunk:
             frame.check_chunk(layout, memoryview(chunk))
             put(at, [chunk])
             at += len(chunk)
-            summing.add(chunk)
-            first += chunk[: PIECE_BYTES - len(first)]
+            sums += sums_of(layout, chunk)
     tail = [frame.index(sizes), frame.TRAILER]
-    for part in tail:
-        summing.add(part)
-        first += part[: PIECE_BYTES - len(first)]
-    head = frame.header(layout, sizes)
-    first[: len(head)] = head
-    sums = summing.ended()
-    sums[0] = zlib.crc32(first)
     end = at + sum(map(len, tail))
     record = encoded(Record(layout, sizes, sums))
     put(at, [*tail, record])
-    put(0, [head])
+    put(0, [frame.header(layout, sizes)])
     return end + len(record)
 
 
@@ -168,12 +136,16 @@ def decoded(data: memoryview, dtype: np.dtype, shape: tuple[int, ...]) -> Record
     if len(sizes) != nchunks:
         raise ValueError(f"expected the sizes of {nchunks} chunks, found {len(sizes)}")
     nbytes = len(data) - size
-    if frame_size(layout, sizes) != nbytes or len(sums) != -(-nbytes // PIECE_BYTES):
+    if frame_size(layout, sizes) != nbytes or len(sums) != _nsums(layout, sizes):
         raise ValueError(
             f"expected a frame of {frame_size(layout, sizes)} bytes, found {nbytes} and "
             f"{len(sums)} checksums"
         )
     return Record(layout, sizes, sums)
+
+
+def _nsums(layout: Layout, sizes: Sequence[int]) -> int:
+    return (1 + layout.nblocks) * sum(size > 0 for size in sizes)
 
 
 def frame_size(layout: Layout, sizes: Sequence[int]) -> int:
@@ -182,7 +154,7 @@ def frame_size(layout: Layout, sizes: Sequence[int]) -> int:
 
 
 class CheckedReader:
-    """Reads parts of the array in a file, each piece checked when it is read first.
+    """Reads parts of the array in a file, each block checked when it is read first.
 
     Safe from many threads.
 
@@ -201,24 +173,23 @@ class CheckedReader:
 
     def __init__(self, data: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         view = data.data
-        self._record = decoded(view, dtype, shape)
-        layout, sizes, sums = self._record
-        self.layout = layout
-        nbytes = frame_size(layout, sizes)
-        self._view = view[:nbytes]
-        self._sums = sums
-        # One byte for each piece and each chunk that was found good.  Two threads may check one
-        # at a time, and find the same.
-        self._good = bytearray(len(sums))
-        self._good_chunks = bytearray(len(sizes))
-        head = frame.header(layout, sizes)
-        self._starts = list(itertools.accumulate(sizes, initial=len(head)))
+        self.layout, sizes, self._sums = decoded(view, dtype, shape)
+        nbytes = frame_size(self.layout, sizes)
+        head = frame.header(self.layout, sizes)
         tail = frame.index(sizes) + frame.TRAILER
-        if (
-            bytes(self._view[: len(head)]) != head
-            or bytes(self._view[nbytes - len(tail) :]) != tail
-        ):
+        if (view[: len(head)], view[nbytes - len(tail) : nbytes]) != (head, tail):
             raise ValueError("expected header, index and trailer of this frame, found others")
+        self._view = view[:nbytes]
+        self._sizes = sizes
+        self._starts = list(itertools.accumulate(sizes, initial=len(head)))
+        # Where the sums of each chunk begin.
+        each = (1 + self.layout.nblocks for _ in sizes)
+        counted = (n if size else 0 for n, size in zip(each, sizes, strict=True))
+        self._sums_at = list(itertools.accumulate(counted, initial=0))
+        # Chunks of which all is good, and of others where their blocks lie and which are good.
+        # Two threads may check one block at a time, and find the same.
+        self._good = bytearray(size == 0 for size in sizes)
+        self._begun: dict[int, tuple[list[int], list[int], bytearray]] = {}
         self._reader = FrameReader(data[:nbytes])
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
@@ -229,23 +200,37 @@ class CheckedReader:
         ValueError
             Bytes that it needs have changed since they were written.
         """
-        for number in chunks_of(self.layout, where):
-            if not self._good_chunks[number]:
-                self._check_chunk(number)
+        for number, inside in blosc.touched(self.layout, where):
+            if not self._good[number]:
+                self._check(number, inside)
         return self._reader.read(where)
 
-    def _check_chunk(self, number: int) -> None:
-        size = self._record.sizes[number]
-        start = self._starts[number]
-        for piece in range(start // PIECE_BYTES, -(-(start + size) // PIECE_BYTES)):
-            if not self._good[piece]:
-                at = piece * PIECE_BYTES
-                if zlib.crc32(self._view[at : at + PIECE_BYTES]) != self._sums[piece]:
-                    raise ValueError(
-                        f"expected bytes {at} to {at + PIECE_BYTES} with their checksum, found "
-                        "another checksum"
-                    )
-                self._good[piece] = 1
-        if size:
-            frame.check_chunk(self.layout, self._view[start : start + size])
-        self._good_chunks[number] = 1
+    def _check(self, number: int, inside: tuple[slice, ...]) -> None:
+        """Check the blocks of a chunk that a part of it lies in."""
+        begun = self._begun.get(number) or self._begin(number)
+        starts, ends, good = begun
+        sums_at = self._sums_at[number] + 1
+        at = self._starts[number]
+        for block in blosc.blocks_of(self.layout, inside):
+            if not good[block]:
+                start, end = at + starts[block], at + ends[block]
+                self._compare(start, end, sums_at + block)
+                good[block] = 1
+        if all(good):
+            self._good[number] = 1
+            self._begun.pop(number, None)
+
+    def _begin(self, number: int) -> tuple[list[int], list[int], bytearray]:
+        at = self._starts[number]
+        chunk = self._view[at : at + self._sizes[number]]
+        frame.check_chunk(self.layout, chunk)
+        self._compare(at, at + frame.head_bytes(self.layout, chunk), self._sums_at[number])
+        starts, ends = frame.extents(self.layout, chunk)
+        self._begun[number] = found = starts.tolist(), ends.tolist(), bytearray(len(starts))
+        return found
+
+    def _compare(self, start: int, end: int, number: int) -> None:
+        if zlib.crc32(self._view[start:end]) != self._sums[number]:
+            raise ValueError(
+                f"expected bytes {start} to {end} with their checksum, found another checksum"
+            )

@@ -254,12 +254,27 @@ class FrameReader:
         return found
 
 
-def chunks_of(layout: Layout, where: Sequence[slice]) -> Iterator[int]:
-    """The numbers of the chunks that a part of the array lies in; steps are 1."""
-    ranges = [
-        range(each.start // c, -(-each.stop // c))
-        for each, c in zip(where, layout.chunks, strict=True)
-    ]
-    strides = [math.prod(layout.grid[at + 1 :]) for at in range(len(layout.grid))]
-    for place in itertools.product(*ranges):
-        yield sum(map(int.__mul__, place, strides))
+def touched(layout: Layout, where: Sequence[slice]) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """The chunks that a part of the array lies in: their numbers, and what of each; steps are 1."""
+    pieces = []
+    stride = layout.nchunks
+    for each, n, c in zip(where, layout.grid, layout.chunks, strict=True):
+        stride //= n
+        pieces.append(
+            [
+                (at * stride, slice(max(each.start - at * c, 0), min(each.stop - at * c, c)))
+                for at in range(each.start // c, -(-each.stop // c))
+            ]
+        )
+    for group in itertools.product(*pieces):
+        yield sum([number for number, _ in group]), tuple([inside for _, inside in group])
+
+
+def blocks_of(layout: Layout, inside: Sequence[slice]) -> Iterator[int]:
+    """The numbers of the blocks of a chunk that a part of it lies in; steps are 1."""
+    pieces = []
+    stride = layout.nblocks
+    for each, c, b in zip(inside, layout.chunks, layout.blocks, strict=True):
+        stride //= -(-c // b)
+        pieces.append(range(each.start // b * stride, -(-each.stop // b) * stride, stride))
+    return map(sum, itertools.product(*pieces))

@@ -255,3 +255,25 @@ def check_chunk(layout: Layout, chunk: memoryview) -> None:
             f"expected blocks that begin at bytes {starts_end} to {size - 4}, found some at "
             f"{starts.min()} to {starts.max()}"
         )
+
+
+def extents(layout: Layout, chunk: memoryview) -> tuple[np.ndarray, np.ndarray]:
+    """Where each block of a chunk begins in it and ends; what lies before the first is its head.
+
+    The chunk is one that `check_chunk` has taken.  Together they cover all of it.
+    """
+    if chunk[2] & _MEMCPYED:
+        starts = CHUNK_HEADER_BYTES + layout.block_bytes * np.arange(layout.nblocks)
+        return starts, starts + layout.block_bytes
+    starts = np.frombuffer(chunk, "<i4", layout.nblocks, CHUNK_HEADER_BYTES)
+    # In the order in which threads had finished them.
+    order = np.argsort(starts, kind="stable")
+    ends = np.empty_like(starts)
+    ends[order[:-1]] = starts[order[1:]]
+    ends[order[-1]] = len(chunk)
+    return starts, ends
+
+
+def head_bytes(layout: Layout, chunk: memoryview) -> int:
+    """Bytes of a chunk before its first block can begin: its header, and where the blocks are."""
+    return CHUNK_HEADER_BYTES + (0 if chunk[2] & _MEMCPYED else 4 * layout.nblocks)
