@@ -177,7 +177,7 @@ class CheckedReader:
         nbytes = frame_size(self.layout, sizes)
         head = frame.header(self.layout, sizes)
         tail = frame.index(sizes) + frame.TRAILER
-        if (view[: len(head)], view[nbytes - len(tail) : nbytes]) != (head, tail):
+        if bytes(view[: len(head)]) != head or bytes(view[nbytes - len(tail) : nbytes]) != tail:
             raise ValueError("expected header, index and trailer of this frame, found others")
         self._view = view[:nbytes]
         self._sizes = sizes

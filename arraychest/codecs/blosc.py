@@ -4,8 +4,8 @@ Only here is Blosc2 imported, and only when a large array is met: its import tak
 long as NumPy's.
 
 Every call names its number of threads; Blosc2's own setting, which is the whole process's, is left
-as it is.  Threads belong to a context and end with it, so that a forked child, which has none of
-its parent's, makes a context of its own.
+as it is.  A child that was forked after its parent had used Blosc2's threads would wait for ever for
+threads that it does not have: it does without.
 """
 
 from __future__ import annotations
@@ -60,8 +60,23 @@ class Choice(NamedTuple):
     filters_meta: tuple[int, ...]
 
 
+# Whether Blosc2 was given threads in this process, and whether it was in one that this is a fork of.
+_threaded = False
+_forked = False
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = _forked or _threaded
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def threads() -> int:
-    """How many threads to compress and decompress with: as many as this process may run on."""
+    """How many threads to compress with: one for each core that this process may run on."""
+    if _forked:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -198,8 +213,11 @@ def compressed(array: np.ndarray, layout: Layout, nthreads: int) -> Iterator[byt
 
     An empty one stands for zero bytes.  Memory: one chunk as it is and one compressed.
     """
+    global _threaded
     import blosc2
 
+    nthreads = min(nthreads, 1) if _forked else nthreads
+    _threaded = _threaded or nthreads > 1
     choice = Choice(layout.codec, layout.clevel, layout.filters, layout.filters_meta)
     # One context for all, which starts its threads once.  It arranges a chunk by blocks.
     one: Any = blosc2.uninit(
