@@ -4,8 +4,8 @@ Only here is Blosc2 imported, and only when a large array is met: its import tak
 long as NumPy's.
 
 Every call names its number of threads; Blosc2's own setting, which is the whole process's, is left
-as it is.  A child that was forked after its parent had used Blosc2's threads would wait for ever for
-threads that it does not have: it does without.
+as it is.  A child that was forked after its parent had used Blosc2's threads would wait for ever
+for threads that it does not have: it does without.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     filters_meta: tuple[int, ...]
 
 
-# Whether Blosc2 was given threads in this process, and whether it was in one that this is a fork of.
+# Whether Blosc2 was given threads in this process, and whether in one that this is a fork of.
 _threaded = False
 _forked = False
 
@@ -267,7 +267,11 @@ class FrameReader:
         except IndexError:
             array = blosc2.ndarray_from_cframe(self._data, copy=False)
             array.schunk.dparams = blosc2.DParams(nthreads=1)
-        found: np.ndarray = array[where]
+        found = np.empty([each.stop - each.start for each in where], array.dtype)
+        # `array[where]` takes 40 us more to find out that this is what is meant.
+        array.get_slice_numpy(
+            found, (tuple([each.start for each in where]), tuple([each.stop for each in where]))
+        )
         self._free.append(array)
         return found
 
