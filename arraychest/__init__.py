@@ -2,6 +2,7 @@
 
 from arraychest.chest import Chest, Stats, open, repair
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.compressed import CompressedArray
 from arraychest.entry import Entry
 from arraychest.errors import (
     AbsentKeyError,
@@ -33,6 +34,7 @@ __all__ = [
     "ChestFormatError",
     "ChestInUseError",
     "ClosedChestError",
+    "CompressedArray",
     "CorruptEntryError",
     "Creation",
     "Entry",

@@ -1,12 +1,13 @@
 """The catalog: an SQLite database that alone says what a chest holds.
 
-This is the specification of the chest's format, version 2::
+This is the specification of the chest's format, version 3::
 
     PATH/
       catalog.sqlite           this database, in WAL mode (beside it -wal and -shm while in use)
       locks                    its bytes are locks between processes (see `locks`); empty
       commits                  the commit counter (see `counter`); a cache
       data/HH/STEM-GEN.npy     one value; HH = GEN mod 256 and GEN in hexadecimal, STEM for people
+      data/HH/STEM-GEN.b2nd    one value, compressed (see `codecs.b2nd`)
       packs/GEN.pack           many small values; GEN in hexadecimal
       spare/SESSION/           files waiting to be overwritten; never read
       quarantine/              what `repair` took out of use; never read
@@ -22,7 +23,8 @@ entry       key      canonical code of the key (see `keys`); primary key
             form     dtype, shape, order and kind (see `entry.form_text`)
             gen      generation: a number that no other value of the chest ever had
             pack     the pack that holds the value; NULL: a file of its own
-            offset   where in the file the value's first byte lies
+            offset   where in the file the value's first byte lies; 0 in a file of its own: it is
+                     compressed
             stored   size in bytes: of the whole file, or of the value in its pack
             stamp    the number in the file's trailer; NULL for a packed value
 pack        id       its generation, which names its file
@@ -35,7 +37,8 @@ checksum    file     the generation of a value in a file of its own, or a pack's
             start    the first byte that the sums are of
             bytes    how many bytes they are of
             sums     zlib.crc32 of each piece of them, 4 bytes each, little-endian: of 1 MiB, or of
-                     4 KiB in a pack; empty for a file that is written in place (``"r+"``)
+                     4 KiB in a pack; empty for a file that is written in place (``"r+"``); a
+                     compressed value has its own in its file
 change      n        the number of a commit; only the last `_CHANGES` are kept
             session  who made it
             keys     canonical codes of the keys it changed (`pack_codes`); NULL: too many to say
@@ -78,7 +81,7 @@ from arraychest.checksums import Extent
 from arraychest.entry import KEY, SEQ, RawRow, Row
 from arraychest.errors import ChestFormatError, CorruptEntryError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = "catalog.sqlite"
 _APPLICATION_ID = 0x41436873
 

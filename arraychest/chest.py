@@ -22,6 +22,8 @@ from typing import Any, Literal, NamedTuple, Self, cast
 import numpy as np
 
 from arraychest.budget import Budget
+from arraychest.compressed import CompressedArray
+from arraychest.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
 from arraychest.entry import Entry
 from arraychest.errors import AbsentKeyError
 from arraychest.folder import Mode
@@ -33,6 +35,7 @@ from arraychest.locks import KeyLock
 from arraychest.mapping import MmapMode
 from arraychest.mending import repair as repair_findings
 from arraychest.mutation import Creation, edited
+from arraychest.parallel import default_threads
 from arraychest.quota import OnFull, Quota
 from arraychest.rebuild import rebuild_if_lost
 from arraychest.session import Options
@@ -42,6 +45,13 @@ from arraychest.units import format_bytes, parse_bytes
 from arraychest.values import OnPut
 
 _MISSING: Any = object()
+
+
+class _Unsaid:
+    """No compression is asked for, which is not to ask for none."""
+
+
+_UNSAID = _Unsaid()
 
 
 class Stats(NamedTuple):
@@ -125,6 +135,19 @@ class Chest(MutableMapping[Any, Any]):
         Most bytes that the value files may take: bytes, a size (``"50 GiB"``), or None: what the
         disk has.  All processes that give it share it.  The catalog comes on top, and so does what
         another process is writing at that moment.
+    compression
+        How arrays are compressed when they are stored.  ``"auto"``: those of `compress_above` bytes
+        are sampled, and compressed with the codec of Blosc2 that writes and reads them back
+        soonest, if that makes them smaller by a sixth; nothing is lost.  None: never.  The name of
+        a codec (``"lz4"``, ``"zstd"``, ``"blosclz"``, ``"lz4hc"``, ``"zlib"``), or
+        `blosc2.CParams`, of which codec, level and filters count: all but small values (below 64
+        KiB), whatever comes of it.  Elements must be plain numbers, truth values or times; others
+        are stored as they are, and so is, with ``"auto"``, all in ``mmap_mode="r+"``.  A get of a
+        compressed value returns a `CompressedArray`.
+    compress_above
+        For ``"auto"``: bytes, or a size (``"8 MiB"``).
+    compression_threads
+        How many threads compress one array, or decompress one; None: one for each core, up to four.
     on_full
         What gives way.  ``"refuse"``: a put that would not fit raises QuotaError.  ``"evict"``:
         the least recently used stored entries are removed; of small values, which share a file, a
@@ -190,6 +213,9 @@ class Chest(MutableMapping[Any, Any]):
         allow_network: bool = False,
         max_disk: int | float | str | None = None,
         on_full: OnFull = "refuse",
+        compression: Asked = "auto",
+        compress_above: int | float | str = COMPRESS_ABOVE,
+        compression_threads: int | None = None,
     ) -> None:
         _check_choice("mode", mode, ("r", "a", "w", "x"))
         _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
@@ -200,6 +226,16 @@ class Chest(MutableMapping[Any, Any]):
         if max_disk is None and on_full == "evict":
             raise ValueError('expected max_disk with on_full="evict", found None')
         quota = None if max_disk is None else Quota(parse_bytes(max_disk), on_full == "evict")
+        how = parse_compression(compression)
+        if how == "auto" and mmap_mode == "r+":
+            how = "never"  # each get would undo it
+        if compression_threads is not None and compression_threads < 1:
+            raise ValueError(
+                f"expected compression_threads to be 1 or more, found {compression_threads}"
+            )
+        compressing = Compression(
+            how, parse_bytes(compress_above), compression_threads or default_threads()
+        )
         if path is None and mode == "r":
             raise ValueError('expected a path with mode="r", found None')
         if data is not None and not isinstance(data, Mapping):
@@ -216,6 +252,9 @@ class Chest(MutableMapping[Any, Any]):
             "allow_network": allow_network,
             "max_disk": max_disk,
             "on_full": on_full,
+            "compression": compression,
+            "compress_above": compress_above,
+            "compression_threads": compression_threads,
         }
         folder = None if path is None else os.path.abspath(os.fsdecode(path))
         options = Options(
@@ -228,6 +267,7 @@ class Chest(MutableMapping[Any, Any]):
             on_overflow,
             allow_network,
             quota,
+            compressing,
         )
         self._tiers = Tiers(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.
@@ -245,7 +285,7 @@ class Chest(MutableMapping[Any, Any]):
     # --- the mapping -----------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
-        """The value of `key`: an array, or the NumPy scalar that was put.
+        """The value of `key`: an array, a `CompressedArray`, or the NumPy scalar that was put.
 
         Raises
         ------
@@ -293,6 +333,47 @@ class Chest(MutableMapping[Any, Any]):
         Whatever is raised, the key has its old value and the array is as it was.
         """
         self._tiers.put(key, value)
+
+    def put(self, key: Any, value: Any, *, compression: Asked | _Unsaid = _UNSAID) -> None:
+        """Put a value, as ``chest[key] = value`` does.
+
+        Parameters
+        ----------
+        compression
+            How to compress this value, if not as the chest's do; see `Chest`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            There is no such `compression`; otherwise as for ``chest[key] = value``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest()
+        >>> chest.put("x", np.zeros((1000, 1000)), compression="zstd")
+        >>> chest.spill("x")
+        >>> chest.entry("x").codec, chest["x"][500, 2:4].tolist()
+        ('zstd', [0.0, 0.0])
+        """
+        how = None if isinstance(compression, _Unsaid) else parse_compression(compression)
+        self._tiers.put_any(key, value, compression=how)
+
+    def load(self, key: Any) -> Any:
+        """The value of `key` as a plain array in RAM, or a NumPy scalar, wherever it is stored.
+
+        An array that is not kept in RAM already is read, or decompressed, whole.  It is read-only;
+        with ``mmap_mode="c"`` and ``"r+"`` it is writable, and the caller's own.  A decompressed
+        one is also kept by the chest, as long as nothing else needs the room, and charged.
+
+        Raises
+        ------
+        AbsentKeyError, CorruptEntryError, PickleRefusedError, OSError
+            As ``chest[key]``.
+        MemoryError
+            It does not fit into RAM.
+        """
+        return self._tiers.load(key)
 
     def __delitem__(self, key: Any) -> None:
         """Remove a key.  Views of its value stay valid.  Raises AbsentKeyError."""
@@ -613,7 +694,17 @@ class Chest(MutableMapping[Any, Any]):
     # --- what it holds ---------------------------------------------------------------------
 
     def entry(self, key: Any) -> Entry:
-        """Shape, dtype, size and place of a value; reads no data.  Raises AbsentKeyError."""
+        """Shape, dtype, size and place of a value; reads no data.
+
+        Of a compressed value also codec, filters, chunks, blocks and ratio: its checksums are read.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is none.
+        CorruptEntryError
+            Its file is not what was stored.
+        """
         return self._tiers.entry(key)
 
     def key_to_filename(self, key: Any) -> str | None:
@@ -952,6 +1043,9 @@ def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
 def _same(mine: Any, other: Any) -> bool:
     if mine is other:
         return True
-    if not isinstance(other, np.ndarray | np.generic) or mine.dtype != other.dtype:
+    if (
+        not isinstance(other, np.ndarray | np.generic | CompressedArray)
+        or mine.dtype != other.dtype
+    ):
         return False
     return bool(np.array_equal(mine, other))

@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arraychest.catalog import Pack
+from arraychest.codecs.b2nd import WORKING_BYTES
+from arraychest.compression import Compression, How
 from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
 from arraychest.errors import ArrayChestError, QuotaError, SpillError
 from arraychest.eviction import Candidate, Evictor, freed_by, touch
 from arraychest.following import Follower
 from arraychest.index import Index
-from arraychest.keys import KeyCode, decode_key, encode_key
+from arraychest.keys import decode_key, encode_key
 from arraychest.loader import pack_name, value_name
 from arraychest.quota import FILE_OVERHEAD, SMALL_OVERHEAD, Quota
 from arraychest.resident import ResidentSet, is_held
@@ -105,6 +107,8 @@ class Committer:
         Called with each key whose value was spilled, in the thread that stored it.
     quota
         How much may be stored; None: any amount.
+    compression
+        What is compressed.
 
     Attributes
     ----------
@@ -123,6 +127,7 @@ class Committer:
         open_store: Callable[[], Store],
         on_overflow: Callable[[Any], object] | None,
         quota: Quota | None,
+        compression: Compression,
     ) -> None:
         self.index = index
         self.resident = resident
@@ -131,6 +136,7 @@ class Committer:
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
+        self._compression = compression
         self._evictor = Evictor()
         # Bytes that writers were granted and have not committed yet.
         self._reserved = 0
@@ -190,6 +196,7 @@ class Committer:
         """
         if slot.array is not None:
             self.resident.remove(slot)
+        self.resident.drop_copy(slot)
         slot.value = slot.view = None
 
     def doom(self, slot: Slot) -> None:
@@ -282,7 +289,7 @@ class Committer:
             rows = store.append(*_small_values(job.slots, job.arrays))
         else:
             rows = [
-                store.write(*_encoded(slot, array))
+                self._write(slot.key, slot.seq, array, slot.kind, slot.compression)
                 # Not a variable: a zip keeps the last pair, which would then look held by a user.
                 for slot, array in zip(job.slots, job.arrays, strict=True)
             ]
@@ -292,6 +299,24 @@ class Committer:
             if job.small:
                 store.append_settled(rows)
         self.tell_overflow(spilled)
+
+    def _write(self, key: Any, seq: int, array: np.ndarray, kind: Kind, asked: How | None) -> Row:
+        """Write a value to a file of its own, compressed where that is worth it."""
+        store = self.open_store()
+        form, text = _form_of(array, kind)
+        code = encode_key(key)
+        choice = self._compression.choice(array, kind, asked)
+        if choice is None:
+            return store.write(code, seq, array, form, text)
+        nthreads = self._compression.nthreads
+        with self.lock:
+            self.resident.working += nthreads * WORKING_BYTES
+        try:
+            return store.compress(code, seq, array, form, text, choice, nthreads)
+        finally:
+            with self.lock:
+                self.resident.working -= nthreads * WORKING_BYTES
+                self.changed.notify_all()
 
     def tell_overflow(self, spilled: Iterable[Any]) -> None:
         """Call `on_overflow` with each of these keys, whose values were spilled."""
@@ -471,8 +496,15 @@ class Committer:
             if slots[at].kind != "scalar":
                 slots[at].view = weakref.ref(arrays[at])
 
-    def write_directly(self, key: Any, array: np.ndarray, kind: Kind) -> Row:
+    def write_directly(
+        self, key: Any, array: np.ndarray, kind: Kind, asked: How | None = None
+    ) -> Row:
         """Write a value that never enters RAM to a file of its own, for `place` to commit.
+
+        Parameters
+        ----------
+        asked
+            How to compress it; None: as the chest does.
 
         Raises
         ------
@@ -481,8 +513,7 @@ class Committer:
         """
         try:
             self.reserve_disk_for(key, array.nbytes)
-            form, text = _form_of(array, kind)
-            return self.open_store().write(encode_key(key), self.index.puts, array, form, text)
+            return self._write(key, self.index.puts, array, kind, asked)
         except ArrayChestError:
             raise
         except OSError as error:
@@ -712,11 +743,6 @@ def _form_of(array: np.ndarray, kind: Kind) -> tuple[Form, str]:
     order: Any = "C" if flags.c_contiguous or not flags.f_contiguous else "F"
     dtype, shape = array.dtype, array.shape
     return Form(dtype, shape, order, kind), form_text(dtype, shape, order, kind)
-
-
-def _encoded(slot: Slot, array: np.ndarray) -> tuple[KeyCode, int, np.ndarray, Form, str]:
-    form, text = _form_of(array, slot.kind)
-    return encode_key(slot.key), slot.seq, array, form, text
 
 
 # What `Store.append` takes, column by column.

@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -31,6 +31,8 @@ class CompressedArray(NDArrayOperatorsMixin):
         As an array's.
     chunks
         The shape of what is decompressed at a time.
+    reader
+        Where its parts come from.
 
     Notes
     -----
@@ -38,7 +40,7 @@ class CompressedArray(NDArrayOperatorsMixin):
     floating-point numbers is added up in another order than NumPy's, and differs in its last bits.
     """
 
-    __slots__ = ("_reader", "_transposed", "chunks", "dtype", "shape")
+    __slots__ = ("__weakref__", "_transposed", "chunks", "dtype", "reader", "shape")
 
     def __init__(
         self,
@@ -49,12 +51,17 @@ class CompressedArray(NDArrayOperatorsMixin):
         *,
         transposed: bool = False,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self.dtype = dtype
         self.shape = shape
         self.chunks = chunks
         # Whether the reader's dimensions come in the opposite order: Fortran's.
         self._transposed = transposed
+
+    @property
+    def order(self) -> Literal["C", "F"]:
+        """In which order its elements are stored, and decompressed: C's or Fortran's."""
+        return "F" if self._transposed else "C"
 
     @property
     def ndim(self) -> int:
@@ -132,8 +139,8 @@ class CompressedArray(NDArrayOperatorsMixin):
 
     def _read(self, where: tuple[slice, ...]) -> np.ndarray:
         if self._transposed:
-            return self._reader.read(where[::-1]).T
-        return self._reader.read(where)
+            return self.reader.read(where[::-1]).T
+        return self.reader.read(where)
 
     # --- computing -------------------------------------------------------------------------
 

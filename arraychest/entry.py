@@ -47,6 +47,11 @@ class Row(NamedTuple):
     stored: int
     stamp: int | None
 
+    @property
+    def is_frame(self) -> bool:
+        """Whether the value is compressed: no other file of one value begins with its data."""
+        return self.pack is None and self.offset == 0
+
 
 # A row as SQLite gives it and as slots keep it.  A plain tuple of such things is no concern of the
 # garbage collector's for long, while it looks at a million named ones again and again, which costs
@@ -73,14 +78,19 @@ class Entry:
     stored_bytes
         Bytes it takes on disk, 0 while it is in RAM only.
     codec
-        ``"npy"`` (a file of its own), ``"pack"`` (a file shared with other small values), or
-        None while it is in RAM only.
+        ``"npy"`` (a file of its own), ``"pack"`` (a file shared with other small values), the name
+        of a Blosc2 codec (``"lz4"``, ``"zstd"``, ...) where it is compressed, or None while it is
+        in RAM only.
     file
         The file that holds it, or None while it is in RAM only.
     generation
         A number that no other value of this chest ever had, or None while it is in RAM only.
     resident
         Whether the value is in RAM, charged, and not yet stored.
+    clevel, filters
+        Of a compressed value: how hard the codec tries, and the filters before it, by name.
+    chunks, blocks
+        Of a compressed value: the shapes of what is compressed, and of what is read, at a time.
     """
 
     shape: tuple[int, ...]
@@ -91,6 +101,15 @@ class Entry:
     file: str | None
     generation: int | None
     resident: bool
+    clevel: int | None = None
+    filters: tuple[str, ...] = ()
+    chunks: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Bytes of the array for each that it takes on disk; None while it is in RAM only."""
+        return self.nbytes / self.stored_bytes if self.stored_bytes else None
 
 
 def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"], kind: Kind) -> str:

@@ -32,6 +32,8 @@ from arraychest.locks import ATTACHED, PRIVATE, LockFile
 T = TypeVar("T")
 # Whatever exports its bytes in one piece: bytes, memoryviews, contiguous arrays.
 Buffers = Sequence[Any]
+# Writes them one after another at an offset.
+Put = Callable[[int, Buffers], None]
 
 DATA, PACKS, SPARE, QUARANTINE = "data", "packs", "spare", "quarantine"
 _PRIVATE_PREFIX = "arraychest-"
@@ -41,6 +43,10 @@ READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 # Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
 SPARE_BYTES = 512 << 20
+
+# Reserved at a time where the size is not known before: in steps it is written three times as fast
+# as unreserved.
+_STEP = 16 << 20
 
 # Buffers that one call takes.
 _MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
@@ -137,6 +143,55 @@ class Files:
                 self._unlink(path)
                 self.loose.discard(name)
             raise
+
+    def stream(self, name: str, produce: Callable[[Put], int]) -> int:
+        """Write a new file of which nobody knows the size yet, and return it in bytes.
+
+        Parameters
+        ----------
+        produce
+            Is given what writes buffers at an offset, and returns the size.
+
+        Raises
+        ------
+        OSError
+            Nothing of the file is left; so it is with whatever `produce` raises.
+        """
+        self.loose.add(name)
+        path = self.path(name)
+        fd = self._create(name)
+        reserved = 0
+
+        def put(at: int, buffers: Buffers) -> None:
+            nonlocal reserved
+            sizes = list(map(len, buffers))
+            more = at + sum(sizes) - reserved
+            if more > 0:
+                try:
+                    reserve(fd, reserved, max(more, _STEP))
+                    reserved += max(more, _STEP)
+                except OSError:
+                    self.drop_spares()
+                    reserve(fd, reserved, more)
+                    reserved += more
+            write_all(fd, buffers, sizes, at)
+
+        try:
+            try:
+                nbytes = produce(put)
+                os.ftruncate(fd, nbytes)
+                if self._durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            if self._durable:
+                self._sync_folder(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._unlink(path)
+                self.loose.discard(name)
+            raise
+        return nbytes
 
     def create(self, name: str, nbytes: int, source: str | None) -> int:
         """Make a file with its space reserved, and return a descriptor to read and write it.
@@ -297,7 +352,9 @@ class Files:
         self.loose.update(names)
         for name in names:
             with contextlib.suppress(OSError):
-                if not (keep_spares and name.startswith(DATA) and self._keep_as_spare(name)):
+                # Compressed files are of any size, and are not written over others.
+                may_spare = keep_spares and name.startswith(DATA) and name.endswith(".npy")
+                if not (may_spare and self._keep_as_spare(name)):
                     self._unlink(self.path(name))
                 self.loose.discard(name)
 

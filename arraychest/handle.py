@@ -13,6 +13,7 @@ from arraychest.errors import AbsentKeyError, CorruptEntryError
 from arraychest.files import Files
 from arraychest.loader import Loader
 from arraychest.mapping import MmapMode
+from arraychest.parallel import default_threads
 from arraychest.tiers import Tiers
 
 
@@ -47,12 +48,13 @@ class Handle:
         return parse_form(self._row.form).dtype
 
     def array(self, mmap_mode: MmapMode = "r") -> Any:
-        """The value: an array that is a view of its mapped file, or a NumPy scalar.
+        """The value: an array that is a view of its mapped file, a `CompressedArray`, or a NumPy
+        scalar.
 
         Parameters
         ----------
         mmap_mode
-            ``"r"``: read-only; ``"c"``: private and writable.
+            ``"r"``: read-only; ``"c"``: private and writable, a compressed one decompressed whole.
 
         Raises
         ------
@@ -67,7 +69,9 @@ class Handle:
             raise ValueError(f'expected mmap_mode to be "r" or "c", found {mmap_mode!r}')
         files = Files(self.path, durable=False)
         packs = {} if self._pack is None else {self._pack.id: self._pack}
-        loader = Loader(files, packs, allow_pickle=False, mmap_mode=mmap_mode)
+        loader = Loader(
+            files, packs, allow_pickle=False, mmap_mode=mmap_mode, nthreads=default_threads()
+        )
         try:
             return loader.load(self._row, self.key)
         except CorruptEntryError as error:

@@ -18,12 +18,14 @@ from arraychest import checksums
 from arraychest.catalog import Catalog, Pack
 from arraychest.checksums import Extent
 from arraychest.codecs import directory, npy, pack
+from arraychest.codecs.b2nd import CheckedReader
 from arraychest.codecs.directory import Listed
 from arraychest.entry import Form, Row, parse_form
 from arraychest.errors import ChestFormatError
 from arraychest.files import READ_FLAGS, SPARE
 from arraychest.keys import decode_key
-from arraychest.loader import file_name, pack_name, value_name
+from arraychest.loader import file_name, frame_shape, pack_name, value_name
+from arraychest.mapping import map_file
 from arraychest.store import Store, generation_of
 from arraychest.tiers import Tiers
 
@@ -275,6 +277,9 @@ class Inspection:
         if listed is None:
             find("damaged", "its directory cannot be read", sealed.end, size - sealed.end)
             return
+        if row.is_frame:
+            self._inspect_frame(fd, row, form, sealed, find)
+            return
         size_ok = form.kind == "pickle" or sealed.end - row.offset == form.nbytes
         head = npy.header(form)
         if row.offset != len(head) or not size_ok or os.pread(fd, len(head), 0) != head:
@@ -283,6 +288,18 @@ class Inspection:
         self._nbytes += len(head)
         if self._read_data:
             self._compare_file(fd, row, find)
+
+    def _inspect_frame(
+        self, fd: int, row: Row, form: Form, sealed: Sealed, find: Callable[..., None]
+    ) -> None:
+        """Compare a compressed array with the checksums in its own file."""
+        try:
+            reader = _frame(fd, form, sealed)
+            if self._read_data:
+                reader.check()
+        except ValueError as error:
+            find("damaged", str(error)[:300], 0, sealed.end)
+        self._nbytes += row.stored
 
     def _compare_file(self, fd: int, row: Row, find: Callable[..., None]) -> None:
         expected = None
@@ -485,6 +502,11 @@ def read_sealed(fd: int, size: int) -> Sealed | None:
     return Sealed(stamp, end, None if listed is None else listed[0])
 
 
+def _frame(fd: int, form: Form, sealed: Sealed) -> CheckedReader:
+    """A compressed array in an open file; ValueError if it is none of this form."""
+    return CheckedReader(map_file(fd, sealed.end), form.dtype, frame_shape(form), 1)
+
+
 def places(end: int, values: list[Listed]) -> Iterator[tuple[int, Listed]]:
     """Where the values lie of a directory that ends at `end`."""
     at = pack.aligned(end)
@@ -539,7 +561,10 @@ def _rows_of_file(fd: int, name: str, generation: int, size: int) -> list[Row]:
         form = parse_form(listed.form)
         decode_key(listed.key, listed.exact)
         head = npy.header(form)
-        if form.kind != "pickle" and len(head) + form.nbytes != sealed.end:
+        framed = name.endswith(".b2nd")
+        if framed:
+            _frame(fd, form, sealed)
+        elif form.kind != "pickle" and len(head) + form.nbytes != sealed.end:
             return []
         row = Row(
             listed.key,
@@ -548,7 +573,7 @@ def _rows_of_file(fd: int, name: str, generation: int, size: int) -> list[Row]:
             listed.form,
             generation,
             None,
-            len(head),
+            0 if framed else len(head),
             size,
             sealed.stamp,
         )

@@ -16,6 +16,9 @@ import numpy as np
 
 from arraychest.catalog import Pack
 from arraychest.codecs import npy, pack
+from arraychest.codecs.b2nd import CheckedReader
+from arraychest.codecs.frame import Layout
+from arraychest.compressed import CompressedArray
 from arraychest.entry import Form, RawRow, Row, parse_form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, READ_FLAGS, Files
@@ -34,7 +37,8 @@ _MAX_PACK_MAPS = 1024
 def value_name(row: Row) -> str:
     """The file of a value that has one of its own, relative to the chest."""
     generation = row.generation
-    return f"{DATA}/{generation & 255:02x}/{file_stem(row.key)}-{generation:x}.npy"
+    kind = "b2nd" if row.is_frame else "npy"
+    return f"{DATA}/{generation & 255:02x}/{file_stem(row.key)}-{generation:x}.{kind}"
 
 
 def pack_name(identity: int) -> str:
@@ -45,6 +49,11 @@ def pack_name(identity: int) -> str:
 def file_name(row: Row) -> str:
     """The file that holds a value, relative to the chest."""
     return value_name(row) if row.pack is None else pack_name(row.pack)
+
+
+def frame_shape(form: Form) -> tuple[int, ...]:
+    """The shape of the array in a frame: a frame knows C order only."""
+    return form.shape[::-1] if form.order == "F" else form.shape
 
 
 class Loader:
@@ -59,7 +68,10 @@ class Loader:
     allow_pickle
         Whether arrays of Python objects are read.
     mmap_mode
-        What `load` gives: see `mapping.map_file`.  With ``"r+"`` a packed value is read-only.
+        What `load` gives: see `mapping.map_file`.  With ``"r+"`` a packed value is read-only, and
+        a compressed one a copy.
+    nthreads
+        How many threads decompress many chunks.
     """
 
     def __init__(
@@ -69,11 +81,13 @@ class Loader:
         *,
         allow_pickle: bool,
         mmap_mode: MmapMode,
+        nthreads: int = 1,
     ) -> None:
         self._files = files
         self._packs = packs
         self._allow_pickle = allow_pickle
         self._mode = mmap_mode
+        self._nthreads = nthreads
         self._private = mmap_mode == "c"
         self._flags = (READ_FLAGS & ~os.O_RDONLY) | os.O_RDWR if mmap_mode == "r+" else READ_FLAGS
         self._maps: dict[int, tuple[np.ndarray, int]] = {}
@@ -100,7 +114,8 @@ class Loader:
             return None
 
     def load(self, row: Row, key: Any) -> Any:
-        """The value of a row: a view of a map, or a NumPy scalar.
+        """The value of a row: a view of a map, a NumPy scalar, or a `CompressedArray`, which is
+        decompressed where `mmap_mode` asks for an array that can be written to.
 
         Raises
         ------
@@ -122,6 +137,9 @@ class Loader:
                 "pickle: open the chest with allow_pickle=True if you trust who wrote it"
             )
         try:
+            if row.is_frame:
+                compressed = self._open_frame(path, row, form, key)
+                return compressed if self._mode == "r" else np.asarray(compressed)
             if row.pack is None:
                 return self._load_file(path, row, form, key)
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
@@ -146,22 +164,57 @@ class Loader:
                 f"what NumPy makes none of: {error}"
             ) from error
 
+    def _end_of_data(self, fd: int, path: str, row: Row, key: Any) -> int:
+        """Where the data end in the file of a value, which is the one that its row tells of."""
+        status = os.fstat(fd)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode) or size != row.stored:
+            raise CorruptEntryError(
+                f"expected {row.stored} bytes for key {key!r} in {path}, found {size}"
+            )
+        tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
+        stamp, end = npy.parse_trailer(tail, size) or (None, 0)
+        if stamp is None or stamp != row.stamp:
+            raise CorruptEntryError(
+                f"expected the file of key {key!r} in {path}, found one written elsewhere, "
+                "or another entry's"
+            )
+        return end
+
+    def _open_frame(self, path: str, row: Row, form: Form, key: Any) -> CompressedArray:
+        fd = os.open(path, READ_FLAGS)
+        try:
+            end = self._end_of_data(fd, path, row, key)
+            data = self._map(fd, row.stored, "r")[:end]
+        finally:
+            os.close(fd)
+        turned = form.order == "F"
+        try:
+            checked = CheckedReader(data, form.dtype, frame_shape(form), self._nthreads)
+        except ValueError as error:
+            raise CorruptEntryError(
+                f"the compressed array of key {key!r} in {path}: {error}"
+            ) from error
+        chunks = checked.layout.chunks[::-1] if turned else checked.layout.chunks
+        reader = _FrameOf(checked, key, path)
+        return CompressedArray(reader, form.dtype, form.shape, chunks, transposed=turned)
+
+    def layout(self, row: Row, key: Any) -> Layout:
+        """How a compressed value lies in its file; of one in Fortran order, its transpose.
+
+        Raises as `load`.
+        """
+        loader = Loader(self._files, {}, allow_pickle=False, mmap_mode="r")
+        value = loader.load(row, key)
+        assert isinstance(value, CompressedArray)
+        reader = value.reader
+        assert isinstance(reader, _FrameOf)
+        return reader.layout
+
     def _load_file(self, path: str, row: Row, form: Form, key: Any) -> Any:
         fd = os.open(path, self._flags)
         try:
-            status = os.fstat(fd)
-            size = status.st_size
-            if not stat.S_ISREG(status.st_mode) or size != row.stored:
-                raise CorruptEntryError(
-                    f"expected {row.stored} bytes for key {key!r} in {path}, found {size}"
-                )
-            tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
-            stamp, end = npy.parse_trailer(tail, size) or (None, 0)
-            if stamp is None or stamp != row.stamp:
-                raise CorruptEntryError(
-                    f"expected the file of key {key!r} in {path}, found one written elsewhere, "
-                    "or another entry's"
-                )
+            end = self._end_of_data(fd, path, row, key)
             if form.kind == "pickle":
                 data = os.pread(fd, max(end - row.offset, 0), row.offset)
                 try:
@@ -177,7 +230,7 @@ class Loader:
                     f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
                     f"{end - row.offset}"
                 )
-            base = self._map(fd, size)
+            base = self._map(fd, row.stored, self._mode)
         finally:
             os.close(fd)
         return self._value(pack.view(base, form, row.offset), form, packed=False)
@@ -188,11 +241,11 @@ class Loader:
         # All values of a pack share one map, which is read-only.
         return copied(array) if packed and self._private else array
 
-    def _map(self, fd: int, size: int) -> np.ndarray:
+    def _map(self, fd: int, size: int, mode: MmapMode) -> np.ndarray:
         try:
-            return map_file(fd, size, self._mode)
+            return map_file(fd, size, mode)
         except OSError as error:
-            if error.errno != errno.ENOMEM or self._mode == "r+":
+            if error.errno != errno.ENOMEM or mode == "r+":
                 raise
         # As many maps as the system allows (vm.max_map_count) are alive: read it instead.
         copy = np.empty(size, np.uint8)
@@ -202,7 +255,7 @@ class Loader:
             if not count:
                 raise OSError(errno.EIO, "the file ended while it was read")
             at += count
-        copy.flags.writeable = self._private
+        copy.flags.writeable = mode == "c"
         return copy
 
     def pack_base(self, path: str, row: Row, form: Form, key: Any) -> np.ndarray:
@@ -267,6 +320,27 @@ class Loader:
                 os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(fd)
+
+
+class _FrameOf:
+    """Reads a compressed value, and says whose it is where it cannot."""
+
+    def __init__(self, checked: CheckedReader, key: Any, path: str) -> None:
+        self._checked = checked
+        self._key = key
+        self._path = path
+
+    @property
+    def layout(self) -> Layout:
+        return self._checked.layout
+
+    def read(self, where: tuple[slice, ...]) -> np.ndarray:
+        try:
+            return self._checked.read(where)
+        except (ValueError, RuntimeError) as error:
+            raise CorruptEntryError(
+                f"the compressed array of key {self._key!r} in {self._path}: {error}"
+            ) from error
 
 
 def is_packed_well(row: Row, form: Form) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from arraychest.codecs import npy, pack
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.compressed import CompressedArray
 from arraychest.entry import Form, Row, form_text, parse_form
 from arraychest.errors import (
     AbsentKeyError,
@@ -41,7 +42,7 @@ def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
     tiers.check_writable()
     with KeyLock(tiers.open_store().root, encode_key(key).canonical):
         value = tiers.get(key)
-        if type(value) is not np.ndarray or value.dtype.hasobject:
+        if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
             raise ValueTypeError(
                 f"expected the value of key {key!r} to be an array of plain elements, found "
                 f"{type(value).__name__}: it can only be put anew"
@@ -53,7 +54,11 @@ def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
             with _changes_of(tiers) as changes:
                 changes.put(key, copy)
             return
-        order: Literal["C", "F"] = "C" if value.flags.c_contiguous else "F"
+        order: Literal["C", "F"]
+        if type(value) is CompressedArray:
+            order = value.order
+        else:
+            order = "C" if value.flags.c_contiguous else "F"
         draft = _Draft(tiers, key, Form(value.dtype, value.shape, order, "array"), value)
         with draft.sealed_at_end() as array:
             del value
@@ -85,7 +90,9 @@ class _Draft:
         The array it begins as; None: zero bytes.
     """
 
-    def __init__(self, tiers: Tiers, key: Any, form: Form, source: np.ndarray | None) -> None:
+    def __init__(
+        self, tiers: Tiers, key: Any, form: Form, source: np.ndarray | CompressedArray | None
+    ) -> None:
         self._tiers = tiers
         self._key = key
         store = tiers.open_store()
@@ -100,9 +107,13 @@ class _Draft:
         except OSError as error:
             raise SpillError(f"no room for the value of key {key!r}: {error}") from error
         try:
-            if source is not None and not copied:
+            if isinstance(source, np.ndarray) and not copied:
                 store.fill(self._fd, self.row, source, form)
             self._base: np.ndarray | None = map_file(self._fd, self.row.stored, "r+")
+            self.array = pack.view(self._base, form, self.row.offset)
+            if isinstance(source, CompressedArray):
+                for where, part in source.iterchunks():
+                    self.array[where] = part
         except BaseException as error:
             self.discard()
             if isinstance(error, OSError):
@@ -110,9 +121,8 @@ class _Draft:
                     f"the value of key {key!r} could not be copied: {error}"
                 ) from error
             raise
-        self.array = pack.view(self._base, form, self.row.offset)
 
-    def _file_of(self, source: np.ndarray | None) -> Row | None:
+    def _file_of(self, source: np.ndarray | CompressedArray | None) -> Row | None:
         """The row of the file that a value is a view of, if it has one of its own."""
         if source is None or self._tiers.own_changes() is not None:
             return None

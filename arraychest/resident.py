@@ -17,11 +17,12 @@ import mmap
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.entry import GENERATION
 from arraychest.mapping import is_map
 from arraychest.slot import Batch, Slot
 
@@ -67,6 +68,13 @@ def is_held(arrays: list[np.ndarray]) -> list[bool]:
 # What the loop above sees of an array that only the list refers to: it differs between versions of
 # Python.
 _ALONE = next(map(sys.getrefcount, [np.empty(0)]))
+
+
+class Copy(NamedTuple):
+    """A stored value, decompressed, and the generation that it is of."""
+
+    generation: int
+    array: np.ndarray
 
 
 class _Clock:
@@ -124,12 +132,16 @@ class ResidentSet:
     Attributes
     ----------
     charged
-        Bytes of the buffers that the set keeps alive, each once.
+        Bytes of the buffers that the set keeps alive, each once, and those that writers work in.
+    working
+        The latter.
     fresh
         Small values by key that have no slot: each is an array that owns its buffer, put under a
         key that has no slot, and that nothing but puts has asked for since.
     batches
         Such values that were taken out of `fresh` to be stored, oldest first.
+    copies
+        Of stored values, decompressed; the least recently used first.  They leave before all else.
     """
 
     __slots__ = (
@@ -138,8 +150,10 @@ class ResidentSet:
         "_owners",
         "_sharers",
         "_small",
+        "_working",
         "batches",
         "charged",
+        "copies",
         "fresh",
     )
 
@@ -147,7 +161,9 @@ class ResidentSet:
         self.charged = 0
         self.fresh: dict[Any, np.ndarray] = {}
         self.batches: dict[Batch, None] = {}
+        self.copies: dict[Slot, Copy] = {}
         self._batched = 0
+        self._working = 0
         self._small = _Clock(small=True)
         self._large = _Clock(small=False)
         # Bytes of each buffer by its owner's id, and how many values share it beyond the first.
@@ -163,6 +179,46 @@ class ResidentSet:
     def without_slot(self) -> int:
         """Number of values that have no slot."""
         return len(self.fresh) + self._batched
+
+    @property
+    def working(self) -> int:
+        """Bytes that writers work in."""
+        return self._working
+
+    @working.setter
+    def working(self, nbytes: int) -> None:
+        self.charged += nbytes - self._working
+        self._working = nbytes
+
+    # --- copies of stored values -------------------------------------------------------------
+
+    def copy_of(self, slot: Slot) -> np.ndarray | None:
+        """The decompressed copy of what a slot's row says; it counts as used."""
+        copy = self.copies.pop(slot, None)
+        if copy is None:
+            return None
+        if slot.raw is None or slot.raw[GENERATION] != copy.generation:
+            self.charged -= copy.array.nbytes
+            return None
+        self.copies[slot] = copy
+        return copy.array
+
+    def keep_copy(self, slot: Slot, generation: int, array: np.ndarray) -> None:
+        """Keep the decompressed copy of a stored value, which owns its buffer."""
+        self.drop_copy(slot)
+        self.copies[slot] = Copy(generation, array)
+        self.charged += array.nbytes
+
+    def drop_copy(self, slot: Slot) -> None:
+        """Let go of the copy of a slot's value, if there is one."""
+        copy = self.copies.pop(slot, None)
+        if copy is not None:
+            self.charged -= copy.array.nbytes
+
+    def drop_copies(self, most_charged: int) -> None:
+        """Let go of copies until so much is charged, or none is left."""
+        while self.copies and self.charged > most_charged:
+            self.drop_copy(next(iter(self.copies)))
 
     # --- values without slots ---------------------------------------------------------------
 
@@ -358,5 +414,6 @@ class ResidentSet:
         owners = [owner_of(array) for array in arrays]
         expected = {id(owner): owned_bytes(owner) for owner in owners}
         assert expected == self._owners
-        assert self.charged == sum(expected.values())
+        copied = sum(copy.array.nbytes for copy in self.copies.values())
+        assert self.charged == sum(expected.values()) + copied + self.working
         assert sum(self._sharers.values()) == len(owners) - len(expected)

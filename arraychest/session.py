@@ -13,6 +13,7 @@ from arraychest import files as value_files
 from arraychest.budget import Budget
 from arraychest.catalog import is_foreign
 from arraychest.committer import Committer, logger
+from arraychest.compression import Compression
 from arraychest.counter import unmoved
 from arraychest.errors import (
     ChestFormatError,
@@ -45,6 +46,7 @@ class Options(NamedTuple):
     on_overflow: Callable[[Any], object] | None
     allow_network: bool
     quota: Quota | None
+    compression: Compression
 
 
 class Session:
@@ -78,7 +80,12 @@ class Session:
         self.resident = ResidentSet()
         self.index = Index(self.resident, returnable=options.mmap_mode == "r")
         self.committer = Committer(
-            self.index, self.resident, self.open_store, options.on_overflow, options.quota
+            self.index,
+            self.resident,
+            self.open_store,
+            options.on_overflow,
+            options.quota,
+            options.compression,
         )
         self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
         if path is not None:
@@ -136,6 +143,7 @@ class Session:
             durable=options.durable,
             allow_pickle=options.allow_pickle,
             mmap_mode=options.mmap_mode,
+            nthreads=options.compression.nthreads,
             quota=options.quota,
         )
 

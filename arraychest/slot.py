@@ -14,6 +14,7 @@ from weakref import ref
 import numpy as np
 
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.compression import How
 from arraychest.entry import Kind, RawRow, Row
 
 
@@ -33,6 +34,8 @@ class Slot:
         The value in RAM that is not yet stored, as an array; else None.
     kind
         ``"array"``, ``"scalar"`` or ``"pickle"``, of `array`.
+    compression
+        How its put asked to compress `array`; None: as the chest does.
     raw
         The catalog's row for the key; None if it has none.  Outdated while `array` is set.
     view
@@ -47,6 +50,7 @@ class Slot:
 
     __slots__ = (
         "array",
+        "compression",
         "hits",
         "key",
         "kind",
@@ -66,6 +70,7 @@ class Slot:
         self.value: Any = None
         self.array: np.ndarray | None = None
         self.kind: Kind = "array"
+        self.compression: How | None = None
         self.view: ref[np.ndarray] | None = None
         self.hits = 0
         self.seen = 0

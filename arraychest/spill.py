@@ -116,6 +116,7 @@ class WriteBehind:
         slot
             The slot that was put, if it has one.
         """
+        self.resident.drop_copies(self.budget.high)
         if self.resident.charged > self.budget.high:
             self._draining = True
             if slot is not None and not (self._packing and slot.is_small):
@@ -136,6 +137,7 @@ class WriteBehind:
             Nothing more can be written, so that they never will.
         """
         resident, budget = self.resident, self.budget
+        resident.drop_copies(budget.bytes - nbytes)
         if resident.charged + nbytes <= budget.bytes:
             return
         self._awaited.append(nbytes)

@@ -21,11 +21,12 @@ import numpy as np
 from arraychest import files as value_files
 from arraychest.catalog import Catalog, Pack
 from arraychest.checksums import Extent
-from arraychest.codecs import directory, npy, pack
+from arraychest.codecs import b2nd, blosc, directory, npy, pack
+from arraychest.codecs.blosc import Choice
 from arraychest.counter import open_counter, unmoved
 from arraychest.entry import GENERATION, PACK, STORED, Form, RawRow, Row, parse_form
 from arraychest.errors import ChestFormatError, CorruptEntryError
-from arraychest.files import DATA, PACKS, READ_FLAGS, SPARE, Files
+from arraychest.files import DATA, PACKS, READ_FLAGS, SPARE, Files, Put
 from arraychest.keys import KeyCode
 from arraychest.loader import Loader, is_packed_well, pack_name, value_name
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
@@ -65,6 +66,8 @@ class Store:
         Whether arrays of Python objects are read.
     mmap_mode
         What a value is loaded as; see `mapping.map_file`.
+    nthreads
+        How many threads decompress many chunks.
     quota
         How many bytes of value files there may be; None: any number.  No spares are kept then.
     """
@@ -79,6 +82,7 @@ class Store:
         durable: bool,
         allow_pickle: bool,
         mmap_mode: MmapMode,
+        nthreads: int = 1,
         quota: Quota | None = None,
     ) -> None:
         self.root = root
@@ -105,6 +109,7 @@ class Store:
                 self._packs,
                 allow_pickle=allow_pickle,
                 mmap_mode=mmap_mode,
+                nthreads=nthreads,
             )
             if locks is not None:
                 # Last: in a folder that turns out to be another program's, nothing is made.
@@ -268,6 +273,34 @@ class Store:
         self.bytes_written += stored
         return row
 
+    def compress(
+        self,
+        code: KeyCode,
+        seq: int,
+        array: np.ndarray,
+        form: Form,
+        text: str,
+        choice: Choice,
+        nthreads: int,
+    ) -> Row:
+        """As `write`, compressed: chunk by chunk, `b2nd.WORKING_BYTES` of RAM for each thread."""
+        generation = self._generation()
+        stamp = _new_stamp()
+        listed = _directory_of_one(stamp, generation, seq, form.nbytes, code, text)
+        row = Row(code.canonical, seq, code.exact, text, generation, None, 0, 0, stamp)
+        # A frame knows C order only.
+        flat = array.T if form.order == "F" else array
+        layout = blosc.layout_of(flat, choice)
+
+        def produce(put: Put) -> int:
+            end = b2nd.write(flat, layout, nthreads, put)
+            put(end, [listed, npy.trailer(stamp, end, len(listed))])
+            return end + len(listed) + npy.TRAILER_BYTES
+
+        stored = self.files.stream(value_name(row), produce)
+        self.bytes_written += stored
+        return row._replace(stored=stored)
+
     def create(
         self, code: KeyCode, seq: int, form: Form, text: str, source: Row | None
     ) -> tuple[Row, int, bool]:
@@ -359,7 +392,7 @@ class Store:
 
     def may_write_in_place(self, row: Row) -> bool:
         """Whether a value has a file that nothing else shares."""
-        if row.pack is not None:
+        if row.pack is not None or row.is_frame:
             return False
         return os.stat(self.files.path(value_name(row)), follow_symlinks=False).st_nlink == 1
 
@@ -621,8 +654,9 @@ class Store:
                 nbytes = known.bytes - start
                 extents.append(Extent(known.id, pack_name(known.id), start, nbytes, None))
         for raw in rows:
-            if raw[PACK] is None:
-                row = Row._make(raw)
+            row = Row._make(raw)
+            # A compressed one has its checksums in its file.
+            if row.pack is None and not row.is_frame:
                 extents.append(Extent(row.generation, value_name(row), 0, row.stored, row.key))
         self.sums.add(extents)
 
@@ -794,7 +828,7 @@ class Store:
                 stamp, end = npy.parse_trailer(tail, size) or (None, 0)
             finally:
                 os.close(fd)
-            fits = end - row.offset == form.nbytes or form.kind == "pickle"
+            fits = end - row.offset == form.nbytes or form.kind == "pickle" or row.is_frame
             if size != row.stored or stamp != row.stamp or not fits:
                 raise OSError(errno.ESTALE, "expected another value", source)
         except OSError:
@@ -919,7 +953,7 @@ class Store:
 
 
 _VALUE_NAME = re.compile(
-    rf"(?:{DATA}/[0-9a-f]{{2}}/[^/]*-([0-9a-f]{{1,16}})\.npy"
+    rf"(?:{DATA}/[0-9a-f]{{2}}/[^/]*-([0-9a-f]{{1,16}})\.(?:npy|b2nd)"
     rf"|{PACKS}/([0-9a-f]{{1,16}})\.pack"
     rf"|{SPARE}/[0-9a-f]{{1,8}}/[^/]*-([0-9a-f]{{1,16}})\.npy)",
 )

@@ -11,12 +11,16 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from arraychest.budget import Budget
+from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES, Layout
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.compressed import CompressedArray
+from arraychest.compression import How
 from arraychest.entry import (
     DESCRIBED,
     GENERATION,
@@ -40,7 +44,9 @@ from arraychest.errors import (
 from arraychest.eviction import Uses, freed_by
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.loader import file_name, value_name
+from arraychest.mapping import is_map
 from arraychest.quota import FILE_OVERHEAD
+from arraychest.resident import owner_of
 from arraychest.session import Options, Session
 from arraychest.slot import Slot
 from arraychest.values import (
@@ -56,6 +62,10 @@ from arraychest.values import (
 # hit.  Each map counts against vm.max_map_count (65,530), most of which is left to the user.
 MAX_KEPT_VIEWS = 16_384
 
+# Compressed arrays that the chest keeps open: each has its checksums (1/4000 of its bytes) and what
+# Blosc2 works in.
+MAX_KEPT_FRAMES = 64
+
 
 class Changes(Protocol):
     """What a thread has changed in a transaction; see `transaction`."""
@@ -68,7 +78,7 @@ class Changes(Protocol):
 
     def row(self, key: Any) -> Row: ...  # noqa: D102
 
-    def put(self, key: Any, value: Any) -> None: ...  # noqa: D102
+    def put(self, key: Any, value: Any, compression: How | None = None) -> None: ...  # noqa: D102
 
     def put_row(self, key: Any, row: Row) -> None: ...  # noqa: D102
 
@@ -90,6 +100,8 @@ class Tiers(Session):
         self._waiting_to_load = 0
         # Slots whose `value` is a mapped view, oldest first.
         self._kept: deque[Slot] = deque()
+        # Slots whose `value` is a compressed array, oldest first.
+        self._kept_frames: deque[Slot] = deque()
         # By thread, the transaction that it is in.
         self._changes: dict[int, Changes] = {}
         quota = options.quota
@@ -111,6 +123,7 @@ class Tiers(Session):
 
     def _forget_kept(self) -> None:
         self._kept.clear()
+        self._kept_frames.clear()
 
     def after_fork_in_child(self) -> None:
         """See `Session`."""
@@ -245,7 +258,7 @@ class Tiers(Session):
         try:
             if not store.may_write_in_place(row):
                 array = store.loader.load(row, slot.key)
-                moved = self.committer.write_directly(slot.key, array, "array")
+                moved = self.committer.write_directly(slot.key, array, "array", "never")
             with self.committer.committing():
                 with self.writer.lock:
                     current = slot.raw is raw and self.index.slots.get(slot.key) is slot
@@ -307,7 +320,15 @@ class Tiers(Session):
         counters.bytes_faulted += raw[STORED]
         if self.evicts and self._store is not None:
             self._uses.note(self._store, raw)
-        if type(value) is not np.ndarray or self.options.mmap_mode == "c":
+        if self.options.mmap_mode == "c":
+            return value
+        if type(value) is CompressedArray:
+            slot.value = value
+            self._kept_frames.append(slot)
+            if len(self._kept_frames) > MAX_KEPT_FRAMES:
+                _let_go_oldest(self._kept_frames)
+            return value
+        if type(value) is not np.ndarray:
             return value
         if value.dtype.hasobject:
             # Unpickled into RAM: the chest keeps it no longer than its user does.
@@ -316,21 +337,44 @@ class Tiers(Session):
         slot.value = value
         self._kept.append(slot)
         if len(self._kept) > MAX_KEPT_VIEWS:
-            self._let_go_oldest()
+            _let_go_oldest(self._kept)
         return value
 
-    def _let_go_oldest(self) -> None:
-        for _ in range(2 * len(self._kept)):
-            slot = self._kept.popleft()
-            if slot.value is None or slot.array is not None:
-                continue
-            if slot.hits != slot.seen:
-                slot.seen = slot.hits
-                self._kept.append(slot)
-                continue
-            slot.view = weakref.ref(slot.value)
-            slot.value = None
-            return
+    def load(self, key: Any) -> Any:
+        """A value as an array in RAM, or a NumPy scalar; raises as `get`.
+
+        The copy of a compressed one is kept as long as there is room for it.
+        """
+        with self.writer.lock:
+            self.follow()
+            slot = None if self.own_changes() is not None else self.index.find(key)
+            copy = None if slot is None else self.resident.copy_of(slot)
+            if copy is not None and slot is not None and self._shows_resident:
+                slot.hits += 1
+                return copy
+        value = self.get(key)
+        writable = self.options.mmap_mode == "c"
+        if type(value) is not CompressedArray:
+            if type(value) is not np.ndarray or writable or not is_map(owner_of(value)):
+                return value
+            found = copied(value)
+        else:
+            found = np.asarray(value)
+        found.setflags(write=self.options.mmap_mode == "r+")
+        if type(value) is CompressedArray:
+            with self.writer.lock:
+                self._keep_copy(key, value, found)
+        return found
+
+    def _keep_copy(self, key: Any, value: CompressedArray, copy: np.ndarray) -> None:
+        slot = self.index.slots.get(key)
+        if slot is None or slot.value is not value or slot.raw is None:
+            return  # overwritten or deleted meanwhile
+        resident, budget = self.resident, self.budget
+        budget.refresh(resident.charged)
+        resident.drop_copies(budget.high - copy.nbytes)
+        if resident.charged + copy.nbytes <= budget.high:
+            resident.keep_copy(slot, slot.raw[GENERATION], copy)
 
     # --- which keys there are ------------------------------------------------------------------
 
@@ -471,8 +515,17 @@ class Tiers(Session):
                 writer.release()
         self.put_any(key, value)
 
-    def put_any(self, key: Any, value: Any, *, only_absent: bool = False) -> None:
+    def put_any(
+        self, key: Any, value: Any, *, only_absent: bool = False, compression: How | None = None
+    ) -> None:
         """Make `value` the value of `key`.
+
+        Parameters
+        ----------
+        only_absent
+            Leave the value that there is.
+        compression
+            How to compress it when it is stored; None: as the chest does.
 
         Raises
         ------
@@ -482,13 +535,13 @@ class Tiers(Session):
         changes = self.own_changes()
         if changes is not None:
             if not (only_absent and self.contains(key)):
-                changes.put(key, value)
+                changes.put(key, value, compression)
             return
         array, kind, shown = accept(value, allow_pickle=self.options.allow_pickle)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
         if array.nbytes > self.budget.bytes:
-            self._put_directly(key, array, kind, only_absent)
+            self._put_directly(key, array, kind, only_absent, compression)
             return
         # Copied before the lock is taken; frozen only once nothing can refuse it any more.
         if kind != "scalar":
@@ -510,6 +563,8 @@ class Tiers(Session):
                 self._check_quota(slot, array.nbytes)
             freeze(array)
             self._set_resident(slot, array, kind)
+            slot.compression = compression
+            resident.drop_copy(slot)
             if new:
                 self.index.add(slot)
             slot.view = None
@@ -543,7 +598,14 @@ class Tiers(Session):
         slot.kind = kind
         self.resident.add(slot, array)
 
-    def _put_directly(self, key: Any, array: np.ndarray, kind: Kind, only_absent: bool) -> None:
+    def _put_directly(
+        self,
+        key: Any,
+        array: np.ndarray,
+        kind: Kind,
+        only_absent: bool,
+        compression: How | None,
+    ) -> None:
         """Store a value that is larger than the budget, without ever charging it."""
         writer = self.writer
         with writer.lock:
@@ -553,7 +615,7 @@ class Tiers(Session):
             if only_absent and self.index.find(key) is not None:
                 return
         with self.at_work():
-            row = self.committer.write_directly(key, array, kind)
+            row = self.committer.write_directly(key, array, kind, compression)
             try:
                 if not self._place_directly(key, row, only_absent):
                     return
@@ -648,8 +710,7 @@ class Tiers(Session):
         """What is known of a value; reads no data.  Raises AbsentKeyError."""
         changes = self.own_changes()
         if changes is not None and key in changes:
-            own = changes.row(key)
-            return _entry(parse_form(own.form), own, self.file_of(own), resident=False)
+            return self._stored_entry(key, changes.row(key))
         with self.writer.lock:
             self.follow()
             slot = self.index.find(key)
@@ -658,13 +719,17 @@ class Tiers(Session):
             array, row = slot.array, slot.row
             if array is not None:
                 form = Form(array.dtype, array.shape, "C", slot.kind)
-                return _entry(form, None, None, resident=True)
+                return _entry(form, None, None, None, resident=True)
             assert row is not None
+        return self._stored_entry(key, row)
+
+    def _stored_entry(self, key: Any, row: Row) -> Entry:
         try:
             form = parse_form(row.form)
         except ValueError as error:
             raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        return _entry(form, row, self.file_of(row), resident=False)
+        layout = self.open_store().loader.layout(row, key) if row.is_frame else None
+        return _entry(form, row, self.file_of(row), layout, resident=False)
 
     def file_of(self, row: Row) -> str:
         """The path of the file that holds a stored value."""
@@ -769,13 +834,30 @@ class Tiers(Session):
         return dead
 
 
-def _entry(form: Form, row: Row | None, file: str | None, *, resident: bool) -> Entry:
+def _let_go_oldest(kept: deque[Slot]) -> None:
+    """Keep one value less open that no get has asked for since it was last looked at."""
+    for _ in range(2 * len(kept)):
+        slot = kept.popleft()
+        if slot.value is None or slot.array is not None:
+            continue
+        if slot.hits != slot.seen:
+            slot.seen = slot.hits
+            kept.append(slot)
+            continue
+        slot.view = weakref.ref(slot.value)
+        slot.value = None
+        return
+
+
+def _entry(
+    form: Form, row: Row | None, file: str | None, layout: Layout | None, *, resident: bool
+) -> Entry:
     dtype, shape = form.dtype, form.shape
     if form.kind == "scalar":
         if dtype.kind in "US":
             dtype = np.dtype((dtype.type, form.shape[0]))
         shape = ()
-    return Entry(
+    found = Entry(
         shape=shape,
         dtype=dtype,
         nbytes=form.nbytes,
@@ -784,4 +866,15 @@ def _entry(form: Form, row: Row | None, file: str | None, *, resident: bool) -> 
         file=file,
         generation=None if row is None else row.generation,
         resident=resident,
+    )
+    if layout is None:
+        return found
+    turned = slice(None, None, -1 if form.order == "F" else 1)
+    return replace(
+        found,
+        codec=CODEC_NAMES[layout.codec],
+        clevel=layout.clevel,
+        filters=tuple(FILTER_NAMES[number] for number in layout.filters),
+        chunks=layout.chunks[turned],
+        blocks=layout.blocks[turned],
     )

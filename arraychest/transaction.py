@@ -14,6 +14,7 @@ import numpy as np
 
 from arraychest.catalog import Pack
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.compression import How
 from arraychest.entry import Kind, Row
 from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES
@@ -104,8 +105,8 @@ class Transaction:
 
     # --- changes -------------------------------------------------------------------------------
 
-    def put(self, key: Any, value: Any) -> None:
-        """Write a value.
+    def put(self, key: Any, value: Any, compression: How | None = None) -> None:
+        """Write a value; `compression` as `Tiers.put_any` takes it.
 
         Raises
         ------
@@ -127,7 +128,7 @@ class Transaction:
             if self._small_bytes >= BATCH_BYTES or len(self._small) >= BATCH_VALUES:
                 self._append()
             return
-        row = tiers.committer.write_directly(key, array, kind)
+        row = tiers.committer.write_directly(key, array, kind, compression)
         self.put_row(key, row)
         if on_put == "freeze" and kind != "scalar" and is_handed_over(array):
             freeze(array)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import blosc2
@@ -27,13 +29,13 @@ def written(array: np.ndarray, layout: Layout | None = None, nthreads: int = 1) 
         data.extend(bytes(max(0, at + len(joined) - len(data))))
         data[at : at + len(joined)] = joined
 
-    size = b2nd.write(layout, blosc.compressed(array, layout, nthreads), put)
+    size = b2nd.write(array, layout, nthreads, put)
     assert size == len(data)
     return bytes(data)
 
 
 def opened(data: bytes, array: np.ndarray) -> CompressedArray:
-    reader = CheckedReader(np.frombuffer(data, np.uint8), array.dtype, array.shape)
+    reader = CheckedReader(np.frombuffer(data, np.uint8), array.dtype, array.shape, 2)
     return CompressedArray(reader, array.dtype, array.shape, reader.layout.chunks)
 
 
@@ -64,14 +66,12 @@ def test_the_sums_cover_every_byte_of_the_chunks():
     for shape, layout in (((150, 250), SMALL), ((8, 8), None), ((1000, 3000), None)):
         array = terrain(shape)
         for each in (array, np.random.default_rng(1).integers(0, 1 << 32, shape, "u4").view("f4")):
-            for chunk in blosc.compressed(each, layout or blosc.layout_of(each, LZ4), 2):
-                mine = layout or blosc.layout_of(each, LZ4)
-                starts, ends = frame.extents(mine, memoryview(chunk))
-                covered = np.zeros(len(chunk), int)
-                covered[: frame.head_bytes(mine, memoryview(chunk))] += 1
-                for start, end in zip(starts, ends, strict=True):
-                    covered[start:end] += 1
-                assert (covered == 1).all()
+            mine = layout or blosc.layout_of(each, LZ4)
+            codec = blosc.ChunkCodec(mine)
+            for chunk in (codec.compressed(each[where]) for where in mine.slices()):
+                limits = frame.limits(mine, memoryview(chunk))
+                assert 0 < limits[0] < limits[-1] == len(chunk)
+                assert limits == sorted(limits)
                 assert len(b2nd.sums_of(mine, chunk)) == 1 + mine.nblocks
 
 
@@ -83,7 +83,7 @@ def test_another_array_is_refused():
         ("f8", (150, 250)), (">f4", (150, 250)), ("i4", (150, 250)), ("f4", (1 << 40, 1 << 20)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
-            CheckedReader(data, np.dtype(dtype), shape)
+            CheckedReader(data, np.dtype(dtype), shape, 1)
 
 
 def reads(data: bytes, array: np.ndarray) -> str:
@@ -139,16 +139,16 @@ def summed_again(data: bytes, array: np.ndarray, layout: Layout) -> bytes:
         try:
             sums += b2nd.sums_of(layout, data[at : at + size])
         except (ValueError, IndexError):
-            sums += record.sums[number * each : (number + 1) * each]
+            sums += record.sums[number * each : (number + 1) * each].tolist()
         at += size
-    return data[:nbytes] + b2nd.encoded(record._replace(sums=sums))
+    return data[:nbytes] + b2nd.encoded(record._replace(sums=np.array(sums, "<u4")))
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "blosclz", "zlib"])
 def test_what_a_stranger_made_never_ends_the_process(codec):
     array = terrain()
     choice = blosc.named(codec)
-    layout = SMALL._replace(codec=choice.codec, clevel=choice.clevel)
+    layout = replace(SMALL, codec=choice.codec, clevel=choice.clevel)
 
     def child(say: Say) -> dict[str, int]:
         data = written(array, layout)
@@ -189,3 +189,26 @@ def test_a_child_reads_on_where_its_parent_has_compressed_and_read(tmp_path: Pat
     outcome = in_child(child, seconds=20)
     assert outcome.error is None, outcome.error
     assert outcome.result
+
+
+def test_many_threads_read_one_array():
+    array = np.add.outer(np.arange(700.0), np.arange(900.0)).astype("f4")
+    layout = Layout(array.dtype, array.shape, (128, 256), (32, 64), *LZ4)
+    compressed = opened(written(array, layout, nthreads=2), array)
+    failed = []
+
+    def work(seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        for _ in range(200):
+            i, j = generator.integers(0, 600, 2)
+            if not (compressed[i : i + 70, j : j + 90] == array[i : i + 70, j : j + 90]).all():
+                failed.append((i, j))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert (np.asarray(compressed) == array).all()
+    assert compressed.sum() == pytest.approx(array.sum(dtype=float), rel=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 
 import hypothesis.extra.numpy as npst
 import numpy as np
@@ -11,8 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arraychest.codecs import blosc, frame
-from arraychest.codecs.frame import Layout
 from arraychest.compressed import CompressedArray
 
 
@@ -128,7 +125,7 @@ def test_only_the_chunks_touched_are_read():
     ):
         compressed = made(array, (10, 10))
         same(compressed[key], array[key])
-        assert compressed._reader.elements <= most
+        assert compressed.reader.elements <= most
 
 
 def test_iteration():
@@ -226,34 +223,6 @@ def test_reductions_see_nan_and_read_every_chunk_once():
     array[77, 3] = np.nan
     compressed = made(array, (10, 10))
     assert np.isnan(compressed.max())
-    assert compressed._reader.elements == array.size
+    assert compressed.reader.elements == array.size
     assert np.isnan(compressed.sum())
     assert np.fmax.reduce(compressed, axis=None) == 1
-
-
-def test_frames_are_read_from_many_threads():
-    array = np.add.outer(np.arange(700.0), np.arange(900.0)).astype("f4")
-    choice = blosc.named("lz4")
-    layout = Layout(array.dtype, array.shape, (128, 256), (32, 64), *choice)
-    chunks = list(blosc.compressed(array, layout, 2))
-    sizes = list(map(len, chunks))
-    data = frame.header(layout, sizes) + b"".join(chunks) + frame.index(sizes) + frame.TRAILER
-    reader = blosc.FrameReader(np.frombuffer(data, np.uint8))
-    compressed = CompressedArray(reader, array.dtype, array.shape, layout.chunks)
-    same(np.asarray(compressed), array)
-    failed = []
-
-    def work(seed: int) -> None:
-        generator = np.random.default_rng(seed)
-        for _ in range(200):
-            i, j = generator.integers(0, 600, 2)
-            if not (compressed[i : i + 70, j : j + 90] == array[i : i + 70, j : j + 90]).all():
-                failed.append((i, j))
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
-    assert compressed.sum() == pytest.approx(array.sum(dtype=float), rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from dataclasses import replace
 
 import blosc2
 import numpy as np
@@ -180,4 +181,4 @@ def test_random_bytes_are_no_chunk():
 def test_a_layout_that_blosc2_could_not_have_is_refused(change):
     layout, _, _ = made("float32 lz4")
     with pytest.raises(ValueError, match="expected"):
-        frame.check(layout._replace(**change))
+        frame.check(replace(layout, **change))

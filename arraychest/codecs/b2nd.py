@@ -19,16 +19,21 @@ A checksum of each chunk as a whole would take longer than the decompression of 
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from arraychest.codecs import blosc, frame
-from arraychest.codecs.blosc import FrameReader
+from arraychest.codecs.blosc import CHUNK_BYTES, ChunkCodec, FrameReader
 from arraychest.codecs.frame import Layout
+from arraychest.parallel import in_order
+
+# The number of a chunk, and a part of it.
+Box = tuple[int, tuple[slice, ...]]
 
 _FIRST = struct.Struct("<BBBB")
 _LAST = struct.Struct("<II")
@@ -49,47 +54,63 @@ class Record(NamedTuple):
 
     layout: Layout
     sizes: list[int]
-    sums: list[int]
+    sums: np.ndarray
 
 
 def sums_of(layout: Layout, chunk: bytes | memoryview) -> list[int]:
-    """The checksums of a chunk: of its head, and of each of its blocks."""
+    """The checksums of a chunk: of its head, and of each of its blocks.
+
+    Raises
+    ------
+    ValueError
+        It is none of this layout.
+    """
     view = memoryview(chunk)
-    starts, ends = frame.extents(layout, view)
-    pairs = zip(starts.tolist(), ends.tolist(), strict=True)
-    head = zlib.crc32(view[: frame.head_bytes(layout, view)])
-    return [head, *[zlib.crc32(view[start:end]) for start, end in pairs]]
+    frame.check_chunk(layout, view)
+    pieces = itertools.pairwise([0, *frame.limits(layout, view)])
+    return [zlib.crc32(view[start:end]) for start, end in pieces]
 
 
 def write(
-    layout: Layout, chunks: Iterable[bytes], put: Callable[[int, Sequence[bytes]], object]
+    array: np.ndarray,
+    layout: Layout,
+    nthreads: int,
+    put: Callable[[int, Sequence[bytes]], object],
 ) -> int:
-    """Write frame and record, chunk by chunk, and return their size in bytes.
+    """Write frame and record of an array, chunk by chunk, and return their size in bytes.
 
     Parameters
     ----------
-    chunks
-        As `blosc.compressed` gives them.
     put
         Writes buffers one after another at an offset; the header, which tells of all chunks, comes
         last.
     """
+    codec = ChunkCodec(layout)
+
+    def encode(where: tuple[slice, ...]) -> tuple[bytes, list[int]]:
+        chunk = codec.compressed(array[where])
+        return chunk, sums_of(layout, chunk) if chunk else []
+
     sizes: list[int] = []
     at = len(frame.header(layout, [0] * layout.nchunks))
     sums: list[int] = []
-    for chunk in chunks:
+    for chunk, found in in_order(encode, layout.slices(), nthreads):
         sizes.append(len(chunk))
         if chunk:
-            frame.check_chunk(layout, memoryview(chunk))
             put(at, [chunk])
             at += len(chunk)
-            sums += sums_of(layout, chunk)
+            sums += found
     tail = [frame.index(sizes), frame.TRAILER]
     end = at + sum(map(len, tail))
-    record = encoded(Record(layout, sizes, sums))
+    record = encoded(Record(layout, sizes, np.array(sums, "<u4")))
     put(at, [*tail, record])
     put(0, [frame.header(layout, sizes)])
     return end + len(record)
+
+
+# Bytes in RAM for each thread that compresses: a chunk as it is, one as Blosc2 makes it, and two
+# compressed ones.
+WORKING_BYTES = 4 * CHUNK_BYTES
 
 
 def encoded(record: Record) -> bytes:
@@ -98,8 +119,8 @@ def encoded(record: Record) -> bytes:
     ndim = len(layout.shape)
     body = _FIRST.pack(layout.codec, layout.clevel, len(layout.filters), ndim)
     body += bytes(layout.filters) + bytes(layout.filters_meta)
-    numbers = [*layout.chunks, *layout.blocks, *record.sizes, *record.sums]
-    body += np.array(numbers, "<u4").tobytes()
+    body += np.array([*layout.chunks, *layout.blocks, *record.sizes], "<u4").tobytes()
+    body += record.sums.tobytes()
     body += struct.pack("<I", len(body) + _LAST.size)
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -126,13 +147,13 @@ def decoded(data: memoryview, dtype: np.dtype, shape: tuple[int, ...]) -> Record
         raise ValueError(f"expected a record of {len(shape)} dimensions, found one of {ndim}")
     filters = tuple(body[_FIRST.size : _FIRST.size + nfilters])
     meta = tuple(body[_FIRST.size + nfilters : at])
-    numbers = np.frombuffer(body, "<u4", (size - at - _LAST.size) // 4, at).tolist()
-    chunks, blocks = tuple(numbers[:ndim]), tuple(numbers[ndim : 2 * ndim])
-    layout = Layout(dtype, shape, chunks, blocks, codec, level, filters, meta)
+    numbers = np.frombuffer(body, "<u4", (size - at - _LAST.size) // 4, at)
+    chunks, blocks = numbers[:ndim].tolist(), numbers[ndim : 2 * ndim].tolist()
+    layout = Layout(dtype, shape, tuple(chunks), tuple(blocks), codec, level, filters, meta)
     frame.check(layout)
     nchunks = layout.nchunks
     left = numbers[2 * ndim :]
-    sizes, sums = left[:nchunks], left[nchunks:]
+    sizes, sums = left[:nchunks].tolist(), left[nchunks:].copy()
     if len(sizes) != nchunks:
         raise ValueError(f"expected the sizes of {nchunks} chunks, found {len(sizes)}")
     nbytes = len(data) - size
@@ -164,6 +185,8 @@ class CheckedReader:
         The bytes of frame and record.
     dtype, shape
         What the catalog says of the array.
+    nthreads
+        How many threads read many chunks.
 
     Raises
     ------
@@ -171,7 +194,9 @@ class CheckedReader:
         They are not those of such an array: here, or at a read.
     """
 
-    def __init__(self, data: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, data: np.ndarray, dtype: np.dtype, shape: tuple[int, ...], nthreads: int
+    ) -> None:
         view = data.data
         self.layout, sizes, self._sums = decoded(view, dtype, shape)
         nbytes = frame_size(self.layout, sizes)
@@ -182,55 +207,113 @@ class CheckedReader:
         self._view = view[:nbytes]
         self._sizes = sizes
         self._starts = list(itertools.accumulate(sizes, initial=len(head)))
+        self._nthreads = nthreads
+        self._all = tuple([slice(0, c) for c in self.layout.chunks])
         # Where the sums of each chunk begin.
-        each = (1 + self.layout.nblocks for _ in sizes)
-        counted = (n if size else 0 for n, size in zip(each, sizes, strict=True))
+        each = 1 + self.layout.nblocks
+        counted = (each if size else 0 for size in sizes)
         self._sums_at = list(itertools.accumulate(counted, initial=0))
-        # Chunks of which all is good, and of others where their blocks lie and which are good.
+        # Chunks of which all is good, and of others where their blocks lie, and which are good.
         # Two threads may check one block at a time, and find the same.
         self._good = bytearray(size == 0 for size in sizes)
-        self._begun: dict[int, tuple[list[int], list[int], bytearray]] = {}
-        self._reader = FrameReader(data[:nbytes])
+        self._begun: dict[int, tuple[list[int], bytearray]] = {}
+        self._frame = FrameReader(data[:nbytes])
+        self._codec = ChunkCodec(self.layout)
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
         """A part of the array, all of whose steps are 1: a new array in C order.
 
         Raises
         ------
-        ValueError
+        ValueError, RuntimeError
             Bytes that it needs have changed since they were written.
         """
-        for number, inside in blosc.touched(self.layout, where):
+        layout = self.layout
+        boxes = list(blosc.touched(layout, where))
+        lengths = [each.stop - each.start for each in where]
+        # Less can hardly hold a whole chunk.
+        few = math.prod(lengths) * layout.dtype.itemsize < layout.chunk_bytes
+        if few or len(boxes) < 2 or not any(map(self._is_whole, boxes)):
+            for number, inside in boxes:
+                if not self._good[number]:
+                    self._check(number, inside)
+            return self._frame.read(where)
+        # Chunk by chunk, checked and decompressed by several threads: Blosc2 would go through them
+        # one after another.
+        out = np.empty(lengths, layout.dtype)
+
+        def read_one(box: Box) -> None:
+            number, inside = box
+            corner = layout.corner(number)
+            there = tuple(
+                slice(c + i.start, c + i.stop) for c, i in zip(corner, inside, strict=True)
+            )
+            mine = out[
+                tuple(
+                    slice(t.start - w.start, t.stop - w.start)
+                    for t, w in zip(there, where, strict=True)
+                )
+            ]
+            whole = self._is_whole(box)
             if not self._good[number]:
-                self._check(number, inside)
-        return self._reader.read(where)
+                # Also what the last chunk is filled up with: all of it is decompressed.
+                self._check(number, self._all if whole else inside)
+            if whole:
+                self._codec.decompress(self._chunk(number), mine)
+            else:
+                mine[...] = self._frame.read(there)
+
+        for _ in in_order(read_one, boxes, self._nthreads):
+            pass
+        return out
+
+    def check(self) -> None:
+        """Compare every byte with its checksum.
+
+        Raises
+        ------
+        ValueError
+            Some have changed since they were written.
+        """
+        for number, good in enumerate(self._good):
+            if not good:
+                self._check(number, self._all)
+
+    def _is_whole(self, box: Box) -> bool:
+        """Whether a part of a chunk is all that it holds of the array."""
+        number, inside = box
+        ends = zip(self.layout.corner(number), self.layout.chunks, self.layout.shape, strict=True)
+        return all(
+            each.start == 0 and each.stop == min(c, n - at)
+            for each, (at, c, n) in zip(inside, ends, strict=True)
+        )
+
+    def _chunk(self, number: int) -> memoryview:
+        at = self._starts[number]
+        return self._view[at : at + self._sizes[number]]
 
     def _check(self, number: int, inside: tuple[slice, ...]) -> None:
         """Check the blocks of a chunk that a part of it lies in."""
         begun = self._begun.get(number) or self._begin(number)
-        starts, ends, good = begun
+        limits, good = begun
         sums_at = self._sums_at[number] + 1
-        at = self._starts[number]
+        chunk = self._chunk(number)
         for block in blosc.blocks_of(self.layout, inside):
             if not good[block]:
-                start, end = at + starts[block], at + ends[block]
-                self._compare(start, end, sums_at + block)
+                self._compare(chunk[limits[block] : limits[block + 1]], sums_at + block)
                 good[block] = 1
         if all(good):
             self._good[number] = 1
             self._begun.pop(number, None)
 
-    def _begin(self, number: int) -> tuple[list[int], list[int], bytearray]:
-        at = self._starts[number]
-        chunk = self._view[at : at + self._sizes[number]]
+    def _begin(self, number: int) -> tuple[list[int], bytearray]:
+        chunk = self._chunk(number)
         frame.check_chunk(self.layout, chunk)
-        self._compare(at, at + frame.head_bytes(self.layout, chunk), self._sums_at[number])
-        starts, ends = frame.extents(self.layout, chunk)
-        self._begun[number] = found = starts.tolist(), ends.tolist(), bytearray(len(starts))
+        limits = frame.limits(self.layout, chunk)
+        self._compare(chunk[: limits[0]], self._sums_at[number])
+        self._begun[number] = found = limits, bytearray(len(limits) - 1)
         return found
 
-    def _compare(self, start: int, end: int, number: int) -> None:
-        if zlib.crc32(self._view[start:end]) != self._sums[number]:
-            raise ValueError(
-                f"expected bytes {start} to {end} with their checksum, found another checksum"
-            )
+    def _compare(self, piece: memoryview, number: int) -> None:
+        if zlib.crc32(piece) != self._sums[number]:
+            raise ValueError("expected bytes with their checksum, found another checksum")

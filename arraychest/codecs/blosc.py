@@ -3,16 +3,19 @@
 Only here is Blosc2 imported, and only when a large array is met: its import takes three times as
 long as NumPy's.
 
-Every call names its number of threads; Blosc2's own setting, which is the whole process's, is left
-as it is.  A child that was forked after its parent had used Blosc2's threads would wait for ever
-for threads that it does not have: it does without.
+Blosc2's own threads are not used: a child that was forked after its parent had used them would wait
+for ever for threads that it does not have.  Chunks are worked on by threads of ours instead (see
+`parallel`), which also arrange and check them; no setting of Blosc2 that is the whole process's is
+changed for longer than a call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,9 +35,10 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 16 << 10
 _ELONGATION = 4
 
-# A chunk is what is compressed at a time: large enough that starting threads on it is nothing,
-# small enough that a few of them are no matter for the budget.
-CHUNK_BYTES = 4 << 20
+# A chunk is what is compressed at a time: large enough that handing it to a thread is nothing,
+# small enough that a few of them are no matter for the budget.  Whole rows, as far as they fit: it
+# lies in one piece in the array, and a row lies in one chunk.
+CHUNK_BYTES = 2 << 20
 
 # Bytes a second that a disk sustains, as many do once the page cache has no more room.
 DEVICE_SPEED = 0.3e9
@@ -60,26 +64,6 @@ class Choice(NamedTuple):
     filters_meta: tuple[int, ...]
 
 
-# Whether Blosc2 was given threads in this process, and whether in one that this is a fork of.
-_threaded = False
-_forked = False
-
-
-def _after_fork_in_child() -> None:
-    global _forked
-    _forked = _forked or _threaded
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def threads() -> int:
-    """How many threads to compress with: one for each core that this process may run on."""
-    if _forked:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def may_be_framed(array: np.ndarray) -> bool:
     """Whether a frame can hold an array: plain elements, and some of them."""
     return (
@@ -94,28 +78,29 @@ def geometry(shape: Sequence[int], itemsize: int) -> tuple[tuple[int, ...], tupl
     """Chunks and blocks for an array of this shape.
 
     Blocks are near to squares in the last two dimensions that have room, longer along the last;
-    chunks are blocks, doubled in the same way.
+    chunks are as many of them as there is room for, along the last dimension first.
     """
-    whole = tuple(shape)
-    blocks = _grown((1,) * len(whole), whole, itemsize, BLOCK_BYTES, _ELONGATION)
-    # Blocks at the edge of a chunk are filled up: a chunk is a number of whole blocks.
-    room = tuple(-(-n // b) * b for n, b in zip(whole, blocks, strict=True))
-    chunks = _grown(blocks, room, itemsize, CHUNK_BYTES, 1)
-    return chunks, blocks
+    blocks = _grown(shape, itemsize)
+    chunks = list(blocks)
+    for at in reversed(range(len(chunks))):
+        room = max(CHUNK_BYTES // (math.prod(chunks) * itemsize), 1)
+        count = -(-shape[at] // blocks[at])
+        # Of about the same size: what the last one lacks is filled up.
+        chunks[at] *= -(-count // -(-count // room))
+    return tuple(chunks), blocks
 
 
-def _grown(
-    start: Sequence[int], room: Sequence[int], itemsize: int, nbytes: int, elongation: int
-) -> tuple[int, ...]:
-    sizes = list(start)
-    while math.prod(sizes) * itemsize * 2 <= nbytes:
+def _grown(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Blocks that are doubled as long as they are small enough."""
+    sizes = [1] * len(shape)
+    while math.prod(sizes) * itemsize * 2 <= BLOCK_BYTES:
         # From the last on: an outer dimension only once those within are taken whole, but for two.
-        open_ = [at for at in reversed(range(len(sizes))) if sizes[at] < room[at]][:2]
+        open_ = [at for at in reversed(range(len(sizes))) if sizes[at] < shape[at]][:2]
         if not open_:
             break
         inner, outer = open_[0], open_[-1]
-        at = inner if sizes[inner] < elongation * sizes[outer] or inner == outer else outer
-        sizes[at] = min(2 * sizes[at], room[at])
+        at = inner if sizes[inner] < _ELONGATION * sizes[outer] or inner == outer else outer
+        sizes[at] = min(2 * sizes[at], shape[at])
     return tuple(sizes)
 
 
@@ -142,7 +127,9 @@ def named(name: str) -> Choice:
     return Choice(CODECS[name], level, (FILTERS["shuffle"],), (0,))
 
 
-def chosen(array: np.ndarray, device_speed: float = DEVICE_SPEED) -> Choice | None:
+def chosen(
+    array: np.ndarray, nthreads: int = 1, device_speed: float = DEVICE_SPEED
+) -> Choice | None:
     """The choice that writes and reads an array back soonest; None: as it is.
 
     Pieces from different places are compressed.  The stronger codec is tried only where the faster
@@ -150,6 +137,8 @@ def chosen(array: np.ndarray, device_speed: float = DEVICE_SPEED) -> Choice | No
 
     Parameters
     ----------
+    nthreads
+        How many will compress.
     device_speed
         Bytes a second that are written and read.
     """
@@ -158,7 +147,7 @@ def chosen(array: np.ndarray, device_speed: float = DEVICE_SPEED) -> Choice | No
     for name, level in (_FAST, _STRONG):
         for filter_name in ("shuffle", "bitshuffle"):
             choice = Choice(CODECS[name], level, (FILTERS[filter_name],), (0,))
-            stored, seconds = _tried(data, choice, array.dtype.itemsize)
+            stored, seconds = _tried(data, choice, array.dtype.itemsize, nthreads)
             if stored * LEAST_RATIO > len(data):
                 continue
             total = seconds + 2 * stored / device_speed
@@ -179,26 +168,26 @@ def _sampled(array: np.ndarray) -> bytes:
     return b"".join(flat[start : start + size].data for start in starts)
 
 
-def _tried(data: bytes, choice: Choice, itemsize: int) -> tuple[int, float]:
+def _tried(data: bytes, choice: Choice, itemsize: int, nthreads: int) -> tuple[int, float]:
     """Bytes that data take, and seconds to compress and to decompress them on all threads."""
     import blosc2
 
-    given = _cparams(choice, itemsize, 1, _PIECE_BYTES)
+    given = _cparams(choice, itemsize, _PIECE_BYTES)
     start = time.perf_counter()
     # In one call: making a context takes as long as 10 kB.
     found = blosc2.compress2(data, cparams=given)
     blosc2.decompress2(found, nthreads=1)
-    return len(found), (time.perf_counter() - start) / threads()
+    return len(found), (time.perf_counter() - start) / nthreads
 
 
-def _cparams(choice: Choice, itemsize: int, nthreads: int, block_bytes: int = 0) -> blosc2.CParams:
+def _cparams(choice: Choice, itemsize: int, block_bytes: int) -> blosc2.CParams:
     import blosc2
 
     return blosc2.CParams(
         codec=blosc2.Codec(choice.codec),
         clevel=choice.clevel,
         typesize=itemsize,
-        nthreads=nthreads,
+        nthreads=1,
         blocksize=block_bytes,
         filters=[blosc2.Filter(number) for number in choice.filters],
         filters_meta=list(choice.filters_meta),
@@ -208,37 +197,120 @@ def _cparams(choice: Choice, itemsize: int, nthreads: int, block_bytes: int = 0)
 # --- chunk by chunk -----------------------------------------------------------------------------
 
 
-def compressed(array: np.ndarray, layout: Layout, nthreads: int) -> Iterator[bytes]:
-    """The chunks of an array, compressed, in the order in which they lie in a frame.
+class _Released:
+    """Lets Blosc2 release the interpreter lock during its calls, which is a setting of all of it.
 
-    An empty one stands for zero bytes.  Memory: one chunk as it is and one compressed.
+    Held during a chunk it would stop every other thread for some milliseconds.  The calls made here
+    have a context each, so that nothing of theirs is shared.
     """
-    global _threaded
-    import blosc2
 
-    nthreads = min(nthreads, 1) if _forked else nthreads
-    _threaded = _threaded or nthreads > 1
-    choice = Choice(layout.codec, layout.clevel, layout.filters, layout.filters_meta)
-    # One context for all, which starts its threads once.  It arranges a chunk by blocks.
-    one: Any = blosc2.uninit(
-        layout.chunks,
-        dtype=layout.dtype,
-        chunks=layout.chunks,
-        blocks=layout.blocks,
-        cparams=_cparams(choice, layout.dtype.itemsize, nthreads),
-    )
-    edge: np.ndarray | None = None
-    for where in layout.slices():
-        part = array[where]
-        if part.shape != layout.chunks:
-            # What a chunk is filled up with compresses to nothing.
-            edge = np.zeros(layout.chunks, layout.dtype) if edge is None else edge
-            edge[...] = np.zeros((), layout.dtype)
-            edge[tuple(slice(0, n) for n in part.shape)] = part
-            part = edge
-        one[...] = np.ascontiguousarray(part)
-        chunk: bytes = one.schunk.get_chunk(0)
-        yield b"" if frame.is_zeros(chunk) else chunk
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: no other thread is left."""
+        self._lock = threading.Lock()
+        self._count = 0
+        self._before = False
+
+    def __enter__(self) -> None:
+        import blosc2
+
+        with self._lock:
+            self._count += 1
+            if self._count == 1:
+                self._before = blosc2.set_releasegil(True)
+
+    def __exit__(self, *_: object) -> None:
+        import blosc2
+
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                blosc2.set_releasegil(self._before)
+
+
+_released = _Released()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_released.forget)
+
+
+class ChunkCodec:
+    """Compresses and decompresses the chunks of one array.  Safe from many threads.
+
+    Memory: for each thread that works at a time one chunk as it is, and one compressed.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        choice = Choice(layout.codec, layout.clevel, layout.filters, layout.filters_meta)
+        self._layout = layout
+        self._cparams = _cparams(choice, layout.dtype.itemsize, layout.block_bytes)
+        counts = [-(-c // b) for c, b in zip(layout.chunks, layout.blocks, strict=True)]
+        self._room_shape = (*counts, *layout.blocks)
+        # Fresh memory costs as much as to fill it; a list's own methods are atomic.
+        self._rooms: list[np.ndarray] = []
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[np.ndarray]:
+        """A chunk as Blosc2 has it: block after block."""
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = np.empty(self._layout.chunk_bytes, np.uint8)
+        yield room
+        self._rooms.append(room)
+
+    def _parts(self, room: np.ndarray, box: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Views of a chunk and of what it holds of the array, of the same shape and elements."""
+        blocks = room.view(self._layout.dtype).reshape(self._room_shape)
+        ndim = box.ndim
+        sides = []
+        for n, b in zip(box.shape, self._layout.blocks, strict=True):
+            count, rest = divmod(n, b)
+            whole = (count, slice(0, count), slice(0, b), slice(0, count * b))
+            last = (1, slice(count, count + 1), slice(0, rest), slice(count * b, n))
+            sides.append([whole] * bool(count) + [last] * bool(rest))
+        order = [at + half for at in range(ndim) for half in (0, ndim)]
+        for group in itertools.product(*sides):
+            inside = blocks[
+                tuple([each[1] for each in group]) + tuple([each[2] for each in group])
+            ].transpose(order)
+            # To divide a dimension in two takes no copy.
+            yield inside, box[tuple([each[3] for each in group])].reshape(inside.shape)
+
+    def compressed(self, box: np.ndarray) -> bytes:
+        """A chunk of what it holds of the array; empty if it is all zero bytes."""
+        import blosc2
+
+        with self._room() as room:
+            if any(n % b for n, b in zip(box.shape, self._layout.blocks, strict=True)) or (
+                box.size * box.itemsize < room.size
+            ):
+                room.fill(0)  # what a chunk is filled up with compresses to nothing
+            for inside, part in self._parts(room, box):
+                inside[...] = part
+            with _released:
+                chunk: bytes = blosc2.compress2(room, cparams=self._cparams)
+        return b"" if frame.is_zeros(chunk) else chunk
+
+    def decompress(self, chunk: memoryview, out: np.ndarray) -> None:
+        """Write what a chunk holds of the array; it is one that `frame.check_chunk` has taken.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            Its blocks are not what the codec makes.
+        """
+        import blosc2
+
+        if not len(chunk):
+            out[...] = np.zeros((), out.dtype)
+            return
+        with self._room() as room:
+            with _released:
+                blosc2.decompress2(chunk, dst=room, nthreads=1)
+            for inside, part in self._parts(room, out):
+                part[...] = inside
 
 
 class FrameReader:

@@ -17,15 +17,23 @@ import itertools
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 # Blosc2's own numbers of its codecs, by name.
 CODECS = {"blosclz": 0, "lz4": 1, "lz4hc": 2, "zlib": 4, "zstd": 5}
 
-# Blosc2's own numbers of the filters that lose nothing, by name.
-FILTERS = {"nofilter": 0, "shuffle": 1, "bitshuffle": 2, "delta": 3}
+# Blosc2's own numbers of the filters that a frame of ours may have, by name.  Not "delta", with
+# which a block cannot be read without another; not those of a user's own making.
+FILTERS = {
+    "nofilter": 0, "shuffle": 1, "bitshuffle": 2, "trunc_prec": 4, "bytedelta": 35,
+    "int_trunc": 36,
+}  # fmt: skip
+
+CODEC_NAMES = {number: name for name, number in CODECS.items()}
+FILTER_NAMES = {number: name for name, number in FILTERS.items()}
 
 # Of the codecs as a chunk's flags tell them: lz4 and lz4hc make the same streams.
 _STREAMS = {0: 0, 1: 1, 2: 1, 4: 3, 5: 4}
@@ -46,7 +54,8 @@ _MEMCPYED = 0x02
 _ZEROS = 0x81 << 56
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """How an array lies in a frame.
 
     Attributes
@@ -71,30 +80,38 @@ class Layout(NamedTuple):
     filters: tuple[int, ...]
     filters_meta: tuple[int, ...]
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, ...]:
         """Number of chunks along each dimension."""
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
 
-    @property
+    @cached_property
     def nchunks(self) -> int:
         """Number of chunks."""
         return math.prod(self.grid)
 
-    @property
+    @cached_property
     def block_bytes(self) -> int:
         """Bytes of a block before it is compressed."""
         return math.prod(self.blocks) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def nblocks(self) -> int:
         """Number of blocks in each chunk; those at the edge of a chunk are filled up, too."""
         return math.prod(-(-c // b) for c, b in zip(self.chunks, self.blocks, strict=True))
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk before it is compressed, with what it is filled up with."""
         return self.nblocks * self.block_bytes
+
+    def corner(self, number: int) -> tuple[int, ...]:
+        """Where in the array a chunk begins."""
+        at = []
+        for count, c in zip(reversed(self.grid), reversed(self.chunks), strict=True):
+            number, place = divmod(number, count)
+            at.append(place * c)
+        return tuple(reversed(at))
 
     def slices(self) -> Iterator[tuple[slice, ...]]:
         """What each chunk holds of the array, in the order in which they lie in the frame."""
@@ -131,13 +148,32 @@ def check(layout: Layout) -> None:
             )
     if layout.chunk_bytes >= 1 << 31:
         raise ValueError(f"expected chunks of less than 2 GiB, found {layout.chunks}")
-    if layout.codec not in _STREAMS or not 0 <= layout.clevel <= 9:
+    check_choice(layout.codec, layout.clevel, layout.filters, layout.filters_meta)
+
+
+def check_choice(
+    codec: int, clevel: int, filters: tuple[int, ...], filters_meta: tuple[int, ...]
+) -> None:
+    """Refuse a codec or filters that a frame of ours does not have; see `Layout`.
+
+    Raises
+    ------
+    ValueError
+        It says what was expected, and what was found.
+    """
+    if codec not in _STREAMS or not 0 <= clevel <= 9:
         raise ValueError(
             f"expected one of the codecs {', '.join(CODECS)} at a level from 0 to 9, found number "
-            f"{layout.codec} at {layout.clevel}"
+            f"{codec} at {clevel}"
         )
-    if len(layout.filters) > _SLOTS or len(layout.filters) != len(layout.filters_meta):
-        raise ValueError(f"expected up to {_SLOTS} filters, found {layout.filters}")
+    if (
+        len(filters) > _SLOTS
+        or len(filters) != len(filters_meta)
+        or not set(filters) <= set(FILTERS.values())
+    ):
+        raise ValueError(
+            f"expected up to {_SLOTS} filters of {', '.join(FILTERS)}, found numbers {filters}"
+        )
 
 
 def header(layout: Layout, sizes: Sequence[int]) -> bytes:
@@ -250,30 +286,20 @@ def check_chunk(layout: Layout, chunk: memoryview) -> None:
     if size < starts_end:
         raise ValueError(f"expected the places of {layout.nblocks} blocks, found {size} bytes")
     starts = np.frombuffer(chunk, "<i4", layout.nblocks, CHUNK_HEADER_BYTES)
-    if starts.min() < starts_end or starts.max() > size - 4:
+    # In this order, as one thread makes them.
+    if starts[0] != starts_end or starts[-1] > size - 4 or (starts[1:] < starts[:-1]).any():
         raise ValueError(
-            f"expected blocks that begin at bytes {starts_end} to {size - 4}, found some at "
-            f"{starts.min()} to {starts.max()}"
+            f"expected blocks one behind another that begin at bytes {starts_end} to {size - 4}, "
+            f"found some at {starts.min()} to {starts.max()}"
         )
 
 
-def extents(layout: Layout, chunk: memoryview) -> tuple[np.ndarray, np.ndarray]:
-    """Where each block of a chunk begins in it and ends; what lies before the first is its head.
+def limits(layout: Layout, chunk: memoryview) -> list[int]:
+    """Where each block of a chunk begins in it, and where the last ends; before it is its head.
 
-    The chunk is one that `check_chunk` has taken.  Together they cover all of it.
+    The chunk is one that `check_chunk` has taken.
     """
     if chunk[2] & _MEMCPYED:
-        starts = CHUNK_HEADER_BYTES + layout.block_bytes * np.arange(layout.nblocks)
-        return starts, starts + layout.block_bytes
-    starts = np.frombuffer(chunk, "<i4", layout.nblocks, CHUNK_HEADER_BYTES)
-    # In the order in which threads had finished them.
-    order = np.argsort(starts, kind="stable")
-    ends = np.empty_like(starts)
-    ends[order[:-1]] = starts[order[1:]]
-    ends[order[-1]] = len(chunk)
-    return starts, ends
-
-
-def head_bytes(layout: Layout, chunk: memoryview) -> int:
-    """Bytes of a chunk before its first block can begin: its header, and where the blocks are."""
-    return CHUNK_HEADER_BYTES + (0 if chunk[2] & _MEMCPYED else 4 * layout.nblocks)
+        return list(range(CHUNK_HEADER_BYTES, len(chunk) + 1, layout.block_bytes))
+    starts: list[int] = np.frombuffer(chunk, "<i4", layout.nblocks, CHUNK_HEADER_BYTES).tolist()
+    return [*starts, len(chunk)]

@@ -1,0 +1,94 @@
+"""Which values are compressed when they are stored, and how: the options of a chest and of a put.
+
+Nothing here, or below before a large array is met, imports Blosc2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from arraychest.codecs import blosc, frame
+from arraychest.codecs.blosc import Choice
+from arraychest.codecs.frame import CODECS, FILTERS
+from arraychest.entry import Kind
+
+if TYPE_CHECKING:
+    from blosc2 import CParams
+
+# What a user may ask for.
+Asked: TypeAlias = "str | CParams | None"
+
+# As it was understood.
+How = Choice | Literal["auto", "never"]
+
+# Smaller ones gain too little for what a first read costs more: see `bench`, "compressed".
+COMPRESS_ABOVE: Final = 32 << 20
+
+
+class Compression(NamedTuple):
+    """What a chest compresses.
+
+    Attributes
+    ----------
+    how
+        With which codec; ``"auto"``: as sampling tells.
+    above
+        Smaller arrays are not sampled, in bytes.
+    nthreads
+        How many threads compress one array, or decompress one.
+    """
+
+    how: How
+    above: int
+    nthreads: int
+
+    def choice(self, array: np.ndarray, kind: Kind, asked: How | None) -> Choice | None:
+        """How to compress a value; None: it is stored as it is.
+
+        Parameters
+        ----------
+        asked
+            What the put asked for; None: nothing.
+        """
+        how = self.how if asked is None else asked
+        if how == "never" or kind != "array" or not blosc.may_be_framed(array):
+            return None
+        if how != "auto":
+            return how
+        return blosc.chosen(array, self.nthreads) if array.nbytes >= self.above else None
+
+
+def parse_compression(asked: Any) -> How:
+    """What a user asked for, checked.
+
+    Raises
+    ------
+    ValueError
+        There is no such codec, or none that a file of ours may have.
+    TypeError
+        It is nothing of the kind.
+    """
+    if asked is None:
+        return "never"
+    if isinstance(asked, str):
+        return "auto" if asked == "auto" else blosc.named(asked)
+    # Not `isinstance`: that would import Blosc2 for every chest.
+    if type(asked).__name__ != "CParams" or not type(asked).__module__.startswith("blosc2"):
+        raise TypeError(
+            f'expected compression to be "auto", None, one of the codecs {", ".join(CODECS)}, or '
+            f"blosc2.CParams, found {type(asked).__name__}"
+        )
+    codec = int(getattr(asked.codec, "value", asked.codec))
+    # In the order in which they are applied; what comes to nothing is left out.
+    pairs = [
+        (int(getattr(number, "value", number)), int(meta))
+        for number, meta in zip(asked.filters, asked.filters_meta, strict=True)
+    ]
+    pairs = [pair for pair in pairs if pair[0] != FILTERS["nofilter"]]
+    choice = Choice(
+        codec, int(asked.clevel), tuple(each[0] for each in pairs), tuple(each[1] for each in pairs)
+    )
+    frame.check_choice(*choice)
+    return choice
