@@ -56,8 +56,10 @@ class Compression(NamedTuple):
         if how == "never" or kind != "array" or not blosc.may_be_framed(array):
             return None
         if how != "auto":
-            return how
-        return blosc.chosen(array, self.nthreads) if array.nbytes >= self.above else None
+            return blosc.fitting(how, array.dtype)
+        if array.nbytes < self.above:
+            return None
+        return blosc.chosen(array if array.flags.c_contiguous else array.T, self.nthreads)
 
 
 def parse_compression(asked: Any) -> How:

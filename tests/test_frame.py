@@ -19,7 +19,15 @@ CASES = {
     "float32 lz4": ("<f4", (100, 130), (64, 64), (16, 16), Codec.LZ4, 1, [Filter.SHUFFLE]),
     "big-endian zstd": (">i2", (100,), (64,), (16,), Codec.ZSTD, 3, [Filter.BITSHUFFLE]),
     "bytes blosclz": ("|u1", (9, 9, 9), (4, 8, 8), (2, 4, 4), Codec.BLOSCLZ, 5, []),
-    "two filters": ("<c16", (100,), (64,), (16,), Codec.ZSTD, 9, [Filter.DELTA, Filter.SHUFFLE]),
+    "two filters": (
+        "<c16",
+        (100,),
+        (64,),
+        (16,),
+        Codec.ZSTD,
+        9,
+        [Filter.SHUFFLE, Filter.BYTEDELTA],
+    ),
     "datetime": ("<M8[ns]", (100,), (64,), (16,), Codec.LZ4HC, 9, [Filter.SHUFFLE]),
     "odd sizes": ("<f8", (7, 50, 3), (3, 17, 3), (2, 5, 2), Codec.LZ4, 1, [Filter.SHUFFLE]),
     "bool zlib": ("|b1", (1000,), (512,), (128,), Codec.ZLIB, 6, [Filter.SHUFFLE]),
@@ -35,16 +43,16 @@ def made(name: str, kind: str = "mixed") -> tuple[Layout, blosc2.NDArray, np.nda
     elif kind == "mixed":
         numbers[tuple(slice(0, c) for c in chunks)] = 0  # a chunk that Blosc2 makes nothing of
     array = numbers.astype(dtype)
+    meta = tuple(array.itemsize if each is Filter.BYTEDELTA else 0 for each in filters)
     cparams = blosc2.CParams(
         codec=codec,
         clevel=level,
         filters=filters,
-        filters_meta=[0] * len(filters),
+        filters_meta=meta,
         typesize=array.dtype.itemsize,
         nthreads=1,
     )
     theirs = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=cparams, contiguous=True)
-    meta = tuple(0 for _ in filters)
     numbers_of_filters = tuple(int(each.value) for each in filters)
     layout = Layout(
         array.dtype, shape, chunks, blocks, codec.value, level, numbers_of_filters, meta
