@@ -85,7 +85,7 @@ def parse_compression(asked: Any) -> How:
     codec = int(getattr(asked.codec, "value", asked.codec))
     # In the order in which they are applied; what comes to nothing is left out.
     pairs = [
-        (int(getattr(number, "value", number)), int(meta))
+        (int(getattr(number, "value", number)), int(meta) & 0xFF)
         for number, meta in zip(asked.filters, asked.filters_meta, strict=True)
     ]
     pairs = [pair for pair in pairs if pair[0] != FILTERS["nofilter"]]

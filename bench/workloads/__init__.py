@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.harness import Bench, Row
-from bench.workloads import hits, imports, pipeline, reload, sharing, small, spill_write
+from bench.workloads import (
+    compressed,
+    hits,
+    imports,
+    pipeline,
+    reload,
+    sharing,
+    small,
+    spill_write,
+)
 
 WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "import": imports.run,
@@ -15,4 +24,5 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "spill-write": spill_write.run,
     "pipeline": pipeline.run,
     "sharing": sharing.run,
+    "compressed": compressed.run,
 }
