@@ -3,6 +3,7 @@
 from arraychest.chest import Chest, Stats, open, repair
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.compressed import CompressedArray
+from arraychest.compression import COMPRESS_ABOVE
 from arraychest.entry import Entry
 from arraychest.errors import (
     AbsentKeyError,
@@ -27,6 +28,7 @@ from arraychest.mutation import Creation, Part
 __version__ = "0.1.0"
 
 __all__ = [
+    "COMPRESS_ABOVE",
     "PACK_THRESHOLD",
     "AbsentKeyError",
     "ArrayChestError",

@@ -133,21 +133,42 @@ def test_the_chunks_and_blocks_of_a_part_are_found(data):
         where.append(slice(start, data.draw(st.integers(start + 1, n))))
     wanted = np.zeros(shape, bool)
     wanted[tuple(where)] = True
-    found = dict(blosc.touched(layout, where))
+    found = {each.number: each for each in blosc.touched(layout, where)}
     for number, part in enumerate(layout.slices()):
+        assert layout.corner(number) == tuple(each.start for each in part)
         assert (number in found) == wanted[part].any()
         if number in found:
             inside = np.zeros(chunks, bool)
             inside[tuple(slice(0, n) for n in wanted[part].shape)] = wanted[part]
-            assert inside[found[number]].all()
-            assert inside[found[number]].sum() == inside.sum()
+            assert inside[found[number].inside].all()
+            assert inside[found[number].inside].sum() == inside.sum()
             per = [range(0, c, b) for c, b in zip(chunks, blocks, strict=True)]
             starts = itertools.product(*per)
             of_each = [
                 inside[tuple(slice(at, at + b) for at, b in zip(start, blocks, strict=True))].any()
                 for start in starts
             ]
-            assert sorted(blosc.blocks_of(layout, found[number])) == list(np.flatnonzero(of_each))
+            numbers = list(map(sum, itertools.product(*found[number].blocks)))
+            assert sorted(numbers) == list(np.flatnonzero(of_each))
+            assert found[number].nblocks == len(numbers)
+
+
+@given(st.data())
+def test_a_part_of_a_chunk_is_decompressed(data):
+    shape = data.draw(npst.array_shapes(max_dims=3, max_side=30))
+    blocks = tuple(data.draw(st.integers(1, n)) for n in shape)
+    array = np.arange(math.prod(shape), dtype="u2").reshape(shape)
+    chunks = tuple(-(-n // b) * b for n, b in zip(shape, blocks, strict=True))
+    codec = blosc.ChunkCodec(frame.Layout(array.dtype, shape, chunks, blocks, 1, 1, (1,), (0,)))
+    chunk = codec.compressed(array)
+    corner, ends = [], []
+    for n in shape:
+        corner.append(data.draw(st.integers(0, n - 1)))
+        ends.append(data.draw(st.integers(corner[-1] + 1, n)))
+    expected = array[tuple(slice(*pair) for pair in zip(corner, ends, strict=True))]
+    out = np.zeros_like(expected)
+    codec.decompress(memoryview(chunk), out, corner, data.draw(st.integers(1, 2)))
+    assert (out == expected).all()
 
 
 def test_no_setting_of_blosc2_is_changed():

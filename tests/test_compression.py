@@ -279,9 +279,9 @@ def test_a_get_decompresses_nothing_but_what_is_asked_for(tmp_path, monkeypatch)
     seen = []
     check = b2nd.CheckedReader._check
 
-    def spied(self: b2nd.CheckedReader, number: int, inside: tuple[slice, ...]) -> None:
+    def spied(self: b2nd.CheckedReader, number: int, blocks: tuple[range, ...]) -> None:
         seen.append(number)
-        check(self, number, inside)
+        check(self, number, blocks)
 
     monkeypatch.setattr(b2nd.CheckedReader, "_check", spied)
     with Chest(path=tmp_path / "c", compression="lz4") as chest:

@@ -24,6 +24,7 @@ from arraychest.cli import CommandError, picture
 from arraychest.cli.sampling import Journal, Progress, Sampler, anonymous_bytes
 from arraychest.cli.terrain import (
     LEVELS,
+    PYRAMID_LAYERS,
     Dem,
     Grid,
     Stage,
@@ -156,10 +157,11 @@ def _run(arguments: argparse.Namespace) -> int:
             if not arguments.keep:
                 cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             path = os.path.join(folder, "terrain.chest")
-        _check_space(path, plan)
+        _check_space(path, _bytes_of(plan) + _sheet_bytes(grid))
         _print_plan(dem, grid, plan, arguments.budget)
         journal = _compute(plan, path, arguments.budget)
         _print_memory(journal)
+        _make_sheets(path, grid, arguments.budget)
         _read_again(path, grid)
         if not arguments.no_picture:
             with arraychest.open(path, mode="r") as chest:
@@ -214,11 +216,16 @@ def _bytes_of(plan: list[Stage]) -> int:
     )
 
 
-def _check_space(path: str, plan: list[Stage]) -> None:
+def _sheet_bytes(grid: Grid) -> int:
+    half = grid.halved()
+    return len(PYRAMID_LAYERS) * half.rows * half.cols * np.dtype(np.float32).itemsize
+
+
+def _check_space(path: str, needed: int) -> None:
     folder = os.path.abspath(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
-    needed, free = _bytes_of(plan), shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise CommandError(
             f"{format_bytes(needed)} are needed in {folder}, and {format_bytes(free)} are free: "
@@ -306,6 +313,44 @@ def _print_memory(journal: Journal) -> None:
         )
     else:
         print("Anonymous memory: not available, this system has no RssAnon in /proc/self/status.")
+
+
+# --- large arrays ------------------------------------------------------------------------------
+
+
+def _make_sheets(path: str, grid: Grid, budget: int) -> None:
+    """Put each layer of the pyramid's first level as one array, and say what became of them all.
+
+    Tiles are too small to be sampled; a sheet is compressed where that is worth it.
+    """
+    half = grid.halved()
+    nbytes = half.rows * half.cols * np.dtype(np.float32).itemsize
+    above = min(arraychest.COMPRESS_ABOVE, nbytes)
+    with arraychest.open(path, "a", budget, compress_above=above) as chest:
+        for layer in PYRAMID_LAYERS:
+            cells = (0, half.rows, 0, half.cols)
+            chest["sheet", layer] = window(chest, level_name(layer, 1), half, *cells)
+        chest.flush()
+        codecs: dict[str, tuple[int, int, int]] = {}
+        for key in chest:
+            entry = chest.entry(key)
+            count, before, stored = codecs.get(entry.codec or "", (0, 0, 0))
+            codecs[entry.codec or ""] = (
+                count + 1,
+                before + entry.nbytes,
+                stored + entry.stored_bytes,
+            )
+    print(
+        f"\nThree sheets of {half.cols} x {half.rows} cells, each one array of "
+        f"{format_bytes(nbytes)}, sampled and compressed where that is\nworth it. "
+        "By codec, the chest now holds"
+    )
+    for codec, (count, before, stored) in sorted(codecs.items()):
+        saved = f", {1 - stored / before:.0%} saved" if stored < before else ""
+        print(
+            f"  {codec:<6} {count:>7,} arrays of {format_bytes(before):>8} in "
+            f"{format_bytes(stored):>8}{saved}"
+        )
 
 
 # --- a fresh process ---------------------------------------------------------------------------

@@ -18,8 +18,8 @@ A checksum of each chunk as a whole would take longer than the decompression of 
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ from typing import NamedTuple
 import numpy as np
 
 from arraychest.codecs import blosc, frame
-from arraychest.codecs.blosc import CHUNK_BYTES, ChunkCodec, FrameReader
+from arraychest.codecs.blosc import CHUNK_BYTES, ChunkCodec, FrameReader, Touched
 from arraychest.codecs.frame import Layout
 from arraychest.parallel import in_order
 
-# The number of a chunk, and a part of it.
-Box = tuple[int, tuple[slice, ...]]
+# Less is decompressed as fast by one thread as two are started.
+_FEW_BLOCKS = 32
 
 _FIRST = struct.Struct("<BBBB")
 _LAST = struct.Struct("<II")
@@ -208,7 +208,7 @@ class CheckedReader:
         self._sizes = sizes
         self._starts = list(itertools.accumulate(sizes, initial=len(head)))
         self._nthreads = nthreads
-        self._all = tuple([slice(0, c) for c in self.layout.chunks])
+        self._all_blocks = (range(self.layout.nblocks),)
         # Where the sums of each chunk begin.
         each = 1 + self.layout.nblocks
         counted = (each if size else 0 for size in sizes)
@@ -228,44 +228,52 @@ class CheckedReader:
         ValueError, RuntimeError
             Bytes that it needs have changed since they were written.
         """
-        layout = self.layout
-        boxes = list(blosc.touched(layout, where))
-        lengths = [each.stop - each.start for each in where]
-        # Less can hardly hold a whole chunk.
-        few = math.prod(lengths) * layout.dtype.itemsize < layout.chunk_bytes
-        if few or len(boxes) < 2 or not any(map(self._is_whole, boxes)):
-            for number, inside in boxes:
+        boxes = blosc.touched(self.layout, where)
+        # Where most of a chunk is wanted it is decompressed whole, by several threads; Blosc2 goes
+        # from chunk to chunk and from block to block with one, but leaves out what is not wanted.
+        most = max(self.layout.nblocks // 2, _FEW_BLOCKS)
+        if not any([box.nblocks >= most for box in boxes]):
+            for number, _, blocks in boxes:
                 if not self._good[number]:
-                    self._check(number, inside)
+                    self._check(number, blocks)
             return self._frame.read(where)
-        # Chunk by chunk, checked and decompressed by several threads: Blosc2 would go through them
-        # one after another.
-        out = np.empty(lengths, layout.dtype)
-
-        def read_one(box: Box) -> None:
-            number, inside = box
-            corner = layout.corner(number)
-            there = tuple(
-                slice(c + i.start, c + i.stop) for c, i in zip(corner, inside, strict=True)
-            )
-            mine = out[
-                tuple(
-                    slice(t.start - w.start, t.stop - w.start)
-                    for t, w in zip(there, where, strict=True)
-                )
-            ]
-            whole = self._is_whole(box)
-            if not self._good[number]:
-                # Also what the last chunk is filled up with: all of it is decompressed.
-                self._check(number, self._all if whole else inside)
-            if whole:
-                self._codec.decompress(self._chunk(number), mine)
-            else:
-                mine[...] = self._frame.read(there)
-
-        for _ in in_order(read_one, boxes, self._nthreads):
+        out = np.empty([each.stop - each.start for each in where], self.layout.dtype)
+        read = functools.partial(
+            self._read_box, out, where, most, self._nthreads if len(boxes) == 1 else 1
+        )
+        for _ in in_order(read, boxes, min(self._nthreads, len(boxes))):
             pass
         return out
+
+    def _read_box(
+        self,
+        out: np.ndarray,
+        where: tuple[slice, ...],
+        most: int,
+        nthreads: int,
+        box: Touched,
+    ) -> None:
+        """Write what a chunk holds of a part of the array to its place in it."""
+        number, inside, blocks = box
+        there = tuple([
+            slice(c + i.start, c + i.stop)
+            for c, i in zip(self.layout.corner(number), inside, strict=True)
+        ])  # fmt: skip
+        mine = out[
+            tuple([
+                slice(t.start - w.start, t.stop - w.start)
+                for t, w in zip(there, where, strict=True)
+            ])
+        ]  # fmt: skip
+        whole = box.nblocks >= most
+        if not self._good[number]:
+            # Also what the last chunk is filled up with: all of it is decompressed.
+            self._check(number, self._all_blocks if whole else blocks)
+        if whole:
+            corner = [each.start for each in inside]
+            self._codec.decompress(self._chunk(number), mine, corner, nthreads)
+        else:
+            mine[...] = self._frame.read(there)
 
     def check(self) -> None:
         """Compare every byte with its checksum.
@@ -277,28 +285,19 @@ class CheckedReader:
         """
         for number, good in enumerate(self._good):
             if not good:
-                self._check(number, self._all)
-
-    def _is_whole(self, box: Box) -> bool:
-        """Whether a part of a chunk is all that it holds of the array."""
-        number, inside = box
-        ends = zip(self.layout.corner(number), self.layout.chunks, self.layout.shape, strict=True)
-        return all(
-            each.start == 0 and each.stop == min(c, n - at)
-            for each, (at, c, n) in zip(inside, ends, strict=True)
-        )
+                self._check(number, self._all_blocks)
 
     def _chunk(self, number: int) -> memoryview:
         at = self._starts[number]
         return self._view[at : at + self._sizes[number]]
 
-    def _check(self, number: int, inside: tuple[slice, ...]) -> None:
-        """Check the blocks of a chunk that a part of it lies in."""
+    def _check(self, number: int, blocks: tuple[range, ...]) -> None:
+        """Check some blocks of a chunk; `blocks` as `Touched` has them."""
         begun = self._begun.get(number) or self._begin(number)
         limits, good = begun
         sums_at = self._sums_at[number] + 1
         chunk = self._chunk(number)
-        for block in blosc.blocks_of(self.layout, inside):
+        for block in map(sum, itertools.product(*blocks)):
             if not good[block]:
                 self._compare(chunk[limits[block] : limits[block + 1]], sums_at + block)
                 good[block] = 1

@@ -3,10 +3,10 @@
 Only here is Blosc2 imported, and only when a large array is met: its import takes three times as
 long as NumPy's.
 
-Blosc2's own threads are not used: a child that was forked after its parent had used them would wait
-for ever for threads that it does not have.  Chunks are worked on by threads of ours instead (see
-`parallel`), which also arrange and check them; no setting of Blosc2 that is the whole process's is
-changed for longer than a call.
+Blosc2's own threads do not outlive a call: a child that was forked after its parent had used them
+would wait for ever for threads that it does not have.  Many chunks are worked on by threads of ours
+(see `parallel`), which also arrange and check them; no setting of Blosc2 that is the whole
+process's is changed for longer than a call.
 """
 
 from __future__ import annotations
@@ -303,23 +303,26 @@ class ChunkCodec:
         yield room
         self._rooms.append(room)
 
-    def _parts(self, room: np.ndarray, box: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Views of a chunk and of what it holds of the array, of the same shape and elements."""
+    def _parts(
+        self, room: np.ndarray, box: np.ndarray, corner: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Views of a chunk and of a box within it, of the same shape and elements.
+
+        Together they are all of the box, which begins at `corner` of the chunk.
+        """
         blocks = room.view(self._layout.dtype).reshape(self._room_shape)
         ndim = box.ndim
-        sides = []
-        for n, b in zip(box.shape, self._layout.blocks, strict=True):
-            count, rest = divmod(n, b)
-            whole = (count, slice(0, count), slice(0, b), slice(0, count * b))
-            last = (1, slice(count, count + 1), slice(0, rest), slice(count * b, n))
-            sides.append([whole] * bool(count) + [last] * bool(rest))
+        sides = [
+            list(_runs(start, n, b))
+            for start, n, b in zip(corner, box.shape, self._layout.blocks, strict=True)
+        ]
         order = [at + half for at in range(ndim) for half in (0, ndim)]
         for group in itertools.product(*sides):
             inside = blocks[
-                tuple([each[1] for each in group]) + tuple([each[2] for each in group])
+                tuple([run.blocks for run in group]) + tuple([run.inside for run in group])
             ].transpose(order)
             # To divide a dimension in two takes no copy.
-            yield inside, box[tuple([each[3] for each in group])].reshape(inside.shape)
+            yield inside, box[tuple([run.box for run in group])].reshape(inside.shape)
 
     def compressed(self, box: np.ndarray) -> bytes:
         """A chunk of what it holds of the array; empty if it is all zero bytes."""
@@ -330,14 +333,25 @@ class ChunkCodec:
                 box.size * box.itemsize < room.size
             ):
                 room.fill(0)  # what a chunk is filled up with compresses to nothing
-            for inside, part in self._parts(room, box):
+            for inside, part in self._parts(room, box, [0] * box.ndim):
                 inside[...] = part
             with _released:
                 chunk: bytes = blosc2.compress2(room, cparams=self._cparams)
         return b"" if frame.is_zeros(chunk) else chunk
 
-    def decompress(self, chunk: memoryview, out: np.ndarray) -> None:
-        """Write what a chunk holds of the array; it is one that `frame.check_chunk` has taken.
+    def decompress(
+        self, chunk: memoryview, out: np.ndarray, corner: Sequence[int], nthreads: int = 1
+    ) -> None:
+        """Write a part of a chunk, which is one that `frame.check_chunk` has taken.
+
+        Parameters
+        ----------
+        out
+            Where to; its shape says of how large a part.
+        corner
+            Where in the chunk the part begins.
+        nthreads
+            How many of Blosc2's own threads, which end with the call.
 
         Raises
         ------
@@ -351,9 +365,29 @@ class ChunkCodec:
             return
         with self._room() as room:
             with _released:
-                blosc2.decompress2(chunk, dst=room, nthreads=1)
-            for inside, part in self._parts(room, out):
+                blosc2.decompress2(chunk, dst=room, nthreads=nthreads)
+            for inside, part in self._parts(room, out, corner):
                 part[...] = inside
+
+
+class _Run(NamedTuple):
+    """Blocks along one dimension of which the same elements are wanted, and where those go."""
+
+    blocks: slice
+    inside: slice
+    box: slice
+
+
+def _runs(start: int, n: int, b: int) -> Iterator[_Run]:
+    """`n` elements from `start` on, by blocks of `b`: a part of one, whole ones, a part of one."""
+    at = 0
+    while at < n:
+        number, inner = divmod(start + at, b)
+        count = max((n - at) // b, 1) if not inner else 1
+        size = min(b - inner, n - at)
+        taken = count * size
+        yield _Run(slice(number, number + count), slice(inner, inner + size), slice(at, at + taken))
+        at += taken
 
 
 class FrameReader:
@@ -391,27 +425,51 @@ class FrameReader:
         return found
 
 
-def touched(layout: Layout, where: Sequence[slice]) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """The chunks that a part of the array lies in: their numbers, and what of each; steps are 1."""
-    pieces = []
-    stride = layout.nchunks
-    for each, n, c in zip(where, layout.grid, layout.chunks, strict=True):
-        stride //= n
-        pieces.append(
-            [
-                (at * stride, slice(max(each.start - at * c, 0), min(each.stop - at * c, c)))
-                for at in range(each.start // c, -(-each.stop // c))
-            ]
-        )
-    for group in itertools.product(*pieces):
-        yield sum([number for number, _ in group]), tuple([inside for _, inside in group])
+class Touched(NamedTuple):
+    """What of one chunk a part of the array lies in.
+
+    Attributes
+    ----------
+    number
+        The chunk's.
+    inside
+        Where in the chunk, along each dimension.
+    blocks
+        Numbers of blocks along each dimension; one of each adds up to the number of a block.
+    """
+
+    number: int
+    inside: tuple[slice, ...]
+    blocks: tuple[range, ...]
+
+    @property
+    def nblocks(self) -> int:
+        """How many blocks it touches."""
+        return math.prod(map(len, self.blocks))
 
 
-def blocks_of(layout: Layout, inside: Sequence[slice]) -> Iterator[int]:
-    """The numbers of the blocks of a chunk that a part of it lies in; steps are 1."""
-    pieces = []
-    stride = layout.nblocks
-    for each, c, b in zip(inside, layout.chunks, layout.blocks, strict=True):
-        stride //= -(-c // b)
-        pieces.append(range(each.start // b * stride, -(-each.stop // b) * stride, stride))
-    return map(sum, itertools.product(*pieces))
+def touched(layout: Layout, where: Sequence[slice]) -> list[Touched]:
+    """The chunks that a part of the array lies in; all steps are 1."""
+    sides = []
+    sizes = zip(
+        where,
+        layout.chunks,
+        layout.blocks,
+        layout.chunk_strides,
+        layout.block_strides,
+        strict=True,
+    )
+    for each, c, b, chunk_stride, block_stride in sizes:
+        side = []
+        for at in range(each.start // c, (each.stop - 1) // c + 1):
+            low, high = max(each.start - at * c, 0), min(each.stop - at * c, c)
+            numbers = range(
+                low // b * block_stride, ((high - 1) // b + 1) * block_stride, block_stride
+            )
+            side.append((at * chunk_stride, slice(low, high), numbers))
+        sides.append(side)
+    found = []
+    for group in itertools.product(*sides):
+        numbers, insides, blocks = zip(*group, strict=True)
+        found.append(Touched(sum(numbers), insides, blocks))
+    return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,16 @@ class Layout:
         return math.prod(-(-c // b) for c, b in zip(self.chunks, self.blocks, strict=True))
 
     @cached_property
+    def chunk_strides(self) -> tuple[int, ...]:
+        """By how much the number of a chunk grows along each dimension."""
+        return _strides(self.grid)
+
+    @cached_property
+    def block_strides(self) -> tuple[int, ...]:
+        """By how much the number of a block in its chunk grows along each dimension."""
+        return _strides([-(-c // b) for c, b in zip(self.chunks, self.blocks, strict=True)])
+
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk before it is compressed, with what it is filled up with."""
         return self.nblocks * self.block_bytes
@@ -120,6 +131,11 @@ class Layout:
             for n, c in zip(self.shape, self.chunks, strict=True)
         ]
         return itertools.product(*ranges)
+
+
+def _strides(counts: Sequence[int]) -> tuple[int, ...]:
+    behind = itertools.accumulate(reversed(counts[1:]), operator.mul, initial=1)
+    return tuple(behind)[::-1]
 
 
 def check(layout: Layout) -> None:
