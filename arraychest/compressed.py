@@ -40,7 +40,7 @@ class CompressedArray(NDArrayOperatorsMixin):
     floating-point numbers is added up in another order than NumPy's, and differs in its last bits.
     """
 
-    __slots__ = ("__weakref__", "_transposed", "chunks", "dtype", "reader", "shape")
+    __slots__ = ("__weakref__", "_likeness", "_transposed", "chunks", "dtype", "reader", "shape")
 
     def __init__(
         self,
@@ -55,6 +55,8 @@ class CompressedArray(NDArrayOperatorsMixin):
         self.dtype = dtype
         self.shape = shape
         self.chunks = chunks
+        # An array of this shape, of one byte.
+        self._likeness = np.broadcast_to(np.zeros((), np.uint8), shape)
         # Whether the reader's dimensions come in the opposite order: Fortran's.
         self._transposed = transposed
 
@@ -116,7 +118,7 @@ class CompressedArray(NDArrayOperatorsMixin):
         IndexError
             As NumPy's.
         """
-        return _select(self._read, self.dtype, self.shape, self.chunks, key)
+        return _select(self._read, self._likeness, self.dtype, self.chunks, key)
 
     def __iter__(self) -> Iterator[Any]:
         """Parts along the first dimension; a row of chunks is decompressed at a time."""
@@ -380,14 +382,15 @@ def _span(part: Any, n: int) -> _Span:
 
 
 def _select(
-    read: Read, dtype: np.dtype, shape: tuple[int, ...], chunks: tuple[int, ...], key: Any
+    read: Read, like: np.ndarray, dtype: np.dtype, chunks: tuple[int, ...], key: Any
 ) -> Any:
+    shape = like.shape
     parts = list(key) if isinstance(key, tuple) else [key]
     parts = [
         np.asarray(each) if isinstance(each, list | CompressedArray) else each for each in parts
     ]
     # NumPy itself says what is wrong with a key, what shape comes of it, and whether an element.
-    likeness = np.broadcast_to(np.zeros((), np.uint8), shape)[tuple(parts)]
+    likeness = like[tuple(parts)]
     if any(_is_array(each) for each in parts):
         found = np.empty(likeness.shape, dtype)
         if found.size:

@@ -69,7 +69,7 @@ def test_the_sums_cover_every_byte_of_the_chunks():
             mine = layout or blosc.layout_of(each, LZ4)
             codec = blosc.ChunkCodec(mine)
             for chunk in (codec.compressed(each[where]) for where in mine.slices()):
-                limits = frame.limits(mine, memoryview(chunk))
+                limits = frame.block_limits(mine, memoryview(chunk))
                 assert 0 < limits[0] < limits[-1] == len(chunk)
                 assert limits == sorted(limits)
                 assert len(b2nd.sums_of(mine, chunk)) == 1 + mine.nblocks

@@ -29,7 +29,7 @@ def framed(array: np.ndarray, choice: blosc.Choice, nthreads: int = 1) -> bytes:
     chunks = list(in_order(lambda where: codec.compressed(array[where]), layout.slices(), nthreads))
     assert len(chunks) == layout.nchunks
     for chunk in filter(None, chunks):
-        frame.check_chunk(layout, memoryview(chunk))
+        frame.block_limits(layout, memoryview(chunk))
     sizes = list(map(len, chunks))
     head = frame.header(layout, sizes)
     return head + b"".join(chunks) + frame.index(sizes) + frame.TRAILER

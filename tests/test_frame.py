@@ -121,7 +121,7 @@ def test_an_index_of_ours_is_blosc2s_own(count):
 def test_chunks_of_blosc2_are_taken(name, kind):
     layout, theirs, _ = made(name, kind)
     for chunk in filter(None, chunks_of(theirs)):
-        frame.check_chunk(layout, memoryview(chunk))
+        frame.block_limits(layout, memoryview(chunk))
 
 
 @case
@@ -137,16 +137,16 @@ def test_what_a_chunk_says_of_itself_cannot_be_changed_into_anything_dangerous(n
             bad = bytearray(chunk)
             bad[at] ^= 1 << bit
             with pytest.raises(ValueError, match="expected"):
-                frame.check_chunk(layout, memoryview(bad))
+                frame.block_limits(layout, memoryview(bad))
     for size in {0, 1, 16, 31, 32, end - 1, end, len(chunk) - 1} - {len(chunk)}:
         with pytest.raises(ValueError, match="expected"):
-            frame.check_chunk(layout, memoryview(chunk)[:size])
+            frame.block_limits(layout, memoryview(chunk)[:size])
     if not chunk[2] & 2:
         for value in (-1, 0, 31, end - 1, len(chunk) - 3, len(chunk), 2**31 - 1):
             bad = bytearray(chunk)
             struct.pack_into("<i", bad, frame.CHUNK_HEADER_BYTES, value)
             with pytest.raises(ValueError, match="expected"):
-                frame.check_chunk(layout, memoryview(bad))
+                frame.block_limits(layout, memoryview(bad))
 
 
 def test_a_chunk_of_the_wrong_frame_is_refused():
@@ -155,7 +155,7 @@ def test_a_chunk_of_the_wrong_frame_is_refused():
         layout, _, _ = made(name, "full")
         for other in set(CASES) - {name}:
             with pytest.raises(ValueError, match="expected"):
-                frame.check_chunk(layout, memoryview(chunks[other]))
+                frame.block_limits(layout, memoryview(chunks[other]))
 
 
 def test_random_bytes_are_no_chunk():
@@ -164,7 +164,7 @@ def test_random_bytes_are_no_chunk():
     for _ in range(2000):
         data = generator.randbytes(generator.randrange(200))
         with pytest.raises(ValueError, match="expected"):
-            frame.check_chunk(layout, memoryview(data))
+            frame.block_limits(layout, memoryview(data))
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ class ChunkCodec:
     def decompress(
         self, chunk: memoryview, out: np.ndarray, corner: Sequence[int], nthreads: int = 1
     ) -> None:
-        """Write a part of a chunk, which is one that `frame.check_chunk` has taken.
+        """Write a part of a chunk, which is one that `frame.block_limits` has taken.
 
         Parameters
         ----------

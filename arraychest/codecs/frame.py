@@ -102,6 +102,13 @@ class Layout:
         return math.prod(-(-c // b) for c, b in zip(self.chunks, self.blocks, strict=True))
 
     @cached_property
+    def chunk_head(self) -> tuple[bytes, bytes]:
+        """Of the header of each chunk: its itemsize, bytes and bytes per block; its pipeline."""
+        sizes = struct.pack("<Bii", self.dtype.itemsize, self.chunk_bytes, self.block_bytes)
+        filters = _filters(self.filters) + bytes((self.codec, 0)) + _filters(self.filters_meta)
+        return sizes, filters
+
+    @cached_property
     def chunk_strides(self) -> tuple[int, ...]:
         """By how much the number of a chunk grows along each dimension."""
         return _strides(self.grid)
@@ -265,11 +272,12 @@ def is_zeros(chunk: bytes) -> bool:
     return len(chunk) == CHUNK_HEADER_BYTES and chunk[31] >> 4 & 7 == 1
 
 
-def check_chunk(layout: Layout, chunk: memoryview) -> None:
-    """Refuse a chunk that is not one of this layout, before Blosc2 believes what it says.
+def block_limits(layout: Layout, chunk: memoryview) -> list[int]:
+    """Where each block of a chunk begins in it, and where the last ends; before it is its head.
 
-    It looks at the header and at where the blocks begin; what lies in the blocks is for the codec,
-    which is told how many bytes there are to read and to write.
+    A chunk that is not one of this layout is refused, before Blosc2 believes what it says.  Looked
+    at are its header and where the blocks begin; what lies in the blocks is for the codec, which is
+    told how many bytes there are to read and to write.
 
     Raises
     ------
@@ -279,43 +287,35 @@ def check_chunk(layout: Layout, chunk: memoryview) -> None:
     size = len(chunk)
     if size < CHUNK_HEADER_BYTES:
         raise ValueError(f"expected a chunk's header of {CHUNK_HEADER_BYTES} bytes, found {size}")
-    version, _, flags, itemsize, nbytes, block, cbytes = struct.unpack_from("<BBBBiii", chunk)
-    expected = (layout.dtype.itemsize, layout.chunk_bytes, layout.block_bytes, size)
-    found = (itemsize, nbytes, block, cbytes)
-    if version != 5 or flags & 0x05 != 0x05 or expected != found:
+    head = bytes(chunk[:CHUNK_HEADER_BYTES])
+    sizes, pipeline = layout.chunk_head
+    cbytes = int.from_bytes(head[12:16], "little")
+    flags = head[2]
+    if head[0] != 5 or flags & 0x05 != 0x05 or head[3:12] != sizes or cbytes != size:
+        itemsize, nbytes, block = struct.unpack("<Bii", head[3:12])
         raise ValueError(
-            f"expected a chunk of itemsize, bytes, bytes per block and compressed bytes "
-            f"{expected}, found {found}"
+            f"expected a chunk of itemsize {layout.dtype.itemsize}, {layout.chunk_bytes} bytes in "
+            f"blocks of {layout.block_bytes}, compressed to {size}; found {itemsize}, {nbytes}, "
+            f"{block} and {cbytes}"
         )
-    more = chunk[31]
-    if more:
+    if head[31]:
         # A dictionary, blocks that lie elsewhere, or one value for all.
-        raise ValueError(f"expected a chunk of compressed blocks, found flags {more:#x}")
+        raise ValueError(f"expected a chunk of compressed blocks, found flags {head[31]:#x}")
     if flags & _MEMCPYED:
-        if size != CHUNK_HEADER_BYTES + nbytes:
-            raise ValueError(f"expected a chunk of {nbytes} bytes as they are, found {size}")
-        return
-    filters = _filters(layout.filters) + bytes((layout.codec, 0)) + _filters(layout.filters_meta)
-    if bytes(chunk[16:30]) != filters or flags >> 5 != _STREAMS[layout.codec]:
+        if size != CHUNK_HEADER_BYTES + layout.chunk_bytes:
+            raise ValueError(f"expected {layout.chunk_bytes} bytes as they are, found {size}")
+        return list(range(CHUNK_HEADER_BYTES, size + 1, layout.block_bytes))
+    if head[16:30] != pipeline or flags >> 5 != _STREAMS[layout.codec]:
         raise ValueError("expected the codec and the filters of the frame, found others")
-    starts_end = CHUNK_HEADER_BYTES + 4 * layout.nblocks
-    if size < starts_end:
+    first = CHUNK_HEADER_BYTES + 4 * layout.nblocks
+    if size < first:
         raise ValueError(f"expected the places of {layout.nblocks} blocks, found {size} bytes")
-    starts = np.frombuffer(chunk, "<i4", layout.nblocks, CHUNK_HEADER_BYTES)
-    # In this order, as one thread makes them.
-    if starts[0] != starts_end or starts[-1] > size - 4 or (starts[1:] < starts[:-1]).any():
-        raise ValueError(
-            f"expected blocks one behind another that begin at bytes {starts_end} to {size - 4}, "
-            f"found some at {starts.min()} to {starts.max()}"
-        )
-
-
-def limits(layout: Layout, chunk: memoryview) -> list[int]:
-    """Where each block of a chunk begins in it, and where the last ends; before it is its head.
-
-    The chunk is one that `check_chunk` has taken.
-    """
-    if chunk[2] & _MEMCPYED:
-        return list(range(CHUNK_HEADER_BYTES, len(chunk) + 1, layout.block_bytes))
     starts: list[int] = np.frombuffer(chunk, "<i4", layout.nblocks, CHUNK_HEADER_BYTES).tolist()
-    return [*starts, len(chunk)]
+    # In this order, as one thread makes them.
+    if starts[0] != first or starts[-1] > size - 4 or starts != sorted(starts):
+        raise ValueError(
+            f"expected blocks one behind another that begin at bytes {first} to {size - 4}, "
+            f"found some at {min(starts)} to {max(starts)}"
+        )
+    starts.append(size)
+    return starts
