@@ -308,8 +308,12 @@ class Committer:
         choice = self._compression.choice(array, kind, asked)
         if choice is None:
             return store.write(code, seq, array, form, text)
-        nthreads = self._compression.nthreads
         with self.lock:
+            nthreads = self._compression.nthreads
+            if self.resident.has_large_ones(2):
+                # Another writer takes the next one at the same time: each a half of the threads
+                # compress by a tenth more than all of them for each.
+                nthreads = max(1, nthreads // 2)
             self.resident.working += nthreads * WORKING_BYTES
         try:
             return store.compress(code, seq, array, form, text, choice, nthreads)

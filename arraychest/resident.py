@@ -350,6 +350,10 @@ class ResidentSet:
             self._discharge(array)
         slot.array = None
 
+    def has_large_ones(self, count: int) -> bool:
+        """Whether there are so many values that are not packed."""
+        return self._large.count >= count
+
     def oldest(self) -> float:
         """When the slot was put that is looked at first for a victim; infinite if there is none."""
         return min(self._large.oldest(), self._small.oldest())
