@@ -212,6 +212,9 @@ def test_it_draws_a_picture_and_keeps_the_chest_where_it_is_told(temp, tmp_path)
         "spilled",
         "Charged to the chest: ",
         "Anonymous memory: ",
+        "By codec, the chest now holds",
+        "arrays of",
+        "% saved",
         "Opened again by a fresh process: ",
         "shape (256, 256), float32",
         f"Picture: {output}",
@@ -220,7 +223,8 @@ def test_it_draws_a_picture_and_keeps_the_chest_where_it_is_told(temp, tmp_path)
         assert said in done.stdout
     assert output.read_bytes().startswith(b"\x89PNG\r\n")
     with arraychest.open(path, mode="r") as chest:
-        assert len(chest) == 4 * 9 + 3 * 4
+        assert len(chest) == 4 * 9 + 3 * 4 + 3
+        assert chest.entry(("sheet", "shade")).codec in ("lz4", "zstd")
         assert chest["slope", 1, 1].shape == (240, 192)
         assert chest.stats().budget
     assert list(temp.iterdir()) == []
