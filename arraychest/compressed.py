@@ -120,6 +120,27 @@ class CompressedArray(NDArrayOperatorsMixin):
         """
         return _select(self._read, self._likeness, self.dtype, self.chunks, key)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Refused: a stored value is immutable, as a mapped one is read-only.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(
+            "expected an array that can be written to, found a compressed one, which is read-only: "
+            "Chest.edit(key) gives a writable copy that becomes the value, np.array(value) a copy"
+        )
+
+    def copy(self, order: Literal["C", "F", "A", "K"] = "C") -> np.ndarray:
+        """The array, decompressed whole: the caller's own."""
+        return np.asarray(self).copy(order) if order != self.order else np.asarray(self)
+
+    def tolist(self) -> Any:
+        """The elements as Python's numbers, in lists."""
+        return np.asarray(self).tolist()
+
     def __iter__(self) -> Iterator[Any]:
         """Parts along the first dimension; a row of chunks is decompressed at a time."""
         step = self.chunks[0]

@@ -13,12 +13,20 @@ from tests.contract import MappingContract, Settle
 BUDGETS = {"tiny": 4000, "none": 0, "large": 256 << 20}
 
 CONFIGURATIONS = [
-    pytest.param(place, budget, on_put, mmap_mode, id="-".join((place, budget, on_put, mmap_mode)))
+    pytest.param(
+        place, budget, on_put, mmap_mode, "auto", id="-".join((place, budget, on_put, mmap_mode))
+    )
     for place, budget, on_put, mmap_mode in itertools.product(
         ("temporary", "spilled", "reopened"), BUDGETS, ("freeze", "copy", "share"), ("r", "c")
     )
     # With no budget at all, every value goes straight to disk whatever else is chosen.
     if budget != "none" or (on_put == "freeze" and place != "spilled")
+] + [
+    # Every value of a file of its own is compressed.
+    pytest.param(place, budget, "freeze", mmap_mode, "lz4", id=f"{place}-{budget}-{mmap_mode}-lz4")
+    for place, budget, mmap_mode in itertools.product(
+        ("temporary", "spilled", "reopened"), ("tiny", "large"), ("r", "c")
+    )
 ]
 
 
@@ -29,7 +37,7 @@ class _Configured(arraychest.Chest):
     contract_mmap_mode = "r"
 
 
-@pytest.mark.parametrize(("place", "budget", "on_put", "mmap_mode"), CONFIGURATIONS)
+@pytest.mark.parametrize(("place", "budget", "on_put", "mmap_mode", "compression"), CONFIGURATIONS)
 class TestEveryConfiguration(MappingContract):
     """Temporary, named with everything spilled, and closed and reopened between the steps."""
 
@@ -41,13 +49,14 @@ class TestEveryConfiguration(MappingContract):
             chest.close()
 
     @pytest.fixture
-    def make(self, made, path, place, budget, on_put, mmap_mode):
+    def make(self, made, path, place, budget, on_put, mmap_mode, compression):
         def make() -> arraychest.Chest:
             chest = _Configured(
                 path=None if place == "temporary" else path,
                 available_memory=BUDGETS[budget],
                 on_put=on_put,
                 mmap_mode=mmap_mode,
+                compression=compression,
             )
             chest.contract_on_put = on_put
             chest.contract_mmap_mode = mmap_mode

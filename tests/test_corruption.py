@@ -36,10 +36,11 @@ LARGE_KEYS = [key for key in VALUES if str(key).startswith("large")]
 SMALL_KEYS = [key for key in VALUES if key not in LARGE_KEYS]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[None, "lz4"], ids=["plain", "compressed"])
+def original(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A chest of all these values; in one half of the tests the large ones are compressed."""
     path = tmp_path_factory.mktemp("original") / "chest"
-    with arraychest.open(path, "w") as chest:
+    with arraychest.open(path, "w", compression=request.param) as chest:
         for key, value in VALUES.items():
             chest[key] = value.copy()
     return path
@@ -53,6 +54,12 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def file_of(folder: Path, key: Any) -> Path:
     with arraychest.open(folder, "r") as chest:
         return Path(chest.key_to_filename(key))
+
+
+def got(chest: Any, key: Any) -> Any:
+    """A value, read whole."""
+    found = chest[key]
+    return np.asarray(found) if type(found) is arraychest.CompressedArray else found
 
 
 def same(found: Any, expected: Any) -> bool:
@@ -80,11 +87,11 @@ def _check(folder: Path, damaged: set[Any], may_be_right: bool) -> None:
             for key, expected in VALUES.items():
                 assert key in chest
                 if key not in damaged:
-                    assert same(chest[key], expected), key
+                    assert same(got(chest, key), expected), key
                     continue
                 for _ in range(2):
                     try:
-                        found = chest[key]
+                        found = got(chest, key)
                     except CorruptEntryError as error:
                         assert repr(key) in str(error)
                         assert str(folder) in str(error)
@@ -105,7 +112,7 @@ def _check(folder: Path, damaged: set[Any], may_be_right: bool) -> None:
                 chest[key] = left[key] = np.full(3 * LARGE, 7.0)
         chest.flush()
         for key, expected in left.items():
-            assert same(chest[key], expected), key
+            assert same(got(chest, key), expected), key
         for number in range(4):
             chest["more", number] = left["more", number] = np.full(LARGE + number, 8.0)
             chest["less", number] = left["less", number] = np.full(8 + number, 9.0)
@@ -117,7 +124,7 @@ def _check(folder: Path, damaged: set[Any], may_be_right: bool) -> None:
     with arraychest.open(folder, "r") as chest:
         assert set(chest) == left.keys()
         for key, expected in left.items():
-            assert same(chest[key], expected), key
+            assert same(got(chest, key), expected), key
     assert bystander.read_bytes() == b"not ours"
 
 
@@ -323,7 +330,7 @@ def test_a_flipped_byte_in_an_npy_header_changes_nothing_here(folder, at):
     data[at] ^= 0xFF
     file.write_bytes(data)
     with arraychest.open(folder, "r") as chest:
-        assert same(chest["large"], VALUES["large"])
+        assert same(got(chest, "large"), VALUES["large"])
 
 
 @pytest.mark.parametrize("at", [0, 15, 16, 24, 31])
@@ -382,7 +389,7 @@ def test_a_linked_lock_file_in_a_strangers_chest_is_not_written_to(folder, tmp_p
         arraychest.open(folder)
     assert victim.read_bytes() == b"precious"
     with arraychest.open(folder, "r") as chest:
-        assert same(chest["large"], VALUES["large"])
+        assert same(got(chest, "large"), VALUES["large"])
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])

@@ -30,6 +30,9 @@ def filled(number: float, size: int) -> np.ndarray:
     return np.full(size, float(number))
 
 
+# How the chests are opened; see `other`.
+OPTIONS: dict[str, Any] = {}
+
 Model = dict[str, tuple[float, int]]
 
 
@@ -114,18 +117,23 @@ def script() -> Script:
 STEPS = script().steps
 
 
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[None, "lz4"], ids=["plain", "compressed"])
+def other(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """A chest whose values are linked; it decides whether all large values are compressed."""
+    OPTIONS["compression"] = request.param
     path = tmp_path_factory.mktemp("other") / "chest"
-    with arraychest.open(path, "w") as chest:
+    with arraychest.open(path, "w", **OPTIONS) as chest:
         for key, (number, size) in OTHER.items():
             chest[key] = filled(number, size)
-    return path
+    yield path
+    OPTIONS.clear()
 
 
 def work(path: Path, other: Path, say: Callable[[Any], object]) -> None:
     """The workload: opens, does every step and closes; tells each begin and each end."""
-    chest = arraychest.open(path, "a", BUDGET)
+    chest = arraychest.open(path, "a", BUDGET, **OPTIONS)
     for number, (_, act, _) in enumerate(STEPS):
         say(("begin", number))
         act(chest, other)
@@ -154,7 +162,7 @@ def possible(begun: int, ended: set[int]) -> dict[str, set[Any]]:
 
 def found_in(chest: Any) -> Iterator[tuple[str, Any]]:
     for key in chest:
-        array = chest[key]
+        array = np.asarray(chest[key])
         assert array.ndim == 1, key
         assert array.dtype == np.float64, key
         assert array.size, key
@@ -194,7 +202,7 @@ def orphans(path: Path) -> list[str]:
 
 def check_usable(path: Path) -> None:
     """Whether a chest takes, keeps, deletes and compacts as any other."""
-    with arraychest.open(path, "a", BUDGET) as chest:
+    with arraychest.open(path, "a", BUDGET, **OPTIONS) as chest:
         before = dict(found_in(chest))
         chest["after large"] = filled(1, LARGE)
         chest["after small"] = filled(2, SMALL)
@@ -211,7 +219,7 @@ def check_usable(path: Path) -> None:
         "L0": (3.0, SMALL),
     }
     audit(str(path))
-    with arraychest.open(path, "a", BUDGET) as chest:
+    with arraychest.open(path, "a", BUDGET, **OPTIONS) as chest:
         assert dict(found_in(chest)) == after
         chest.clear()
     with arraychest.open(path, "r") as chest:
@@ -230,7 +238,7 @@ def check_after(path: Path, told: list[Any]) -> None:
             check_content(chest, may)
     except arraychest.ChestFormatError:
         assert begun < 0  # died while the chest was being made
-    with arraychest.open(path, "a", BUDGET) as chest:
+    with arraychest.open(path, "a", BUDGET, **OPTIONS) as chest:
         check_content(chest, may)
     assert orphans(path) == []
     check_usable(path)
@@ -303,7 +311,7 @@ def test_a_crash_during_recovery_loses_nothing(tmp_path, other):
         def again(say: Say, number: int = number) -> bool:
             countdown = Countdown(number, die)
             with injected(countdown):
-                arraychest.open(path, "a", BUDGET).close()
+                arraychest.open(path, "a", BUDGET, **OPTIONS).close()
             return True
 
         if in_child(again).result:
@@ -370,7 +378,7 @@ def interrupted_work(path: Path, other: Path, countdown: Countdown) -> None:
     with injected(countdown):
         while chest is None:
             try:
-                chest = arraychest.open(path, "a", BUDGET)
+                chest = arraychest.open(path, "a", BUDGET, **OPTIONS)
             except expected:
                 assert countdown.struck
         state: dict[str, set[Any]] = {}
@@ -404,7 +412,7 @@ def interrupted_work(path: Path, other: Path, countdown: Countdown) -> None:
         assert chest.closed
     with arraychest.open(path, "r") as chest:
         check_content(chest, state)
-    with arraychest.open(path, "a", BUDGET) as chest:
+    with arraychest.open(path, "a", BUDGET, **OPTIONS) as chest:
         check_content(chest, state)
     assert orphans(path) == []
     check_usable(path)
@@ -509,7 +517,7 @@ def faulty_work(path: Path, other: Path, action: Any, countdown: Countdown) -> N
     with injected(action):
         while chest is None:
             try:
-                chest = arraychest.open(path, "a", BUDGET)
+                chest = arraychest.open(path, "a", BUDGET, **OPTIONS)
             except OSError:
                 assert countdown.struck
         for name, act, changes in STEPS:
@@ -534,7 +542,7 @@ def faulty_work(path: Path, other: Path, action: Any, countdown: Countdown) -> N
             except OSError:
                 assert countdown.struck
         assert chest.closed
-    with arraychest.open(path, "a", BUDGET) as chest:
+    with arraychest.open(path, "a", BUDGET, **OPTIONS) as chest:
         check_content(chest, state)
     assert orphans(path) == []
     check_usable(path)

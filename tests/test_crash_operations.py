@@ -22,7 +22,16 @@ import arraychest
 from arraychest import Chest
 from tests.faults import Countdown, Say, die, in_child, injected
 from tests.support import audit
-from tests.test_crash import LARGE, SMALL, check_usable, filled, found_in, orphans, sampled
+from tests.test_crash import (
+    LARGE,
+    OPTIONS,
+    SMALL,
+    check_usable,
+    filled,
+    found_in,
+    orphans,
+    sampled,
+)
 
 BASE = {
     **{f"s{n}": (100.0 + n, SMALL + n) for n in range(6)},
@@ -198,23 +207,29 @@ OPERATIONS = {
 _AFTER_CRASHES = ("sweep", "compact", "create and discard")
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chest with holes in its pack; the same after three crashes; and another chest."""
+@pytest.fixture(scope="module", params=[None, "lz4"], ids=["plain", "compressed"])
+def originals(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """A chest with holes in its pack; the same after three crashes; and another chest.
+
+    In one half of the tests all large values are compressed.
+    """
+    OPTIONS["compression"] = request.param
     root = tmp_path_factory.mktemp("originals")
-    with arraychest.open(root / "base", "w") as chest:
+    with arraychest.open(root / "base", "w", **OPTIONS) as chest:
         for key, value in BASE.items():
             chest[key] = filled(*value)
             chest["hole", key] = filled(1, SMALL)
         chest.flush()
         for key in BASE:
             del chest["hole", key]
-    with arraychest.open(root / "other", "w") as chest:
+    with arraychest.open(root / "other", "w", **OPTIONS) as chest:
         put_all(chest, dict(THEIRS))
     shutil.copytree(root / "base", root / "crashed")
 
     def dies_writing(say: Say) -> None:
-        with arraychest.open(root / "crashed") as chest, chest.transaction():
+        with arraychest.open(root / "crashed", **OPTIONS) as chest, chest.transaction():
             chest["L0"], chest["s0"] = filled(1, LARGE), filled(1, SMALL)
             chest.create("draft", LARGE)
             die()
@@ -225,25 +240,32 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 die()
             return call()
 
-        with injected(action), arraychest.open(root / "crashed") as chest:
+        with injected(action), arraychest.open(root / "crashed", **OPTIONS) as chest:
             chest["L0"] = filled(BASE["L0"][0], BASE["L0"][1])
             chest.flush()
+            die()  # what is compressed is not renamed
 
     def dies_with_spares(say: Say) -> None:
-        with arraychest.open(root / "crashed") as chest:
+        with arraychest.open(root / "crashed", **OPTIONS) as chest:
             chest["L1"] = filled(BASE["L1"][0], BASE["L1"][1])
             chest.flush()
-            while not list((root / "crashed" / "spare").rglob("*.npy")):
+            while OPTIONS["compression"] is None and not list(
+                (root / "crashed" / "spare").rglob("*.npy")
+            ):
                 pass
             die()
 
-    for dies in (dies_writing, dies_removing, dies_with_spares):
+    deaths = [dies_writing, dies_removing, dies_with_spares]
+    if OPTIONS["compression"] is not None:
+        deaths.reverse()  # nothing of a compressed value is kept as a spare, to be left behind
+    for dies in deaths:
         before = orphans(root / "crashed")
         assert in_child(dies).signal
         if dies is dies_writing:
             assert len(orphans(root / "crashed")) > len(before)
     assert orphans(root / "crashed")
-    return root
+    yield root
+    OPTIONS.clear()
 
 
 def count_operations(operation: Operation, root: Path, other: Path) -> int:
@@ -254,7 +276,7 @@ def count_operations(operation: Operation, root: Path, other: Path) -> int:
 
 
 def perform(operation: Operation, path: Path, other: Path, say: Callable[[Any], object]) -> None:
-    with arraychest.open(path, "a", **operation.options) as chest:
+    with arraychest.open(path, "a", **OPTIONS, **operation.options) as chest:
         for step in operation.steps:
             say("begin")
             step.act(chest, other)

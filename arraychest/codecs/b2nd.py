@@ -216,7 +216,7 @@ class CheckedReader:
         # Two threads may check one block at a time, and find the same.
         self._good = bytearray(size == 0 for size in sizes)
         self._begun: dict[int, tuple[list[int], bytearray]] = {}
-        self._frame = FrameReader(data[:nbytes])
+        self._frame = FrameReader(data[:nbytes], dtype)
         self._codec = ChunkCodec(self.layout)
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
