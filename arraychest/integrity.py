@@ -295,8 +295,10 @@ class Inspection:
         """Compare a compressed array with the checksums in its own file."""
         try:
             reader = _frame(fd, form, sealed)
-            if self._read_data:
-                reader.check()
+            found = reader.damage() if self._read_data else None
+            if found is not None:
+                start, end = found
+                find("damaged", f"bytes {start} to {end} have changed", start, end - start)
         except ValueError as error:
             find("damaged", str(error)[:300], 0, sealed.end)
         self._nbytes += row.stored

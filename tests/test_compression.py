@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -15,8 +20,9 @@ import pytest
 import arraychest
 from arraychest import Chest, CompressedArray
 from arraychest.codecs import b2nd
+from tests.faults import Say, in_child, injected
 from tests.real_data import FIELDS
-from tests.support import run_python
+from tests.support import IMPORT_ROOT, audit, run_python
 
 MIB = 1 << 20
 
@@ -611,3 +617,197 @@ def test_a_reopened_chest_reads_what_was_compressed(tmp_path: Path):
     again = pickle.loads(pickle.dumps(arraychest.open(tmp_path / "c", compression="zstd")))
     with again:
         assert stored(again, "y", array).codec == "zstd"
+
+
+# --- processes, descriptors, full disks ------------------------------------------------------------
+
+
+_WORKERS = """
+import gc, multiprocessing, os, sys
+import numpy as np
+import arraychest
+
+def sum_of(handle, folder):
+    # Reads by a handle, and compresses and reads on its own.
+    array = np.asarray(handle.array())
+    with arraychest.Chest(path=f"{folder}/{os.getpid()}", compression="zstd") as chest:
+        chest["mine"] = array.copy()
+        chest.flush()
+        gc.collect()
+        assert type(chest["mine"]) is arraychest.CompressedArray
+        assert (np.asarray(chest["mine"]) == array).all()
+    return float(array.sum(dtype="f8"))
+
+if __name__ == "__main__":
+    method, folder = sys.argv[1:]
+    array = np.add.outer(np.arange(1500.0), np.sin(np.arange(2000.0))).astype("f4")
+    with arraychest.Chest(path=f"{folder}/c", compression="lz4") as chest:
+        chest["x"] = array.copy()
+        chest.flush()
+        gc.collect()
+        assert (np.asarray(chest["x"]) == array).all()
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            work = pool.starmap_async(sum_of, [(chest.handle("x"), folder)] * 4)
+            assert work.get(timeout=60) == [float(array.sum(dtype="f8"))] * 4
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_read_and_compress_after_their_parent_has(tmp_path, method):
+    # A program of its own, as the start methods want one, and leave helpers behind.
+    program = tmp_path / "workers.py"
+    program.write_text(_WORKERS)
+    environment = {**os.environ, "PYTHONPATH": IMPORT_ROOT}
+    command = [sys.executable, str(program), method, str(tmp_path)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forked_child_reads_what_its_parent_had_open(tmp_path):
+    array = smooth((1500, 2000))
+    with Chest(path=tmp_path / "c", compression="lz4") as chest:
+        stored(chest, "x", array)
+        compressed = chest["x"]
+        assert compressed[3, 4] == array[3, 4]
+        assert (np.asarray(compressed) == array).all()
+
+        def child(say: Say) -> bool:
+            right = (np.asarray(compressed) == array).all() and compressed[7, 8] == array[7, 8]
+            return bool(right and (chest["x"][5] == array[5]).all())
+
+        outcome = in_child(child, seconds=30)
+        assert outcome.error is None, outcome.error
+        assert outcome.result
+
+
+def test_a_child_forked_while_others_compress_does_not_hang(tmp_path):
+    array = smooth((1500, 2000))
+    with Chest(path=tmp_path / "c", compression="zstd", on_put="copy") as chest:
+        done = threading.Event()
+
+        def compress() -> None:
+            number = 0
+            while not done.is_set():
+                number += 1
+                chest[number % 3] = array
+                chest.flush()
+
+        thread = threading.Thread(target=compress)
+        thread.start()
+        try:
+            for number in range(5):
+
+                def child(say: Say, number: int = number) -> bool:
+                    with Chest(path=tmp_path / f"{number}", compression="lz4") as mine:
+                        mine["x"] = array.copy()
+                        mine.flush()
+                        gc.collect()
+                        return bool((np.asarray(mine["x"]) == array).all())
+
+                outcome = in_child(child, seconds=30)
+                assert outcome.error is None, outcome.error
+                assert outcome.result
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_compressed_arrays_hold_no_descriptors(tmp_path):
+    run_python(
+        f"""
+        import numpy as np, arraychest
+        with arraychest.Chest(path={str(tmp_path / "c")!r}, compression="lz4") as chest:
+            array = np.arange(50_000.0)
+            for number in range(300):
+                chest[number] = array + number
+            chest.flush()
+        chest = arraychest.open({str(tmp_path / "c")!r}, "r")
+        values = [chest[number] for number in range(300)]
+        assert all(type(value) is arraychest.CompressedArray for value in values)
+        assert [value[7] for value in values] == [7.0 + number for number in range(300)]
+        """,
+        prefix="ulimit -n 64",
+    )
+
+
+def test_few_compressed_arrays_are_kept_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("arraychest.tiers.MAX_KEPT_FRAMES", 3)
+    with Chest(path=tmp_path / "c", compression="lz4") as chest:
+        for number in range(10):
+            stored(chest, number, np.arange(20_000) + number)
+        held = chest[0]
+        for number in range(10):
+            assert chest[number][5] == 5 + number
+        slots = chest._tiers.index.slots.values()
+        assert sum(slot.value is not None for slot in slots) <= 3
+        # One that a user holds is the same one, all the same.
+        assert chest[0] is held
+
+
+def test_a_full_disk_loses_nothing_and_is_no_signal(tiny_disk):
+    def child(say: Say) -> None:
+        random = np.random.default_rng(0)
+        expected = {}
+        chest = Chest(path=tiny_disk / "c", compression="lz4", available_memory=2 * MIB)
+        failed = 0
+        for number in range(30):
+            array = random.random(60_000)
+            try:
+                chest[number] = array.copy()
+            except arraychest.SpillError as error:
+                assert isinstance(error.__cause__, OSError)
+                failed += 1
+            else:
+                expected[number] = array
+        assert failed
+        assert len(expected) > 3
+        for number in list(expected)[::2]:
+            del chest[number], expected[number]
+        for _ in range(5):
+            try:
+                chest.flush()
+                break
+            except arraychest.SpillError:
+                continue
+        for number, array in expected.items():
+            assert (np.asarray(chest[number]) == array).all()
+        chest.close()
+        with arraychest.open(tiny_disk / "c", "r") as chest:
+            assert set(chest) == set(expected)
+            assert chest.verify().ok
+            assert all(chest.entry(number).codec == "lz4" for number in chest)
+
+    outcome = in_child(child)
+    assert not outcome.signal, f"ended by signal {outcome.signal}"
+    assert outcome.error is None, outcome.error
+    audit(str(tiny_disk / "c"))
+
+
+@pytest.mark.parametrize("operation", ["open", "posix_fallocate", "pwritev", "ftruncate"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT])
+def test_a_failure_while_a_value_is_streamed_leaves_it_in_ram(tmp_path, operation, number):
+    array = smooth((1500, 2000))
+    path = tmp_path / "c"
+    with Chest(path=path, compression="lz4") as chest:
+        stored(chest, "old", smooth())
+
+        def fail(name: str, args: Any, call: Callable[[], Any]) -> Any:
+            if name == operation:
+                raise OSError(number, os.strerror(number))
+            return call()
+
+        with injected(fail):
+            chest["x"] = array.copy()
+            with pytest.raises(arraychest.SpillError) as caught:
+                chest.spill("x")
+            assert isinstance(caught.value.__cause__, OSError)
+            assert caught.value.__cause__.errno == number
+            assert chest.entry("x").resident
+        assert (chest["x"] == array).all()
+        assert len(list(path.rglob("*.b2nd"))) == 1
+        chest.flush()
+        assert (np.asarray(chest["x"]) == array).all()
+        assert chest.verify().ok
+    audit(str(path))

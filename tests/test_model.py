@@ -105,9 +105,15 @@ class ChestMachine(RuleBasedStateMachine):
         budget=BUDGETS,
         on_put=st.sampled_from(["freeze", "copy", "share"]),
         mmap_mode=st.sampled_from(["r", "c"]),
+        compression=st.sampled_from(["auto", "lz4", "zstd"]),
     )
-    def open(self, budget, on_put, mmap_mode):
-        self.options = {"on_put": on_put, "mmap_mode": mmap_mode, "available_memory": budget}
+    def open(self, budget, on_put, mmap_mode, compression):
+        self.options = {
+            "on_put": on_put,
+            "mmap_mode": mmap_mode,
+            "available_memory": budget,
+            "compression": compression,
+        }
         self.chest = arraychest.Chest(path=self.path, **self.options)
 
     # --- values ----------------------------------------------------------------------------

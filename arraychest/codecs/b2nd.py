@@ -274,17 +274,19 @@ class CheckedReader:
         else:
             mine[...] = self._frame.read(there)
 
-    def check(self) -> None:
-        """Compare every byte with its checksum.
+    def damage(self) -> tuple[int, int] | None:
+        """From which byte to which chunks have changed since they were written; None: none has.
 
-        Raises
-        ------
-        ValueError
-            Some have changed since they were written.
+        Every byte is compared with its checksum.
         """
+        bad = []
         for number, good in enumerate(self._good):
             if not good:
-                self._check(number, self._all_blocks)
+                try:
+                    self._check(number, self._all_blocks)
+                except ValueError:
+                    bad.append(number)
+        return (self._starts[bad[0]], self._starts[bad[-1] + 1]) if bad else None
 
     def _chunk(self, number: int) -> memoryview:
         at = self._starts[number]
