@@ -506,7 +506,7 @@ def read_sealed(fd: int, size: int) -> Sealed | None:
 
 def _frame(fd: int, form: Form, sealed: Sealed) -> CheckedReader:
     """A compressed array in an open file; ValueError if it is none of this form."""
-    return CheckedReader(map_file(fd, sealed.end), form.dtype, frame_shape(form), 1)
+    return CheckedReader(map_file(fd, sealed.end), form.dtype, frame_shape(form), sealed.stamp, 1)
 
 
 def places(end: int, values: list[Listed]) -> Iterator[tuple[int, Listed]]:

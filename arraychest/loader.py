@@ -185,12 +185,13 @@ class Loader:
         fd = os.open(path, READ_FLAGS)
         try:
             end = self._end_of_data(fd, path, row, key)
+            assert row.stamp is not None, "it is the one in the trailer"
             data = self._map(fd, row.stored, "r")[:end]
         finally:
             os.close(fd)
         turned = form.order == "F"
         try:
-            checked = CheckedReader(data, form.dtype, frame_shape(form), self._nthreads)
+            checked = CheckedReader(data, form.dtype, frame_shape(form), row.stamp, self._nthreads)
         except ValueError as error:
             raise CorruptEntryError(
                 f"the compressed array of key {key!r} in {path}: {error}"

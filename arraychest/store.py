@@ -293,7 +293,7 @@ class Store:
         layout = blosc.layout_of(flat, choice)
 
         def produce(put: Put) -> int:
-            end = b2nd.write(flat, layout, nthreads, put)
+            end = b2nd.write(flat, layout, nthreads, put, stamp)
             put(end, [listed, npy.trailer(stamp, end, len(listed))])
             return end + len(listed) + npy.TRAILER_BYTES
 

@@ -18,6 +18,8 @@ from arraychest.codecs.frame import Layout
 from arraychest.compressed import CompressedArray
 from tests.faults import Say, in_child
 
+STAMP = 12345
+
 
 def written(array: np.ndarray, layout: Layout | None = None, nthreads: int = 1) -> bytes:
     if layout is None:
@@ -29,13 +31,13 @@ def written(array: np.ndarray, layout: Layout | None = None, nthreads: int = 1) 
         data.extend(bytes(max(0, at + len(joined) - len(data))))
         data[at : at + len(joined)] = joined
 
-    size = b2nd.write(array, layout, nthreads, put)
+    size = b2nd.write(array, layout, nthreads, put, STAMP)
     assert size == len(data)
     return bytes(data)
 
 
 def opened(data: bytes, array: np.ndarray) -> CompressedArray:
-    reader = CheckedReader(np.frombuffer(data, np.uint8), array.dtype, array.shape, 2)
+    reader = CheckedReader(np.frombuffer(data, np.uint8), array.dtype, array.shape, STAMP, 2)
     return CompressedArray(reader, array.dtype, array.shape, reader.layout.chunks)
 
 
@@ -83,7 +85,14 @@ def test_another_array_is_refused():
         ("f8", (150, 250)), (">f4", (150, 250)), ("i4", (150, 250)), ("f4", (1 << 40, 1 << 20)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
-            CheckedReader(data, np.dtype(dtype), shape, 1)
+            CheckedReader(data, np.dtype(dtype), shape, STAMP, 1)
+
+
+def test_a_whole_frame_with_the_record_of_another_file_is_refused():
+    array = terrain()
+    data = np.frombuffer(written(array, SMALL), np.uint8)
+    with pytest.raises(ValueError, match="another's"):
+        CheckedReader(data, array.dtype, array.shape, STAMP + 1, 1)
 
 
 def reads(data: bytes, array: np.ndarray) -> str:

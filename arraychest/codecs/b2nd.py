@@ -3,6 +3,7 @@
 Layout: the frame, which `blosc2.open` reads and behind which it looks at nothing; then the *record*
 (all little-endian)::
 
+    uint64  the stamp in the file's trailer: another array's frame and record are not this file's
     uint8   codec, level, number of filters, number of dimensions
     uint8   each filter, then what each is told
     uint32  chunks, then blocks, along each dimension
@@ -35,7 +36,7 @@ from arraychest.parallel import in_order
 # Less is decompressed as fast by one thread as two are started.
 _FEW_BLOCKS = 32
 
-_FIRST = struct.Struct("<BBBB")
+_FIRST = struct.Struct("<QBBBB")
 _LAST = struct.Struct("<II")
 
 
@@ -50,11 +51,14 @@ class Record(NamedTuple):
         Of its chunks.
     sums
         Of head and blocks of each chunk that is not empty.
+    stamp
+        Of the file.
     """
 
     layout: Layout
     sizes: list[int]
     sums: np.ndarray
+    stamp: int
 
 
 def sums_of(layout: Layout, chunk: bytes | memoryview) -> list[int]:
@@ -75,6 +79,7 @@ def write(
     layout: Layout,
     nthreads: int,
     put: Callable[[int, Sequence[bytes]], object],
+    stamp: int,
 ) -> int:
     """Write frame and record of an array, chunk by chunk, and return their size in bytes.
 
@@ -83,6 +88,8 @@ def write(
     put
         Writes buffers one after another at an offset; the header, which tells of all chunks, comes
         last.
+    stamp
+        Of the file.
     """
     codec = ChunkCodec(layout)
 
@@ -101,7 +108,7 @@ def write(
             sums += found
     tail = [frame.index(sizes), frame.TRAILER]
     end = at + sum(map(len, tail))
-    record = encoded(Record(layout, sizes, np.array(sums, "<u4")))
+    record = encoded(Record(layout, sizes, np.array(sums, "<u4"), stamp))
     put(at, [*tail, record])
     put(0, [frame.header(layout, sizes)])
     return end + len(record)
@@ -116,7 +123,7 @@ def encoded(record: Record) -> bytes:
     """A record's bytes."""
     layout = record.layout
     ndim = len(layout.shape)
-    body = _FIRST.pack(layout.codec, layout.clevel, len(layout.filters), ndim)
+    body = _FIRST.pack(record.stamp, layout.codec, layout.clevel, len(layout.filters), ndim)
     body += bytes(layout.filters) + bytes(layout.filters_meta)
     body += np.array([*layout.chunks, *layout.blocks, *record.sizes], "<u4").tobytes()
     body += record.sums.tobytes()
@@ -140,7 +147,7 @@ def decoded(data: memoryview, dtype: np.dtype, shape: tuple[int, ...]) -> Record
     body = data[len(data) - size :]
     if zlib.crc32(body[:-4]) != crc:
         raise ValueError("expected a record with its checksum, found another checksum")
-    codec, level, nfilters, ndim = _FIRST.unpack_from(body)
+    stamp, codec, level, nfilters, ndim = _FIRST.unpack_from(body)
     at = _FIRST.size + 2 * nfilters
     if ndim != len(shape) or (size - at) % 4 or size < at + 8 * ndim + _LAST.size:
         raise ValueError(f"expected a record of {len(shape)} dimensions, found one of {ndim}")
@@ -161,7 +168,7 @@ def decoded(data: memoryview, dtype: np.dtype, shape: tuple[int, ...]) -> Record
             f"expected a frame of {frame_size(layout, sizes)} bytes, found {nbytes} and "
             f"{len(sums)} checksums"
         )
-    return Record(layout, sizes, sums)
+    return Record(layout, sizes, sums, stamp)
 
 
 def _nsums(layout: Layout, sizes: Sequence[int]) -> int:
@@ -184,6 +191,8 @@ class CheckedReader:
         The bytes of frame and record.
     dtype, shape
         What the catalog says of the array.
+    stamp
+        Of the file.
     nthreads
         How many threads read many chunks.
 
@@ -194,10 +203,17 @@ class CheckedReader:
     """
 
     def __init__(
-        self, data: np.ndarray, dtype: np.dtype, shape: tuple[int, ...], nthreads: int
+        self,
+        data: np.ndarray,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+        stamp: int,
+        nthreads: int,
     ) -> None:
         view = data.data
-        self.layout, sizes, self._sums = decoded(view, dtype, shape)
+        self.layout, sizes, self._sums, found = decoded(view, dtype, shape)
+        if found != stamp:
+            raise ValueError("expected the record of this file, found another's")
         nbytes = frame_size(self.layout, sizes)
         head = frame.header(self.layout, sizes)
         tail = frame.index(sizes) + frame.TRAILER
