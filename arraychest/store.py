@@ -103,7 +103,7 @@ class Store:
         with self.exclusive():
             self.catalog = Catalog(root, writable=locks is not None, durable=durable)
         try:
-            self._packs = {known.id: known for known in self.catalog.packs()}
+            self._packs: dict[int, Pack] = {}
             self.loader = Loader(
                 self.files,
                 self._packs,
@@ -122,6 +122,8 @@ class Store:
                     self.counter.saw(self.catalog.last_commit())
                 if alone:
                     self.counter.reset(self.counter.seen, self.catalog.last_seq())
+            # Only now: of what others commit after this, the counter tells.
+            self._packs.update((known.id, known) for known in self.catalog.packs())
         except BaseException:
             self.catalog.close()
             raise

@@ -19,6 +19,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestError
+from arraychest.catalog import Catalog
 from arraychest.locks import LockFile
 from tests.faults import Say, die, in_child, injected
 from tests.support import audit, run_python
@@ -917,3 +918,28 @@ def test_a_child_forked_beside_threads_that_open_and_close_chests_can_open_one(p
         for thread in threads:
             thread.join()
     assert {(outcome.result, outcome.error) for outcome in outcomes} == {(1.0, None)}
+
+
+def test_a_commit_while_a_chest_is_being_opened_is_not_taken_for_known(path, monkeypatch):
+    """What was read of the packs before it would be written back over it."""
+    last_commit = Catalog.last_commit
+    late = []
+    with Chest(path=path) as first:
+        first["x"] = np.zeros(40)
+        first.flush()
+
+        def after_a_commit(catalog: Catalog) -> int:
+            if not late:
+                late.append(True)
+                first["x"] = np.ones(40)
+                first.flush()
+            return last_commit(catalog)
+
+        monkeypatch.setattr(Catalog, "last_commit", after_a_commit)
+        with Chest(path=path) as second:
+            assert late
+            second["x"] = np.full(40, 2.0)
+            second.flush()
+            assert second.verify().ok, str(second.verify())
+        assert (first["x"] == 2).all()
+    audit(path)
