@@ -147,3 +147,10 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture(params=["auto", "lz4"], ids=["plain", "compressed"])
+def each_codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chest stores its large values as they are, or every chest compresses them."""
+    defaults = arraychest.Chest.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "compression", request.param)

@@ -401,6 +401,28 @@ def test_work_on_an_array_larger_than_the_budget_needs_memory_for_chunks(tmp_pat
     assert grown < 96
 
 
+def test_compressing_takes_no_more_memory_than_is_charged_for_it(tmp_path):
+    out = run_python(f"""
+        import resource
+        import numpy as np, blosc2
+        import arraychest
+        from arraychest.codecs import b2nd, blosc
+        array = np.add.outer(np.sin(np.arange(8192.0)), np.arange(6144.0)).astype("f4")
+        blosc.chosen(array)
+        options = dict(compression_threads=2, available_memory="1 GiB")
+        with arraychest.Chest(path={str(tmp_path / "c")!r}, **options) as chest:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            chest["x"] = array
+            chest.flush()
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            assert chest.entry("x").codec in ("lz4", "zstd")
+        print(grown * 1024, 2 * b2nd.WORKING_BYTES)
+    """)
+    grown, charged = map(int, out.stdout.split())
+    # Threads and SQLite take some, too; the array has 192 MiB.
+    assert grown < charged + 16 * MIB
+
+
 # --- in RAM ----------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,8 @@ from tests.faults import Say, in_child, injected
 from tests.support import audit
 from tests.test_crash import LARGE, SMALL, filled, orphans
 
+pytestmark = pytest.mark.usefixtures("each_codec")
+
 ABSENT = None
 ANYTHING = "anything"
 Value = Any  # (number, size), ABSENT or ANYTHING

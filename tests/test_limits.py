@@ -25,6 +25,8 @@ from arraychest.errors import AbsentKeyError, ArrayChestError
 from tests.faults import Say, in_child
 from tests.support import audit, fill_disk
 
+pytestmark = pytest.mark.usefixtures("each_codec")
+
 LARGE, SMALL = 12_500, 100  # elements: 100,000 bytes, 800 bytes
 PAGE = 4096
 

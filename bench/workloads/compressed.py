@@ -165,6 +165,7 @@ def _spill(bench: Bench, name: str, array: np.ndarray) -> list[Row]:
         _NPY: None,
     }
     rows = _rates("put+flush", samples, floors, label=label)
+    rows.append(_sampling(bench, f"{name}: sampling", array, samples[OURS, "put+flush"]))
     durable = {_DURABLE_NPY: Floor(1.2, at_least=True)}
     rows += _rates("put+flush", samples, durable, ours="durable", label=f"{name}, durable")
     rows.append(
@@ -215,12 +216,13 @@ def _noise(bench: Bench) -> list[Row]:
     )
     floors: dict[str, Floor | None] = {_NPY: Floor(0.97, at_least=True)}
     rows = _rates("put+flush", samples, floors, label="incompressible: put+flush")
-    rows.append(_sampling(bench, arrays[0], samples[_NPY, "put+flush"]))
+    speeds = samples[_NPY, "put+flush"]
+    rows.append(_sampling(bench, "incompressible: sampling", arrays[0], speeds))
     return rows
 
 
-def _sampling(bench: Bench, array: np.ndarray, speeds: Sequence[float]) -> Row:
-    """What sampling noise takes of the time in which it is written."""
+def _sampling(bench: Bench, measure: str, array: np.ndarray, speeds: Sequence[float]) -> Row:
+    """What sampling an array takes of the time in which it is stored."""
     times = []
     for _ in range(5 * bench.rounds):
         start = perf_counter()
@@ -228,7 +230,7 @@ def _sampling(bench: Bench, array: np.ndarray, speeds: Sequence[float]) -> Row:
         times.append(perf_counter() - start)
     writing = array.nbytes / statistics.median(speeds) / 1e9
     shares = [100 * each / writing for each in times]
-    return Row(_NAME, "incompressible: sampling", "%", shares, floor=Floor(2, of_ratio=False))
+    return Row(_NAME, measure, "%", shares, floor=Floor(2, of_ratio=False))
 
 
 # --- and back ------------------------------------------------------------------------------------
