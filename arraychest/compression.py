@@ -24,9 +24,9 @@ Asked: TypeAlias = "str | CParams | None"
 How = Choice | Literal["auto", "never"]
 
 # Milliseconds to put and flush / to the first window / to read whole, in the page cache: 4 MiB as
-# they are 1.1 / 0.3 / 0.3, compressed 5.1 / 0.4 / 4.2; 32 MiB 4.7 / 0.7 / 2.0 and 22 / 1.1 / 23.  So
-# compression pays where there is more than the page cache takes, which is a matter of large arrays;
-# and from here on sampling, half a millisecond, is 2 % of the write.
+# they are 1.1 / 0.3 / 0.3, compressed 5.1 / 0.4 / 4.2; 32 MiB 4.7 / 0.7 / 2.0 and 22 / 1.1 / 23.
+# So compression pays where there is more than the page cache takes, which is a matter of large
+# arrays; and from here on sampling, half a millisecond, is 2 % of the write.
 COMPRESS_ABOVE: Final = 32 << 20
 
 
