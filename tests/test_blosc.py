@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from arraychest.codecs import blosc, frame
 from arraychest.codecs.frame import CODECS, FILTERS
 from arraychest.parallel import in_order
+from tests.real_data import FIELDS
 
 # Bytes a second of a device so slow that only the size counts: no test waits for a clock.
 SLOW = 1e5
@@ -105,6 +106,15 @@ def test_noise_stays_as_it_is_and_smooth_fields_do_not():
         assert choice is not None
         assert choice.codec in (CODECS["lz4"], CODECS["zstd"])
     assert blosc.chosen(np.zeros((2000, 2000)), 1, SLOW) is not None
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_measured_data_are_worth_it_on_a_slow_device_and_not_on_a_fast_one(field):
+    array = FIELDS[field](3 << 20)
+    choice = blosc.chosen(array, 1, SLOW)
+    assert choice is not None
+    assert len(framed(array, choice)) * 1.1 < array.nbytes
+    assert blosc.chosen(array, 1, 1e13) is None
 
 
 def test_counters_of_few_bits_are_found_by_bitshuffle():

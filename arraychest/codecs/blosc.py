@@ -188,8 +188,11 @@ def chosen(
     attempt("zstd", 1, best)
     if best is shuffle and array.dtype.itemsize > 1:
         attempt("lz4", 9, (*shuffle, FILTERS["bytedelta"]))
-    shortest = min(total for total, _, _ in tried) * _SLACK
-    stored, choice = min((stored, choice) for total, stored, choice in tried if total <= shortest)
+    shortest = min(total for total, _, _ in tried)
+    if shortest >= 2 * len(data) / device_speed:
+        return None
+    fast = [(stored, choice) for total, stored, choice in tried if total <= shortest * _SLACK]
+    stored, choice = min(fast)
     return choice if stored * LEAST_RATIO <= len(data) else None
 
 
