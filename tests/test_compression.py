@@ -608,10 +608,11 @@ def test_who_meets_no_large_array_never_imports_blosc2(tmp_path):
     """)
 
 
-def test_threads_can_be_set_and_blosc2s_own_are_left_alone(tmp_path):
+@pytest.mark.parametrize(("asked", "expected"), [(1, {0}), (3, {1, 2, 3})])
+def test_threads_can_be_set_and_blosc2s_own_are_left_alone(tmp_path, asked, expected):
     before = blosc2.nthreads
     names: set[str] = set()
-    with Chest(path=tmp_path / "c", compression="lz4", compression_threads=3) as chest:
+    with Chest(path=tmp_path / "c", compression="lz4", compression_threads=asked) as chest:
         start = threading.Thread.start
 
         def spied(thread: threading.Thread) -> None:
@@ -623,7 +624,8 @@ def test_threads_can_be_set_and_blosc2s_own_are_left_alone(tmp_path):
             stored(chest, "x", smooth((4000, 4000)))
         finally:
             threading.Thread.start = start  # type: ignore[method-assign]
-    assert len([name for name in names if name.startswith("arraychest-chunk")]) == 3
+    # One that is idle again takes the next chunk: not all have to be started.
+    assert len([name for name in names if name.startswith("arraychest-chunk")]) in expected
     assert blosc2.nthreads == before
 
 
@@ -833,3 +835,16 @@ def test_a_failure_while_a_value_is_streamed_leaves_it_in_ram(tmp_path, operatio
         assert (np.asarray(chest["x"]) == array).all()
         assert chest.verify().ok
     audit(str(path))
+
+
+def test_a_chest_that_nobody_closed_is_flushed_when_the_interpreter_exits(tmp_path):
+    """When no thread can be started any more."""
+    run_python(f"""
+        import numpy as np, arraychest
+        chest = arraychest.open({str(tmp_path / "c")!r}, compression="lz4")
+        chest["x"] = np.add.outer(np.sin(np.arange(2000.0)), np.arange(1000.0))
+    """)
+    with arraychest.open(tmp_path / "c", "r") as chest:
+        expected = np.add.outer(np.sin(np.arange(2000.0)), np.arange(1000.0))
+        assert (np.asarray(chest["x"]) == expected).all()
+        assert chest.verify().ok
