@@ -31,6 +31,13 @@ class PickleRefusedError(ArrayChestError, ValueError):
     """
 
 
+class UnregisteredTypeError(ArrayChestError, TypeError):
+    """A stored value is of a type that is not registered in this process, or not installed.
+
+    The value stays stored; it is read once whatever calls `arraychest.register` is imported.
+    """
+
+
 class SpillError(ArrayChestError, OSError):
     """Values could not be written to disk; ``__cause__`` says why.
 

@@ -24,7 +24,8 @@ from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.keys import decode_key, file_stem
 from arraychest.mapping import MmapMode, map_file
-from arraychest.values import copied, scalar_of
+from arraychest.scalars import scalar_of
+from arraychest.values import copied
 
 # A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
 # map then serves all its values.  Pages beyond the end are never touched.

@@ -47,6 +47,7 @@ from arraychest.loader import file_name, value_name
 from arraychest.mapping import is_map
 from arraychest.quota import FILE_OVERHEAD
 from arraychest.resident import owner_of
+from arraychest.scalars import scalar_of
 from arraychest.session import Options, Session
 from arraychest.slot import Slot
 from arraychest.values import (
@@ -55,7 +56,6 @@ from arraychest.values import (
     copied,
     freeze,
     is_handed_over,
-    scalar_of,
 )
 
 # Mapped views that the chest keeps open, so that a repeated get costs no more than a resident

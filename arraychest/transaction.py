@@ -20,8 +20,9 @@ from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES
 from arraychest.keys import PLAIN_TYPES, encode_key
 from arraychest.loader import value_name
+from arraychest.scalars import scalar_of
 from arraychest.tiers import Tiers
-from arraychest.values import accept, array_to_keep, freeze, is_handed_over, scalar_of
+from arraychest.values import accept, array_to_keep, freeze, is_handed_over
 
 _DELETED: Final = object()
 _SMALL: Final = object()

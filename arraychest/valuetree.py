@@ -1,0 +1,623 @@
+"""Value trees: what is no array, taken apart into a structure and the arrays in it.
+
+A value tree is None, a bool, number, str, bytes, date, time, UUID, path, slice, range, NumPy scalar
+or array, a list, tuple, set, frozenset or dict of value trees, or a value of a registered type (see
+`registry`).  It comes back type for type, and what is in it twice (the same list, the same array)
+is in it twice again.
+
+The structure is one node.  A node is a tag and what follows it; numbers are little-endian, a length
+has 4 bytes:
+
+=======  ===========================================================================================
+tag      what follows
+=======  ===========================================================================================
+``-``    None; ``0`` False; ``1`` True; ``.`` Ellipsis: nothing
+``i``    int of 8 bytes; ``I`` any other: length, bytes
+``f``    float, 8 bytes; ``c`` complex, 16 bytes
+``s``    str: length, UTF-8 (surrogates kept); ``S`` a long one: the number of its part
+``b``    bytes: length, they; ``B`` many: the number of their part
+``k``    datetime, date, timedelta, UUID, path: length, its exact code (see `keys`)
+``h``    time of a day: the node of a datetime that has it
+``g``    NumPy scalar: length, its form (see `entry.form_text`); length, its bytes
+``a``    array: the number of its part (4 bytes)
+``r``    range: the nodes of start, stop and step; ``x`` slice: the same
+``l``    list: a run; ``t`` tuple; ``e`` set; ``z`` frozenset
+``d``    dict: a run of keys, a run of values
+``R``    value of a registered type: length, name; the node of its tree
+``p``    pickled object: length, bytes; how many buffers, and of each the number of its part
+``m``    the same object as before: its number (4 bytes), of all lists, tuples, sets, dicts,
+         registered values and pickled objects, counted as they begin
+=======  ===========================================================================================
+
+A run is a length and, unless that is 0, one byte: ``f``, floats of 8 bytes; ``i``, ints of 8 bytes;
+``s``, the lengths of strings, then their UTF-8, end to end; ``*``, nodes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import pathlib
+import pickle
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from arraychest import registry
+from arraychest.compressed import CompressedArray
+from arraychest.entry import DESCRIBED, describe, form_text, parse_form
+from arraychest.errors import (
+    ArrayChestError,
+    CorruptEntryError,
+    KeyTypeError,
+    PickleRefusedError,
+    UnregisteredTypeError,
+    ValueTypeError,
+)
+from arraychest.keys import decode_key, encode_key
+from arraychest.scalars import array_of_scalar, scalar_of
+
+# Values nest at most so deep: both ways recurse, with up to four calls for a level, and a
+# stranger's file must not be able to exhaust the stack.
+MAX_DEPTH = 100
+
+# The structure around the arrays is not larger, in bytes: it is decoded at each get.
+MAX_STRUCTURE_BYTES = 64 << 20
+
+# Strings and bytes of so many bytes are parts, as arrays are, and do not count as structure.
+_LONG = 64 * 1024
+
+_SIZE = struct.Struct("<I")
+_I8 = struct.Struct("<q")
+_F8 = struct.Struct("<d")
+_C16 = struct.Struct("<dd")
+
+_BY_KEY_CODE = frozenset({
+    dt.datetime, dt.date, dt.timedelta, uuid.UUID,
+    pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath,
+})  # fmt: skip
+_CONTAINERS = {list: b"l", tuple: b"t", dict: b"d", set: b"e", frozenset: b"z"}
+_UNFINISHED: Any = object()
+
+# Buffers of pickled objects below so many bytes stay in the pickle.
+_IN_BAND = 4096
+
+
+class Taken(NamedTuple):
+    """A value that was taken apart.
+
+    Attributes
+    ----------
+    structure
+        All but the parts; see above.
+    parts
+        The arrays, each object once, as they are in the value; and, as arrays of bytes, what is
+        long.
+    copied
+        Of each part, whether nobody else can reach its buffer.
+    """
+
+    structure: bytes
+    parts: list[np.ndarray]
+    copied: list[bool]
+
+
+class Encoder:
+    """Takes values apart; a class below says what becomes of the arrays, and of other objects.
+
+    Attributes
+    ----------
+    out
+        The structure so far.
+    keeps_aliases
+        Whether what is in a value twice is in it once, and a second time by its number.
+    """
+
+    keeps_aliases = True
+
+    def __init__(self) -> None:
+        self.out = bytearray()
+        # The numbers of containers by id, and what keeps the ids from being given to others: what
+        # `to_tree` makes is gone in a moment.
+        self._numbers: dict[int, int] = {}
+        self._met: list[Any] = []
+        self._met_arrays: list[Any] = []
+        self._open: set[int] = set()
+
+    def array(self, array: Any, depth: int) -> None:
+        """Encode an ndarray or a `CompressedArray`."""
+        raise NotImplementedError
+
+    def long(self, tag: bytes, data: bytes) -> None:
+        """Encode many bytes: of a str if `tag` is ``S``."""
+        raise NotImplementedError
+
+    def other(self, value: Any, depth: int) -> None:
+        """Encode what is none of the kinds above."""
+        raise NotImplementedError
+
+    def node(self, value: Any, depth: int = MAX_DEPTH) -> None:
+        """Encode a value.
+
+        Raises
+        ------
+        ValueTypeError
+            It, or something in it, cannot be.
+        """
+        out = self.out
+        kind = type(value)
+        if kind is str:
+            data = value.encode("utf-8", "surrogatepass")
+            if len(data) >= _LONG:
+                self.long(b"S", data)
+            else:
+                out += b"s" + _SIZE.pack(len(data)) + data
+        elif kind is float:
+            out += b"f" + _F8.pack(value)
+        elif kind is int:
+            if -(1 << 63) <= value < 1 << 63:
+                out += b"i" + _I8.pack(value)
+            else:
+                data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+                out += b"I" + _SIZE.pack(len(data)) + data
+        elif value is None:
+            out += b"-"
+        elif kind is bool:
+            out += b"1" if value else b"0"
+        elif kind is np.ndarray or kind is CompressedArray:
+            self.array(value, depth)
+        elif kind in _CONTAINERS:
+            self._container(_CONTAINERS[kind], value, depth)
+        elif kind is bytes:
+            if len(value) >= _LONG:
+                self.long(b"B", value)
+            else:
+                out += b"b" + _SIZE.pack(len(value)) + value
+        elif kind is complex:
+            out += b"c" + _C16.pack(value.real, value.imag)
+        elif isinstance(value, np.generic):
+            self._scalar(value, depth)
+        else:
+            self._rare(value, kind, depth)
+
+    def _rare(self, value: Any, kind: type, depth: int) -> None:
+        if kind in _BY_KEY_CODE:
+            try:
+                canonical, exact = encode_key(value)
+            except KeyTypeError:
+                self._unusual(value, depth)  # a datetime with a zone of its own kind
+                return
+            code = canonical if exact is None else exact
+            self.out += b"k" + _SIZE.pack(len(code)) + code
+        elif kind is dt.time:
+            self.out += b"h"
+            # In a year with the clocks of today.
+            self.node(dt.datetime.combine(dt.date(2000, 1, 1), value), depth)
+        elif kind is range or kind is slice:
+            self.out += b"r" if kind is range else b"x"
+            for each in (value.start, value.stop, value.step):
+                self.node(each, _deeper(depth))
+        elif value is Ellipsis:
+            self.out += b"."
+        elif kind is np.memmap:
+            self.array(np.asarray(value), depth)
+        else:
+            self._unusual(value, depth)
+
+    def _unusual(self, value: Any, depth: int) -> None:
+        known = registry.of_type(type(value))
+        if known is None:
+            self.other(value, depth)
+        elif self._begin(value):
+            self._registered(known, value, depth)
+
+    def of_registered_dtype(self, array: np.ndarray, depth: int) -> bool:
+        """Encode an array whose dtype is of a registered class; False if it is of none."""
+        known = registry.of_type(type(array.dtype))
+        if known is not None and self._begin(array):
+            self._registered(known, array, depth)
+        return known is not None
+
+    def _registered(self, known: registry.Registered, value: Any, depth: int) -> None:
+        name = known.name.encode()
+        self.out += b"R" + _SIZE.pack(len(name)) + name
+        self.node(known.to_tree(value), _deeper(depth))
+        self._open.discard(id(value))
+
+    def _scalar(self, value: np.generic, depth: int) -> None:
+        dtype = value.dtype
+        if type(value) is not dtype.type or dtype.hasobject:
+            self._unusual(value, depth)
+            return
+        if id(dtype) not in DESCRIBED:
+            if registry.of_type(type(value)) is not None:
+                self._unusual(value, depth)
+                return
+            describe(dtype)
+        array = array_of_scalar(value)
+        form = form_text(array.dtype, array.shape, "C", "scalar").encode()
+        data = array.tobytes()
+        self.out += b"g" + _SIZE.pack(len(form)) + form + _SIZE.pack(len(data)) + data
+
+    def _begin(self, value: Any) -> bool:
+        """Count a container; False where it was met before, and its number was written."""
+        identity = id(value)
+        if identity in self._open:
+            raise ValueTypeError(
+                f"expected a value that does not contain itself, found a {type(value).__name__} "
+                "that does"
+            )
+        if self.keeps_aliases:
+            number = self._numbers.setdefault(identity, len(self._numbers))
+            if number < len(self._met):
+                self.out += b"m" + _SIZE.pack(number)
+                return False
+            self._met.append(value)
+        if len(self.out) > MAX_STRUCTURE_BYTES:
+            raise ValueTypeError(
+                f"expected at most {MAX_STRUCTURE_BYTES >> 20} MiB around the arrays of a value, "
+                "found more: keep numbers in arrays"
+            )
+        self._open.add(identity)
+        return True
+
+    def _container(self, tag: bytes, value: Any, depth: int) -> None:
+        if not self._begin(value):
+            return
+        self.out += tag
+        deeper = _deeper(depth)
+        if tag == b"d":
+            self._run(list(value), deeper)
+            self._run(list(value.values()), deeper)
+        elif tag in (b"e", b"z"):
+            self._set(value, deeper)
+        else:
+            self._run(value, deeper)
+        self._open.discard(id(value))
+
+    def _run(self, values: Sequence[Any], depth: int) -> None:
+        out, count = self.out, len(values)
+        out += _SIZE.pack(count)
+        if not count:
+            return
+        kinds = set(map(type, values))
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if kind is float:
+            out += b"f" + struct.pack(f"<{count}d", *values)
+            return
+        if kind is int and min(values) >= -(1 << 63) and max(values) < 1 << 63:
+            out += b"i" + struct.pack(f"<{count}q", *values)
+            return
+        if kind is str:
+            texts = [each.encode("utf-8", "surrogatepass") for each in values]
+            if max(map(len, texts)) < _LONG:
+                out += b"s" + struct.pack(f"<{count}I", *map(len, texts)) + b"".join(texts)
+                return
+        out += b"*"
+        node = self.node
+        for each in values:
+            node(each, depth)
+
+    def _set(self, values: Iterable[Any], depth: int) -> None:
+        if self.keeps_aliases:
+            self._run(list(values), depth)
+            return
+        # In an order that is the same in every process.
+        out, codes = self.out, []
+        for each in values:
+            self.out = bytearray()
+            try:
+                self.node(each, depth)
+                codes.append(bytes(self.out))
+            finally:
+                self.out = out
+        out += _SIZE.pack(len(codes)) + b"*" + b"".join(sorted(codes))
+
+
+def _deeper(depth: int) -> int:
+    if depth == 0:
+        raise ValueTypeError(f"expected a value nested at most {MAX_DEPTH} deep, found one deeper")
+    return depth - 1
+
+
+class _Storing(Encoder):
+    """Takes a value apart to store it."""
+
+    def __init__(self, allow_pickle: bool) -> None:
+        super().__init__()
+        self._allow_pickle = allow_pickle
+        self.parts: list[np.ndarray] = []
+        self.copied: list[bool] = []
+        self._part_of: dict[int, int] = {}
+
+    def array(self, array: Any, depth: int) -> None:
+        number = self._part_of.get(id(array))
+        if number is None:
+            if type(array) is CompressedArray:
+                number = self._part(np.asarray(array), copied=True)
+            elif array.dtype.hasobject:
+                self.other(array, depth)
+                return
+            elif id(array.dtype) not in DESCRIBED and self.of_registered_dtype(array, depth):
+                return
+            else:
+                describe(array.dtype)
+                number = self._part(array, copied=False)
+            self._part_of[id(array)] = number
+            # What a `to_tree` made would be gone, and its id be another's.
+            self._met_arrays.append(array)
+        self.out += b"a" + _SIZE.pack(number)
+
+    def long(self, tag: bytes, data: bytes) -> None:
+        self.out += tag + _SIZE.pack(self._part(np.frombuffer(data, np.uint8), copied=True))
+
+    def other(self, value: Any, depth: int) -> None:
+        if not self._allow_pickle:
+            raise ValueTypeError(_refusal(value))
+        if not self._begin(value):
+            return
+        buffers: list[int] = []
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes < _IN_BAND:
+                return True
+            # The object may go on to write to its own.
+            buffers.append(self._part(np.frombuffer(bytes(raw), np.uint8), copied=True))
+            return False
+
+        try:
+            data = pickle.dumps(value, protocol=5, buffer_callback=keep)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ValueTypeError(f"{_name(value)} cannot be pickled: {error}") from error
+        self.out += b"p" + _SIZE.pack(len(data)) + data + _SIZE.pack(len(buffers))
+        self.out += struct.pack(f"<{len(buffers)}I", *buffers)
+        self._open.discard(id(value))
+
+    def _part(self, array: np.ndarray, *, copied: bool) -> int:
+        self.parts.append(array)
+        self.copied.append(copied)
+        return len(self.parts) - 1
+
+
+def _name(value: object) -> str:
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _refusal(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.dtype.hasobject and type(value) is np.ndarray:
+        found = f"an array of Python objects, dtype {value.dtype}"
+    else:
+        found = _name(value)
+    return (
+        "expected an array, a NumPy scalar, None, bool, number, str, bytes, date or time, or a list, "
+        f"tuple, set or dict of these, found {found}: `arraychest.register` tells how to take such a "
+        "value apart; allow_pickle=True would pickle it"
+    )
+
+
+def take_apart(value: Any, *, allow_pickle: bool) -> Taken:
+    """Take a value apart; `put_together` undoes it.
+
+    Nothing is copied, but what is pickled.  Some 0.3 us a number, string or list.
+
+    Raises
+    ------
+    ValueTypeError
+        It, or something in it, would come back as something else, or not at all.
+    """
+    encoder = _Storing(allow_pickle)
+    try:
+        encoder.node(value)
+    except RecursionError as error:
+        raise ValueTypeError("expected a value less deeply nested, found no stack left") from error
+    return Taken(bytes(encoder.out), encoder.parts, encoder.copied)
+
+
+def put_together(structure: bytes, parts: Sequence[Any], *, allow_pickle: bool) -> Any:
+    """The value that was taken apart, with these parts in it.
+
+    Parameters
+    ----------
+    parts
+        Arrays, or `CompressedArray`.
+
+    Raises
+    ------
+    CorruptEntryError
+        It is no structure, or `from_tree` does not take what is in it.
+    PickleRefusedError
+        An object in it was pickled, and may not be unpickled.
+    UnregisteredTypeError
+        A type in it is not registered here.
+    """
+    decoder = _Decoder(structure, parts, allow_pickle)
+    try:
+        value = decoder.node()
+        if decoder.at != len(structure):
+            raise ValueError(f"{len(structure) - decoder.at} bytes more")
+    except ArrayChestError:
+        raise
+    except (
+        struct.error, ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError
+    ) as error:  # fmt: skip
+        raise CorruptEntryError(f"expected a value tree, found something else: {error}") from error
+    return value
+
+
+class _Decoder:
+    def __init__(self, data: bytes, parts: Sequence[Any], allow_pickle: bool) -> None:
+        self._data = data
+        self.at = 0
+        self._parts = parts
+        self._allow_pickle = allow_pickle
+        self._met: list[Any] = []
+
+    def node(self, depth: int = MAX_DEPTH) -> Any:
+        data, at = self._data, self.at
+        tag = data[at : at + 1]
+        self.at = at + 1
+        if tag == b"s":
+            return self._take().decode("utf-8", "surrogatepass")
+        if tag == b"f":
+            self.at += 8
+            return _F8.unpack_from(data, at + 1)[0]
+        if tag == b"i":
+            self.at += 8
+            return _I8.unpack_from(data, at + 1)[0]
+        if tag == b"a":
+            return self._part()
+        if tag in _OF_CONTAINERS:
+            return self._container(tag, depth)
+        if tag in _CONSTANTS:
+            return _CONSTANTS[tag]
+        if tag == b"m":
+            value = self._met[self._number()]
+            if value is _UNFINISHED:
+                raise ValueError("a value contains itself")
+            return value
+        if tag == b"R":
+            return self._registered(depth)
+        if tag == b"p":
+            return self._pickled()
+        return self._rare(tag, depth)
+
+    def _rare(self, tag: bytes, depth: int) -> Any:
+        if tag == b"b":
+            return self._take()
+        if tag == b"c":
+            self.at += 16
+            return complex(*_C16.unpack_from(self._data, self.at - 16))
+        if tag == b"I":
+            return int.from_bytes(self._take(), "little", signed=True)
+        if tag == b"g":
+            form = parse_form(self._take().decode())
+            data = self._take()
+            if form.kind != "scalar" or form.nbytes != len(data):
+                raise ValueError(f"{len(data)} bytes of a scalar")
+            return scalar_of(np.ndarray(form.shape, form.dtype, data))
+        if tag == b"k":
+            value = decode_key(self._take(), None)
+            if type(value) not in _BY_KEY_CODE:
+                raise ValueError(f"a {type(value).__name__} in place of a date or path")
+            return value
+        if tag == b"h":
+            return cast(dt.datetime, self.node(depth)).timetz()
+        if tag in (b"r", b"x"):
+            ends = [self.node(_deeper(depth)) for _ in range(3)]
+            return range(*ends) if tag == b"r" else slice(*ends)
+        if tag in (b"B", b"S"):
+            long = np.asarray(self._part()).tobytes()
+            return long if tag == b"B" else long.decode("utf-8", "surrogatepass")
+        raise ValueError(f"a node {tag!r}")
+
+    def _number(self) -> int:
+        self.at += 4
+        return int(_SIZE.unpack_from(self._data, self.at - 4)[0])
+
+    def _take(self) -> bytes:
+        (length,) = _SIZE.unpack_from(self._data, self.at)
+        start = self.at + 4
+        self.at = end = start + length
+        if end > len(self._data):
+            raise ValueError(f"{length} bytes, beyond its end")
+        return self._data[start:end]
+
+    def _part(self) -> Any:
+        return self._parts[self._number()]
+
+    def _container(self, tag: bytes, depth: int) -> Any:
+        number = len(self._met)
+        self._met.append(_UNFINISHED)
+        values = self._run(_deeper(depth))
+        value: Any
+        if tag == b"d":
+            value = dict(zip(values, self._run(_deeper(depth)), strict=True))
+            if len(value) != len(values):
+                raise ValueError("a key twice in a dict")
+        else:
+            value = values if tag == b"l" else _OF_CONTAINERS[tag](values)
+        self._met[number] = value
+        return value
+
+    def _run(self, depth: int) -> list[Any]:
+        count = self._number()
+        if not count:
+            return []
+        data, start = self._data, self.at + 1
+        kind = data[self.at : start]
+        if kind in (b"f", b"i"):
+            self.at = start + 8 * count
+            # Before memory is taken for whatever a stranger says.
+            if self.at > len(data):
+                raise ValueError(f"{count} numbers, beyond its end")
+            return list(struct.unpack_from(f"<{count}{'d' if kind == b'f' else 'q'}", data, start))
+        if count > len(data) - self.at:
+            raise ValueError(f"{count} elements, beyond its end")
+        if kind == b"s":
+            at = start + 4 * count
+            texts = []
+            for length in struct.unpack_from(f"<{count}I", data, start):
+                texts.append(data[at : at + length].decode("utf-8", "surrogatepass"))
+                at += length
+            self.at = at
+            if at > len(data):
+                raise ValueError(f"{count} strings, beyond its end")
+            return texts
+        if kind != b"*":
+            raise ValueError(f"a run of {kind!r}")
+        self.at = start
+        node = self.node
+        return [node(depth) for _ in range(count)]
+
+    def _registered(self, depth: int) -> Any:
+        number = len(self._met)
+        self._met.append(_UNFINISHED)
+        name = self._take().decode()
+        tree = self.node(_deeper(depth))
+        known = registry.of_name(name)
+        if known is None:
+            raise UnregisteredTypeError(
+                f"expected a registered type, found {name!r:.200}: import the package that it is "
+                "from, or whatever calls `arraychest.register` for it"
+            )
+        try:
+            value = known.from_tree(tree)
+        except ArrayChestError:
+            raise
+        except Exception as error:
+            raise CorruptEntryError(
+                f"expected what {name} was taken apart into, found something else: {error}"
+            ) from error
+        self._met[number] = value
+        return value
+
+    def _pickled(self) -> Any:
+        number = len(self._met)
+        self._met.append(_UNFINISHED)
+        data = self._take()
+        buffers = [self._part() for _ in range(self._counted())]
+        if not self._allow_pickle:
+            raise PickleRefusedError(
+                "an object in it was pickled: open the chest with allow_pickle=True if you trust "
+                "who wrote it"
+            )
+        try:
+            value = pickle.loads(data, buffers=map(np.asarray, buffers))
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise CorruptEntryError(f"expected a pickled object: {error}") from error
+        self._met[number] = value
+        return value
+
+    def _counted(self) -> int:
+        count = self._number()
+        if count > len(self._parts):
+            raise ValueError(f"{count} buffers")
+        return count
+
+
+_CONSTANTS: dict[bytes, Any] = {b"-": None, b"0": False, b"1": True, b".": Ellipsis}
+_OF_CONTAINERS: dict[bytes, Callable[[Any], Any]] = {tag: kind for kind, tag in _CONTAINERS.items()}
