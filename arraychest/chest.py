@@ -42,7 +42,7 @@ from arraychest.session import Options
 from arraychest.tiers import Tiers
 from arraychest.transaction import Transaction
 from arraychest.units import format_bytes, parse_bytes
-from arraychest.values import OnPut
+from arraychest.values import OnPut, Own
 
 _MISSING: Any = object()
 
@@ -148,6 +148,11 @@ class Chest(MutableMapping[Any, Any]):
         For ``"auto"``: bytes, or a size (``"8 MiB"``).
     compression_threads
         How many threads compress one array, or decompress one; None: one for each core, up to four.
+    dump, load
+        How values are stored that are neither arrays nor NumPy scalars, in place of being taken
+        apart: ``dump(value, file)`` writes one to a file, as text or bytes, and ``load(file)``
+        reads it, as ``json.dump`` and ``json.load`` do.  It is written when it is put, and read at
+        each get.
     on_full
         What gives way.  ``"refuse"``: a put that would not fit raises QuotaError.  ``"evict"``:
         the least recently used stored entries are removed; of small values, which share a file, a
@@ -216,6 +221,8 @@ class Chest(MutableMapping[Any, Any]):
         compression: Asked = "auto",
         compress_above: int | float | str = COMPRESS_ABOVE,
         compression_threads: int | None = None,
+        dump: Callable[[Any, Any], object] | None = None,
+        load: Callable[[Any], Any] | None = None,
     ) -> None:
         _check_choice("mode", mode, ("r", "a", "w", "x"))
         _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
@@ -255,13 +262,15 @@ class Chest(MutableMapping[Any, Any]):
             "compression": compression,
             "compress_above": compress_above,
             "compression_threads": compression_threads,
+            "dump": dump,
+            "load": load,
         }
         folder = None if path is None else os.path.abspath(os.fsdecode(path))
         options = Options(
             mode,
             mmap_mode,
             on_put,
-            allow_pickle,
+            Own(allow_pickle, dump, load),
             durable,
             on_miss,
             on_overflow,

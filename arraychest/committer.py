@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arraychest.catalog import Pack
+from arraychest.codecs import npy, tree
 from arraychest.codecs.b2nd import WORKING_BYTES
+from arraychest.codecs.tree import Tree
 from arraychest.compression import Compression, How
 from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
 from arraychest.errors import ArrayChestError, QuotaError, SpillError
@@ -58,7 +60,7 @@ class Job(NamedTuple):
 
     slots: list[Slot]
     versions: Sequence[int]
-    arrays: list[np.ndarray]
+    arrays: list[Any]
     nbytes: int = 0
     small: bool = False
     batch: Batch | None = None
@@ -300,14 +302,28 @@ class Committer:
                 store.append_settled(rows)
         self.tell_overflow(spilled)
 
-    def _write(self, key: Any, seq: int, array: np.ndarray, kind: Kind, asked: How | None) -> Row:
+    def _write(
+        self, key: Any, seq: int, array: np.ndarray | Tree, kind: Kind, asked: How | None
+    ) -> Row:
         """Write a value to a file of its own, compressed where that is worth it."""
         store = self.open_store()
         form, text = _form_of(array, kind)
         code = encode_key(key)
+        if isinstance(array, Tree):
+            choices = [self._compression.choice(part, "array", asked) for part in array.parts]
+            if not any(choices):
+                return store.write(code, seq, list(array.buffers()), form, text)
+            with self._threads_to_compress() as nthreads:
+                return store.compress_tree(code, seq, array, choices, nthreads)
         choice = self._compression.choice(array, kind, asked)
         if choice is None:
-            return store.write(code, seq, array, form, text)
+            return store.write(code, seq, npy.payload(array, form), form, text)
+        with self._threads_to_compress() as nthreads:
+            return store.compress(code, seq, array, form, text, choice, nthreads)
+
+    @contextlib.contextmanager
+    def _threads_to_compress(self) -> Iterator[int]:
+        """How many there may be; what they work in is charged meanwhile."""
         with self.lock:
             nthreads = self._compression.nthreads
             if self.resident.has_large_ones(2):
@@ -316,7 +332,7 @@ class Committer:
                 nthreads = max(1, nthreads // 2)
             self.resident.working += nthreads * WORKING_BYTES
         try:
-            return store.compress(code, seq, array, form, text, choice, nthreads)
+            yield nthreads
         finally:
             with self.lock:
                 self.resident.working -= nthreads * WORKING_BYTES
@@ -470,7 +486,7 @@ class Committer:
         batch: Batch | None,
         slots: Sequence[Slot],
         versions: Sequence[int],
-        arrays: list[np.ndarray],
+        arrays: list[Any],
         rows: list[RawRow],
     ) -> None:
         """Values were committed: drop them from RAM, but know them while users still hold them."""
@@ -497,11 +513,11 @@ class Committer:
         # A weak reference for each, held or not, would be as dear as all the rest.
         held = map(operator.and_, current, is_held(arrays))
         for at in itertools.compress(range(len(rows)), held):
-            if slots[at].kind != "scalar":
+            if slots[at].kind in ("array", "pickle"):
                 slots[at].view = weakref.ref(arrays[at])
 
     def write_directly(
-        self, key: Any, array: np.ndarray, kind: Kind, asked: How | None = None
+        self, key: Any, array: np.ndarray | Tree, kind: Kind, asked: How | None = None
     ) -> Row:
         """Write a value that never enters RAM to a file of its own, for `place` to commit.
 
@@ -524,7 +540,7 @@ class Committer:
             raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
 
     def append_directly(
-        self, keys: list[Any], arrays: list[np.ndarray], kinds: list[Kind]
+        self, keys: list[Any], arrays: Sequence[np.ndarray | Tree], kinds: list[Kind]
     ) -> list[Row]:
         """Write small values that never enter RAM to a pack, for `place` to commit.
 
@@ -742,7 +758,10 @@ def _grouped_by_kind(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candi
 # --- a value as the store takes it -------------------------------------------------------------
 
 
-def _form_of(array: np.ndarray, kind: Kind) -> tuple[Form, str]:
+def _form_of(array: np.ndarray | Tree, kind: Kind) -> tuple[Form, str]:
+    if isinstance(array, Tree):
+        form = tree.form_of(array.nbytes)
+        return form, form_text(*form)
     flags = array.flags
     order: Any = "C" if flags.c_contiguous or not flags.f_contiguous else "F"
     dtype, shape = array.dtype, array.shape
@@ -764,7 +783,7 @@ def _batch_values(batch: Batch) -> _Columns:
     return _columns(batch.keys, batch.numbers, batch.arrays, None)
 
 
-def _small_values(slots: list[Slot], arrays: list[np.ndarray]) -> _Columns:
+def _small_values(slots: list[Slot], arrays: Sequence[np.ndarray | Tree]) -> _Columns:
     kinds: list[Kind] | None = [slot.kind for slot in slots]
     if set(kinds or ()) == {"array"}:
         kinds = None
@@ -772,7 +791,10 @@ def _small_values(slots: list[Slot], arrays: list[np.ndarray]) -> _Columns:
 
 
 def _columns(
-    keys: list[Any], seqs: Sequence[int], arrays: list[np.ndarray], kinds: list[Kind] | None
+    keys: list[Any],
+    seqs: Sequence[int],
+    arrays: Sequence[np.ndarray | Tree],
+    kinds: list[Kind] | None,
 ) -> _Columns:
     """`kinds`: None where all are arrays."""
     exact: list[bytes | None] = [None] * len(keys)
@@ -781,20 +803,24 @@ def _columns(
         pairs = [encode_key(key) for key in keys]
         codes = [pair.canonical for pair in pairs]
         exact = [pair.exact for pair in pairs]
-    dtype, shape, nbytes = arrays[0].dtype, arrays[0].shape, arrays[0].nbytes
-    if (
-        # Mostly all are of one form, which is then worked out once, and export their bytes.
-        dtype.kind in "biufc"
-        and kinds is None
-        and all([array.dtype is dtype and array.shape == shape for array in arrays])
-        and all([array.flags.c_contiguous for array in arrays])
-    ):
-        texts = [form_text(dtype, shape, "C", "array")] * len(keys)
-        return codes, seqs, exact, texts, arrays, [nbytes] * len(keys)
+    if kinds is None:
+        plain: list[Any] = list(arrays)
+        dtype, shape, nbytes = plain[0].dtype, plain[0].shape, plain[0].nbytes
+        if (
+            # Mostly all are of one form, which is then worked out once, and export their bytes.
+            dtype.kind in "biufc"
+            and all([array.dtype is dtype and array.shape == shape for array in plain])
+            and all([array.flags.c_contiguous for array in plain])
+        ):
+            texts = [form_text(dtype, shape, "C", "array")] * len(keys)
+            return codes, seqs, exact, texts, plain, [nbytes] * len(keys)
     each: list[Kind] = ["array"] * len(keys) if kinds is None else kinds
     forms = [_form_of(array, kind) for array, kind in zip(arrays, each, strict=True)]
     texts = [text for _, text in forms]
-    data = [array.tobytes(form.order) for array, (form, _) in zip(arrays, forms, strict=True)]
+    data = [
+        array.tobytes() if isinstance(array, Tree) else array.tobytes(form.order)
+        for array, (form, _) in zip(arrays, forms, strict=True)
+    ]
     return codes, seqs, exact, texts, data, list(map(len, data))
 
 

@@ -13,7 +13,9 @@ from numpy.lib import format as npy_format
 
 from arraychest.errors import CorruptEntryError, ValueTypeError
 
-Kind = Literal["array", "scalar", "pickle"]
+# What the bytes of a value are: an array's elements; those of a NumPy scalar; a pickled array of
+# Python objects; a value tree (see `codecs.tree`); what a user's own `dump` has written.
+Kind = Literal["array", "scalar", "pickle", "tree", "dump"]
 
 # A form's text longer than this is not parsed: a real structured dtype of hundreds of fields
 # takes some 20 kB, Python's parser needs memory in proportion, and NumPy time with its square.
@@ -71,10 +73,15 @@ class Entry:
 
     Attributes
     ----------
+    kind
+        ``"array"``, ``"scalar"`` (a NumPy one), ``"tree"`` (any other value that a chest takes
+        apart), ``"pickle"`` (an array of Python objects) or ``"dump"`` (written by the chest's
+        ``dump=``).
     shape, dtype
-        Those of the array; a NumPy scalar has shape ``()``.
+        Those of the array; a NumPy scalar has shape ``()``, and what is no array ``()`` and object.
     nbytes
-        Size of the array, in bytes.
+        Size of the array, in bytes; of what is no array, those of its arrays and of what is around
+        them, as they lie in the file.
     stored_bytes
         Bytes it takes on disk, 0 while it is in RAM only.
     codec
@@ -93,6 +100,7 @@ class Entry:
         Of a compressed value: the shapes of what is compressed, and of what is read, at a time.
     """
 
+    kind: Kind
     shape: tuple[int, ...]
     dtype: np.dtype
     nbytes: int
@@ -116,8 +124,9 @@ def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"],
     """A form as the catalog stores it: ``"3,4 C <f8"``.  It is short, as each row has one.
 
     The sizes of the dimensions, ``-`` if there are none; the order, followed by ``s`` for a NumPy
-    scalar, ``p`` for pickled objects, ``a`` for an aligned structured dtype; and what NumPy
-    writes as ``descr`` into a ``.npy`` header, without the quotes of a plain string.
+    scalar, ``p`` for pickled objects, ``t`` for a value tree, ``d`` for what a user's ``dump`` has
+    written, and ``a`` for an aligned structured dtype; and what NumPy writes as ``descr`` into a
+    ``.npy`` header, without the quotes of a plain string.
 
     Raises
     ------
@@ -129,7 +138,9 @@ def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"],
     return f"{sizes} {order}{_KIND_LETTERS[kind]}{'a' * dtype.isalignedstruct} {descr}"
 
 
-_KIND_LETTERS: dict[Kind, str] = {"array": "", "scalar": "s", "pickle": "p"}
+_KIND_LETTERS: dict[Kind, str] = {
+    "array": "", "scalar": "s", "pickle": "p", "tree": "t", "dump": "d"
+}  # fmt: skip
 _KINDS: dict[str, Kind] = {letter: kind for kind, letter in _KIND_LETTERS.items()}
 
 

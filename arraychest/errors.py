@@ -31,10 +31,11 @@ class PickleRefusedError(ArrayChestError, ValueError):
     """
 
 
-class UnregisteredTypeError(ArrayChestError, TypeError):
-    """A stored value is of a type that is not registered in this process, or not installed.
+class UnreadableValueError(ArrayChestError, TypeError):
+    """Reading a stored value takes something that this process has not got.
 
-    The value stays stored; it is read once whatever calls `arraychest.register` is imported.
+    A type that is not registered here, or whose package is not installed; or the ``load=`` of the
+    chest that wrote it.  The value stays stored.
     """
 
 

@@ -15,6 +15,7 @@ from arraychest.loader import Loader
 from arraychest.mapping import MmapMode
 from arraychest.parallel import default_threads
 from arraychest.tiers import Tiers
+from arraychest.values import Own, value_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,7 @@ class Handle:
         return parse_form(self._row.form).dtype
 
     def array(self, mmap_mode: MmapMode = "r") -> Any:
-        """The value: an array that is a view of its mapped file, a `CompressedArray`, or a NumPy
-        scalar.
+        """The value, as a get gives it: an array that is a view of its mapped file, or any other.
 
         Parameters
         ----------
@@ -62,8 +62,9 @@ class Handle:
             The value is gone: its key was overwritten or deleted, or the chest removed.
         CorruptEntryError
             What lies there is not what was stored.
-        PickleRefusedError
-            It holds Python objects.
+        PickleRefusedError, UnreadableValueError
+            It holds Python objects, is of a type that is not registered here, or was written by
+            the chest's own ``dump=``.
         """
         if mmap_mode not in ("r", "c"):
             raise ValueError(f'expected mmap_mode to be "r" or "c", found {mmap_mode!r}')
@@ -73,7 +74,7 @@ class Handle:
             files, packs, allow_pickle=False, mmap_mode=mmap_mode, nthreads=default_threads()
         )
         try:
-            return loader.load(self._row, self.key)
+            return value_of(loader.load(self._row, self.key), self.key, Own(allow_pickle=False))
         except CorruptEntryError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 raise AbsentKeyError(self.key) from error

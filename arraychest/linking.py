@@ -59,7 +59,7 @@ def _link(
     store = mine.open_store()
     source = theirs.open_store()
     form = parse_form(row.form)
-    if not mine.options.allow_pickle and form.kind == "pickle":
+    if not mine.options.own.allow_pickle and form.kind == "pickle":
         raise PickleRefusedError("it holds Python objects")
     if row.pack is None:
         with theirs.writer.lock:

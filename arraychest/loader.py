@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from arraychest.catalog import Pack
-from arraychest.codecs import npy, pack
+from arraychest.codecs import npy, pack, tree
 from arraychest.codecs.b2nd import CheckedReader
 from arraychest.codecs.frame import Layout
 from arraychest.compressed import CompressedArray
@@ -25,7 +25,7 @@ from arraychest.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.keys import decode_key, file_stem
 from arraychest.mapping import MmapMode, map_file
 from arraychest.scalars import scalar_of
-from arraychest.values import copied
+from arraychest.values import Dumped, copied
 
 # A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one
 # map then serves all its values.  Pages beyond the end are never touched.
@@ -110,13 +110,15 @@ class Loader:
             form = parse_form(text)
             if form.nbytes != stored or offset < pack.HEADER_BYTES:
                 return None  # `load` says what is wrong
+            # Without a row: what is compressed has a file of its own.
             return self._value(pack.view(known[0], form, offset), form, packed=True)
         except (ValueError, TypeError):
             return None
 
     def load(self, row: Row, key: Any) -> Any:
         """The value of a row: a view of a map, a NumPy scalar, or a `CompressedArray`, which is
-        decompressed where `mmap_mode` asks for an array that can be written to.
+        decompressed where `mmap_mode` asks for an array that can be written to; or what
+        `values.value_of` makes the value of.
 
         Raises
         ------
@@ -144,7 +146,7 @@ class Loader:
             if row.pack is None:
                 return self._load_file(path, row, form, key)
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
-            return self._value(array, form, packed=True)
+            return self._value(array, form, packed=True, row=row, key=key)
         except (FileNotFoundError, NotADirectoryError, BlockingIOError) as error:
             # BlockingIOError: it is being overwritten as a spare, since its row is gone.
             raise CorruptEntryError(
@@ -161,8 +163,8 @@ class Loader:
             raise
         except (TypeError, ValueError, OverflowError, MemoryError) as error:
             raise CorruptEntryError(
-                f"expected an array of the form {row.form[:200]} for key {key!r} in {path}, found "
-                f"what NumPy makes none of: {error}"
+                f"expected a value of the form {row.form[:200]} for key {key!r} in {path}, found "
+                f"what is none: {error}"
             ) from error
 
     def _end_of_data(self, fd: int, path: str, row: Row, key: Any) -> int:
@@ -190,9 +192,14 @@ class Loader:
             data = self._map(fd, row.stored, "r")[:end]
         finally:
             os.close(fd)
+        return self._compressed(data, form, row.stamp, path, key)
+
+    def _compressed(
+        self, data: np.ndarray, form: Form, stamp: int, path: str, key: Any
+    ) -> CompressedArray:
         turned = form.order == "F"
         try:
-            checked = CheckedReader(data, form.dtype, frame_shape(form), row.stamp, self._nthreads)
+            checked = CheckedReader(data, form.dtype, frame_shape(form), stamp, self._nthreads)
         except ValueError as error:
             raise CorruptEntryError(
                 f"the compressed array of key {key!r} in {path}: {error}"
@@ -232,16 +239,40 @@ class Loader:
                     f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
                     f"{end - row.offset}"
                 )
-            base = self._map(fd, row.stored, self._mode)
+            # Only an array's elements are written to in place: what is around them is checked.
+            mode = "r" if self._mode == "r+" and form.kind != "array" else self._mode
+            base = self._map(fd, row.stored, mode)
         finally:
             os.close(fd)
-        return self._value(pack.view(base, form, row.offset), form, packed=False)
+        view = pack.view(base, form, row.offset)
+        return self._value(view, form, packed=False, row=row, key=key)
 
-    def _value(self, array: np.ndarray, form: Form, *, packed: bool) -> Any:
+    def _value(
+        self,
+        array: np.ndarray,
+        form: Form,
+        *,
+        packed: bool,
+        row: Row | None = None,
+        key: Any = None,
+    ) -> Any:
         if form.kind == "scalar":
             return scalar_of(array)
+        if form.kind == "dump":
+            return Dumped(array)
         # All values of a pack share one map, which is read-only.
-        return copied(array) if packed and self._private else array
+        array = copied(array) if packed and self._private else array
+        if form.kind != "tree":
+            return array
+
+        def opened(data: np.ndarray, part: Form) -> Any:
+            if row is None or row.stamp is None:
+                raise ValueError("expected a value without compressed arrays, found one")
+            path = self._files.path(file_name(row))
+            compressed = self._compressed(data, part, row.stamp, path, key)
+            return compressed if self._mode != "c" else np.asarray(compressed)
+
+        return tree.parse(array, opened)
 
     def _map(self, fd: int, size: int, mode: MmapMode) -> np.ndarray:
         try:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.codecs.tree import Tree
 from arraychest.entry import GENERATION
 from arraychest.mapping import is_map
 from arraychest.slot import Batch, Slot
@@ -60,7 +61,7 @@ def owned_bytes(owner: Any) -> int:
         return int(np.asarray(owner).nbytes)
 
 
-def is_held(arrays: list[np.ndarray]) -> list[bool]:
+def is_held(arrays: Sequence[np.ndarray | Tree]) -> list[bool]:
     """Whether anything but the list refers to each of its arrays."""
     return [count > _ALONE for count in map(sys.getrefcount, arrays)]
 
@@ -287,25 +288,26 @@ class ResidentSet:
 
     # --- values with slots -------------------------------------------------------------------
 
-    def weight(self, array: np.ndarray) -> int:
+    def weight(self, array: np.ndarray | Tree) -> int:
         """Bytes that keeping `array` would add to `charged`."""
+        if isinstance(array, Tree):
+            owners = {id(owner): owner for owner in map(owner_of, array.parts)}
+            new = [owned_bytes(owner) for key, owner in owners.items() if key not in self._owners]
+            return array.own_bytes + sum(new)
         owner = array if array.base is None else owner_of(array)
         return 0 if id(owner) in self._owners else owned_bytes(owner)
 
-    def add(self, slot: Slot, array: np.ndarray) -> None:
+    def add(self, slot: Slot, array: np.ndarray | Tree) -> None:
         """Keep `array` as the value of a slot that has none in RAM.  O(1)."""
         # Spelled out: each put comes by here, and calls would double what it takes.
         nbytes = array.nbytes
         clock = self._small if nbytes < PACK_THRESHOLD and slot.kind != "pickle" else self._large
-        owner = array if array.base is None else owner_of(array)
-        key = id(owner)
-        if key in self._owners:
-            self._sharers[key] = self._sharers.get(key, 0) + 1
-        else:
-            if owner is not array:
-                nbytes = owned_bytes(owner)
+        key = id(array)
+        if array.base is None and key not in self._owners:
             self._owners[key] = nbytes
             self.charged += nbytes
+        else:
+            self._charge(array)
         slot.array = array
         clock.count = count = clock.count + 1
         queue = clock.queue
@@ -317,7 +319,7 @@ class ResidentSet:
 
     def replace(self, slot: Slot, array: np.ndarray) -> None:
         """Keep another array as the value of a slot that has one.  O(1)."""
-        old = cast(np.ndarray, slot.array)
+        old = cast("np.ndarray | Tree", slot.array)
         if old is array:
             slot.seen = -1
             return
@@ -384,7 +386,13 @@ class ResidentSet:
             found.extend(clock.queue)
         return found
 
-    def _charge(self, array: np.ndarray) -> None:
+    def _charge(self, array: np.ndarray | Tree) -> None:
+        if isinstance(array, Tree):
+            for part in array.parts:
+                self._charge(part)
+            self._owners[id(array)] = array.own_bytes
+            self.charged += array.own_bytes
+            return
         owner = owner_of(array)
         key = id(owner)
         if key in self._owners:
@@ -393,7 +401,12 @@ class ResidentSet:
             self._owners[key] = nbytes = owned_bytes(owner)
             self.charged += nbytes
 
-    def _discharge(self, array: np.ndarray) -> None:
+    def _discharge(self, array: np.ndarray | Tree) -> None:
+        if isinstance(array, Tree):
+            for part in array.parts:
+                self._discharge(part)
+            self.charged -= self._owners.pop(id(array))
+            return
         key = id(array if array.base is None else owner_of(array))
         if key in self._sharers:
             if self._sharers[key] == 1:
@@ -408,16 +421,21 @@ class ResidentSet:
         for clock in (self._small, self._large):
             queued = dict.fromkeys(filter(clock.holds, clock.queue))
             assert len(queued) == clock.count, (len(queued), clock.count)
-        arrays = [slot.array for slot in self.slots() if slot.array is not None]
+        arrays: list[np.ndarray | Tree] = []
+        arrays += [slot.array for slot in self.slots() if slot.array is not None]
         arrays += self.fresh.values()
         for batch in self.batches:
             assert batch.slots is None
             assert not batch.stored
             arrays += batch.arrays
         assert len(arrays) == self.count
-        owners = [owner_of(array) for array in arrays]
+        trees = [array for array in arrays if isinstance(array, Tree)]
+        plain = [array for array in arrays if not isinstance(array, Tree)]
+        owners = [owner_of(array) for array in itertools.chain(plain, *[t.parts for t in trees])]
         expected = {id(owner): owned_bytes(owner) for owner in owners}
+        shared = len(owners) - len(expected)
+        expected |= {id(tree): tree.own_bytes for tree in trees}
         assert expected == self._owners
         copied = sum(copy.array.nbytes for copy in self.copies.values())
         assert self.charged == sum(expected.values()) + copied + self.working
-        assert sum(self._sharers.values()) == len(owners) - len(expected)
+        assert sum(self._sharers.values()) == shared

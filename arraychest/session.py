@@ -31,7 +31,7 @@ from arraychest.quota import Quota
 from arraychest.resident import ResidentSet
 from arraychest.spill import WriteBehind
 from arraychest.store import Store
-from arraychest.values import OnPut
+from arraychest.values import OnPut, Own
 
 
 class Options(NamedTuple):
@@ -40,7 +40,7 @@ class Options(NamedTuple):
     mode: Mode
     mmap_mode: MmapMode
     on_put: OnPut
-    allow_pickle: bool
+    own: Own
     durable: bool
     on_miss: Callable[[Any], object] | None
     on_overflow: Callable[[Any], object] | None
@@ -141,7 +141,7 @@ class Session:
             shared=not self.temporary,
             alone=alone,
             durable=options.durable,
-            allow_pickle=options.allow_pickle,
+            allow_pickle=options.own.allow_pickle,
             mmap_mode=options.mmap_mode,
             nthreads=options.compression.nthreads,
             quota=options.quota,

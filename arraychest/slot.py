@@ -7,13 +7,13 @@ they go through in batches, and once stored only the catalog's row is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import ref
 
 import numpy as np
 
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.codecs.tree import Tree
 from arraychest.compression import How
 from arraychest.entry import Kind, RawRow, Row
 
@@ -31,15 +31,16 @@ class Slot:
         What a get returns at once: the resident value, or a mapped view that is kept open; else
         None.
     array
-        The value in RAM that is not yet stored, as an array; else None.
+        The value in RAM that is not yet stored, as an array or a value tree; else None.
     kind
-        ``"array"``, ``"scalar"`` or ``"pickle"``, of `array`.
+        What `array` comes back as.
     compression
         How its put asked to compress `array`; None: as the chest does.
     raw
         The catalog's row for the key; None if it has none.  Outdated while `array` is set.
     view
-        A weak reference to an array that a user may still hold and that equals what is stored.
+        A weak reference to an array that a user may still hold and that equals what is stored; of
+        a value tree that is kept open a strong one, as a get makes its value anew.
     hits
         Gets that `value` answered.  `seen` is what the hand last saw of it.
     version
@@ -68,10 +69,10 @@ class Slot:
         self.seq = seq
         self.raw = raw
         self.value: Any = None
-        self.array: np.ndarray | None = None
+        self.array: np.ndarray | Tree | None = None
         self.kind: Kind = "array"
         self.compression: How | None = None
-        self.view: ref[np.ndarray] | None = None
+        self.view: Callable[[], Any] | None = None
         self.hits = 0
         self.seen = 0
         self.version = 0

@@ -21,10 +21,11 @@ import numpy as np
 from arraychest import files as value_files
 from arraychest.catalog import Catalog, Pack
 from arraychest.checksums import Extent
-from arraychest.codecs import b2nd, blosc, directory, npy, pack
+from arraychest.codecs import b2nd, blosc, directory, npy, pack, tree
 from arraychest.codecs.blosc import Choice
+from arraychest.codecs.tree import Tree
 from arraychest.counter import open_counter, unmoved
-from arraychest.entry import GENERATION, PACK, STORED, Form, RawRow, Row, parse_form
+from arraychest.entry import GENERATION, PACK, STORED, Form, RawRow, Row, form_text, parse_form
 from arraychest.errors import ChestFormatError, CorruptEntryError
 from arraychest.files import DATA, PACKS, READ_FLAGS, SPARE, Files, Put
 from arraychest.keys import KeyCode
@@ -253,8 +254,20 @@ class Store:
         """Make the session known before the first write.  Called under the commit lock."""
         self._generation()
 
-    def write(self, code: KeyCode, seq: int, array: np.ndarray, form: Form, text: str) -> Row:
+    def write(
+        self,
+        code: KeyCode,
+        seq: int,
+        body: Sequence[bytes | memoryview],
+        form: Form,
+        text: str,
+    ) -> Row:
         """Write a value to a file of its own and return the row that would name it.
+
+        Parameters
+        ----------
+        body
+            Its bytes.
 
         Raises
         ------
@@ -264,7 +277,6 @@ class Store:
         generation = self._generation()
         stamp = _new_stamp()
         head = npy.header(form)
-        body = npy.payload(array, form)
         size = sum(map(len, body))
         listed = _directory_of_one(stamp, generation, seq, size, code, text)
         end = len(head) + size
@@ -297,6 +309,43 @@ class Store:
         def produce(put: Put) -> int:
             end = b2nd.write(flat, layout, nthreads, put, stamp)
             put(end, [listed, npy.trailer(stamp, end, len(listed))])
+            return end + len(listed) + npy.TRAILER_BYTES
+
+        stored = self.files.stream(value_name(row), produce)
+        self.bytes_written += stored
+        return row._replace(stored=stored)
+
+    def compress_tree(
+        self,
+        code: KeyCode,
+        seq: int,
+        array: Tree,
+        choices: Sequence[Choice | None],
+        nthreads: int,
+    ) -> Row:
+        """As `compress`, of a value tree: some of its parts are."""
+        generation = self._generation()
+        stamp = _new_stamp()
+        # As long as with any other number of bytes: NumPy pads it.
+        start = len(npy.header(tree.form_of(0)))
+        layouts = [
+            None if choice is None else blosc.layout_of(tree.in_c_order(part), choice)
+            for part, choice in zip(array.parts, choices, strict=True)
+        ]
+        text = form_text(*tree.form_of(0))
+        row = Row(code.canonical, seq, code.exact, text, generation, None, start, 0, stamp)
+
+        def produce(put: Put) -> int:
+            nonlocal row
+            size = array.compress(
+                layouts, nthreads, lambda at, buffers: put(start + at, buffers), stamp
+            )
+            form = tree.form_of(size)
+            row = row._replace(form=form_text(*form))
+            listed = _directory_of_one(stamp, generation, seq, size, code, row.form)
+            end = start + size
+            put(end, [listed, npy.trailer(stamp, end, len(listed))])
+            put(0, [npy.header(form)])
             return end + len(listed) + npy.TRAILER_BYTES
 
         stored = self.files.stream(value_name(row), produce)

@@ -8,17 +8,18 @@ from __future__ import annotations
 import contextlib
 import heapq
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
+from weakref import ref
 
 import numpy as np
 
 from arraychest.budget import Budget
 from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES, Layout
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.codecs.tree import Tree, form_of
 from arraychest.compressed import CompressedArray
 from arraychest.compression import How
 from arraychest.entry import (
@@ -47,15 +48,16 @@ from arraychest.loader import file_name, value_name
 from arraychest.mapping import is_map
 from arraychest.quota import FILE_OVERHEAD
 from arraychest.resident import owner_of
-from arraychest.scalars import scalar_of
 from arraychest.session import Options, Session
 from arraychest.slot import Slot
 from arraychest.values import (
     accept,
     array_to_keep,
+    at_hand,
     copied,
     freeze,
-    is_handed_over,
+    freeze_handed_over,
+    value_of,
 )
 
 # Mapped views that the chest keeps open, so that a repeated get costs no more than a resident
@@ -114,6 +116,7 @@ class Tiers(Session):
         self._adopts = options.on_put == "freeze" and not self._refuses
         # Whether a get returns the very array that is kept in RAM.
         self._shows_resident = options.mmap_mode == "r"
+        self._private = options.mmap_mode == "c"
         # Generations whose files are written to through our maps.
         self._in_place: dict[int, Row] = {}
         super().__init__(path, budget, options)
@@ -162,8 +165,13 @@ class Tiers(Session):
 
         Raises
         ------
-        AbsentKeyError, CorruptEntryError, PickleRefusedError, ClosedChestError, OSError
+        AbsentKeyError, CorruptEntryError, PickleRefusedError, UnreadableValueError,
+        ClosedChestError, OSError
         """
+        return value_of(self._find(key), key, self.options.own)
+
+    def _find(self, key: Any) -> Any:
+        """What `value_of` makes the value of: not here, as it may call a user's functions."""
         changes = self.own_changes()
         if changes is not None and key in changes:
             return changes.get(key)
@@ -306,9 +314,11 @@ class Tiers(Session):
             return slot.value
         array = slot.array
         if array is not None:
-            if slot.kind == "scalar":
-                return scalar_of(array)
-            if self.options.mmap_mode == "c":
+            if isinstance(array, Tree):
+                return array.copied() if self._private else array
+            if slot.kind in ("scalar", "dump"):
+                return at_hand(array, slot.kind)
+            if self._private:
                 return copied(array)
             return array if self._shows_resident else None
         return slot.view() if slot.view is not None and self._shows_resident else None
@@ -320,7 +330,14 @@ class Tiers(Session):
         counters.bytes_faulted += raw[STORED]
         if self.evicts and self._store is not None:
             self._uses.note(self._store, raw)
-        if self.options.mmap_mode == "c":
+        if self._private:
+            return value
+        if type(value) is Tree:
+            if raw[PACK] is None and self._shows_resident:
+                slot.view = value.itself
+                self._kept.append(slot)
+                if len(self._kept) > MAX_KEPT_VIEWS:
+                    _let_go_oldest(self._kept)
             return value
         if type(value) is CompressedArray:
             slot.value = value
@@ -332,7 +349,7 @@ class Tiers(Session):
             return value
         if value.dtype.hasobject:
             # Unpickled into RAM: the chest keeps it no longer than its user does.
-            slot.view = weakref.ref(value)
+            slot.view = ref(value)
             return value
         slot.value = value
         self._kept.append(slot)
@@ -341,7 +358,7 @@ class Tiers(Session):
         return value
 
     def load(self, key: Any) -> Any:
-        """A value as an array in RAM, or a NumPy scalar; raises as `get`.
+        """A value as a get gives it, its arrays in RAM; raises as `get`.
 
         The copy of a compressed one is kept as long as there is room for it.
         """
@@ -352,18 +369,26 @@ class Tiers(Session):
             if copy is not None and slot is not None and self._shows_resident:
                 slot.hits += 1
                 return copy
-        value = self.get(key)
-        writable = self.options.mmap_mode == "c"
-        if type(value) is not CompressedArray:
-            if type(value) is not np.ndarray or writable or not is_map(owner_of(value)):
-                return value
-            found = copied(value)
-        else:
-            found = np.asarray(value)
-        found.setflags(write=self.options.mmap_mode == "r+")
+        value = self._find(key)
+        if type(value) is Tree:
+            parts = [self._in_ram(part) for part in value.parts]
+            return value_of(Tree(value.structure, parts), key, self.options.own)
+        if type(value) is not np.ndarray and type(value) is not CompressedArray:
+            return value_of(value, key, self.options.own)
+        found = self._in_ram(value)
         if type(value) is CompressedArray:
             with self.writer.lock:
                 self._keep_copy(key, value, found)
+        return found
+
+    def _in_ram(self, array: np.ndarray | CompressedArray) -> np.ndarray:
+        if isinstance(array, CompressedArray):
+            found = np.asarray(array)
+        elif self._private or not is_map(owner_of(array)):
+            return array
+        else:
+            found = copied(array)
+        found.setflags(write=self.options.mmap_mode == "r+")
         return found
 
     def _keep_copy(self, key: Any, value: CompressedArray, copy: np.ndarray) -> None:
@@ -537,15 +562,16 @@ class Tiers(Session):
             if not (only_absent and self.contains(key)):
                 changes.put(key, value, compression)
             return
-        array, kind, shown = accept(value, allow_pickle=self.options.allow_pickle)
+        array, kind, shown = accept(value, self.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
         if array.nbytes > self.budget.bytes:
             self._put_directly(key, array, kind, only_absent, compression)
             return
         # Copied before the lock is taken; frozen only once nothing can refuse it any more.
-        if kind != "scalar":
-            shown = array = array_to_keep(array, self.options.on_put)
+        if kind not in ("scalar", "dump"):
+            array = array_to_keep(array, self.options.on_put)
+            shown = None if isinstance(array, Tree) else array
         writer, resident = self.writer, self.resident
         with writer.lock:
             self.check_writable()
@@ -592,7 +618,7 @@ class Tiers(Session):
         if stored + waits + nbytes - gone > quota.nbytes:
             raise quota.refusal(nbytes, stored + waits - gone)
 
-    def _set_resident(self, slot: Slot, array: np.ndarray, kind: Kind) -> None:
+    def _set_resident(self, slot: Slot, array: np.ndarray | Tree, kind: Kind) -> None:
         if slot.array is not None:
             self.resident.remove(slot)
         slot.kind = kind
@@ -601,7 +627,7 @@ class Tiers(Session):
     def _put_directly(
         self,
         key: Any,
-        array: np.ndarray,
+        array: np.ndarray | Tree,
         kind: Kind,
         only_absent: bool,
         compression: How | None,
@@ -628,9 +654,9 @@ class Tiers(Session):
                 ) from error
             with writer.lock:
                 self.committer.count_spill(array.nbytes)
-        if self.options.on_put == "freeze" and kind != "scalar" and is_handed_over(array):
+        if self.options.on_put == "freeze" and kind != "scalar":
             # As any other array that was put: writing to it now would go unnoticed.
-            freeze(array)
+            freeze_handed_over(array)
         self.committer.tell_overflow([key])
 
     def _place_directly(self, key: Any, row: Row, only_absent: bool) -> bool:
@@ -717,6 +743,8 @@ class Tiers(Session):
             if slot is None:
                 raise AbsentKeyError(key)
             array, row = slot.array, slot.row
+            if isinstance(array, Tree):
+                return _entry(form_of(array.nbytes), None, None, None, resident=True)
             if array is not None:
                 form = Form(array.dtype, array.shape, "C", slot.kind)
                 return _entry(form, None, None, None, resident=True)
@@ -748,7 +776,8 @@ class Tiers(Session):
         with self.writer.lock:
             self.index.settle_all()
             slots = self.resident.slots()
-            return {slot.key: self._at_hand(slot) for slot in slots}
+            found = {slot.key: self._at_hand(slot) for slot in slots}
+        return {key: value_of(each, key, self.options.own) for key, each in found.items()}
 
     def hits(self) -> int:
         """Gets that were answered from memory.  Approximate while other threads get."""
@@ -838,13 +867,14 @@ def _let_go_oldest(kept: deque[Slot]) -> None:
     """Keep one value less open that no get has asked for since it was last looked at."""
     for _ in range(2 * len(kept)):
         slot = kept.popleft()
-        if slot.value is None or slot.array is not None:
+        is_tree = slot.value is None and slot.view is not None and not isinstance(slot.view, ref)
+        if slot.array is not None or (slot.value is None and not is_tree):
             continue
         if slot.hits != slot.seen:
             slot.seen = slot.hits
             kept.append(slot)
             continue
-        slot.view = weakref.ref(slot.value)
+        slot.view = None if is_tree else ref(slot.value)
         slot.value = None
         return
 
@@ -857,7 +887,10 @@ def _entry(
         if dtype.kind in "US":
             dtype = np.dtype((dtype.type, form.shape[0]))
         shape = ()
+    elif form.kind in ("tree", "dump"):
+        dtype, shape = np.dtype(object), ()
     found = Entry(
+        kind=form.kind,
         shape=shape,
         dtype=dtype,
         nbytes=form.nbytes,

@@ -14,15 +14,15 @@ import numpy as np
 
 from arraychest.catalog import Pack
 from arraychest.codecs.pack import PACK_THRESHOLD
+from arraychest.codecs.tree import Tree
 from arraychest.compression import How
 from arraychest.entry import Kind, Row
 from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES
 from arraychest.keys import PLAIN_TYPES, encode_key
 from arraychest.loader import value_name
-from arraychest.scalars import scalar_of
 from arraychest.tiers import Tiers
-from arraychest.values import accept, array_to_keep, freeze, is_handed_over
+from arraychest.values import accept, array_to_keep, at_hand, freeze, freeze_handed_over
 
 _DELETED: Final = object()
 _SMALL: Final = object()
@@ -46,7 +46,7 @@ class Transaction:
         self._tiers = tiers
         # By key: the row of what is written, `_SMALL` for what is not yet, or `_DELETED`.
         self._changes: dict[Any, Row | object] = {}
-        self._small: dict[Any, tuple[np.ndarray, Kind]] = {}
+        self._small: dict[Any, tuple[np.ndarray | Tree, Kind]] = {}
         self._small_bytes = 0
         # Of each append to a pack, one row.
         self._appended: list[Row] = []
@@ -63,10 +63,9 @@ class Transaction:
         return self._changes.get(key) is not _DELETED
 
     def get(self, key: Any) -> Any:
-        """The value that was put; raises AbsentKeyError if the key was deleted."""
+        """What was put, as `values.value_of` takes it; AbsentKeyError if the key was deleted."""
         if key in self._small:
-            array, kind = self._small[key]
-            return scalar_of(array) if kind == "scalar" else array
+            return at_hand(*self._small[key])
         row = self._changes[key]
         if not isinstance(row, Row):
             raise AbsentKeyError(key)
@@ -115,12 +114,12 @@ class Transaction:
             The key has the value it had, and the transaction goes on.
         """
         tiers = self._tiers
-        array, kind, _ = accept(value, allow_pickle=tiers.options.allow_pickle)
+        array, kind, _ = accept(value, tiers.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
         on_put = tiers.options.on_put
         if array.nbytes < PACK_THRESHOLD and kind != "pickle":
-            kept = array_to_keep(array, on_put) if kind != "scalar" else array
+            kept = array if kind in ("scalar", "dump") else array_to_keep(array, on_put)
             freeze(kept)
             self._forget(key)
             self._changes[key] = _SMALL
@@ -131,8 +130,8 @@ class Transaction:
             return
         row = tiers.committer.write_directly(key, array, kind, compression)
         self.put_row(key, row)
-        if on_put == "freeze" and kind != "scalar" and is_handed_over(array):
-            freeze(array)
+        if on_put == "freeze" and kind != "scalar":
+            freeze_handed_over(array)
 
     def put_row(self, key: Any, row: Row) -> None:
         """Take over a value that is written."""

@@ -1,20 +1,51 @@
-"""Which values a chest takes, and what becomes of the caller's array (`on_put`)."""
+"""Which values a chest takes, what becomes of the caller's arrays (`on_put`), and how what is kept
+becomes a value again.
+"""
 
 from __future__ import annotations
 
+import io
+import operator
 import sys
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from arraychest.codecs.tree import Tree
 from arraychest.compressed import CompressedArray
 from arraychest.entry import Kind, describe
-from arraychest.errors import ValueTypeError
+from arraychest.errors import ArrayChestError, UnreadableValueError, ValueTypeError
 from arraychest.mapping import is_map
 from arraychest.resident import owner_of
-from arraychest.scalars import array_of_scalar
+from arraychest.scalars import array_of_scalar, scalar_of
+from arraychest.valuetree import is_of_registered_dtype, put_together, take_apart
 
 OnPut = Literal["freeze", "copy", "share"]
+
+
+class Own(NamedTuple):
+    """How a user writes and reads what is no array, and whether objects are pickled.
+
+    Attributes
+    ----------
+    allow_pickle
+        Whether what cannot be taken apart is pickled, and unpickled.
+    dump
+        Writes a value to a file; None: values are taken apart.
+    load
+        Reads one from a file.
+    """
+
+    allow_pickle: bool
+    dump: Callable[[Any, Any], object] | None = None
+    load: Callable[[Any], Any] | None = None
+
+
+class Dumped(NamedTuple):
+    """What a user's `dump` wrote, as bytes: the first says whether it was text."""
+
+    data: np.ndarray
 
 
 class Accepted(NamedTuple):
@@ -23,87 +54,160 @@ class Accepted(NamedTuple):
     Attributes
     ----------
     array
-        The value as an ndarray; of a str or bytes scalar, its characters.
+        The value as an ndarray; of a str or bytes scalar, its characters; what is no array as a
+        `Tree`, or as the bytes that `dump` wrote.
     kind
         What it comes back as.
     shown
-        What a get of the resident value returns: the array, or the NumPy scalar; None for one of
-        a structured dtype, which could be written to.
+        What a get of the resident value returns: the array, or the NumPy scalar; None for what is
+        made anew at each get.
     """
 
-    array: np.ndarray
+    array: np.ndarray | Tree
     kind: Kind
     shown: np.ndarray | np.generic | None
 
 
-def accept(value: Any, *, allow_pickle: bool) -> Accepted:
+def accept(value: Any, own: Own) -> Accepted:
     """Check a value, changing nothing.
 
     Raises
     ------
     ValueTypeError
-        It is no array or NumPy scalar, or would come back as something else.
+        It would come back as something else, or not at all.
     """
-    kind: Kind = "array"
-    shown: np.ndarray | np.generic | None = None
-    if type(value) is CompressedArray:
+    kind = type(value)
+    if kind is CompressedArray:
         # What another get gave: the very value, whatever tier it comes from.
         value = np.asarray(value)
+    elif kind is np.memmap:
+        value = np.asarray(value)
     if type(value) is np.ndarray:
-        array = value
-    elif isinstance(value, np.generic):
-        if type(value) is not value.dtype.type:
-            raise ValueTypeError(
-                f"expected a NumPy scalar, found {_name(value)}, which would come back as "
-                f"{value.dtype.type.__name__}"
-            )
-        kind, array = "scalar", array_of_scalar(value)
-        shown = None if isinstance(value, np.void) else value
-    elif type(value) is np.memmap:
-        array = np.asarray(value)
-    elif isinstance(value, np.ndarray):
-        hint = "np.asarray(value) drops the subclass"
-        if isinstance(value, np.ma.MaskedArray):
-            hint = "store value.data and value.mask under two keys, or value.filled()"
-        raise ValueTypeError(
-            f"expected a plain ndarray, found {_name(value)}, which would come back as an "
-            f"ndarray: {hint}"
-        )
-    else:
-        raise ValueTypeError(
-            f"expected an ndarray or a NumPy scalar, found {_name(value)}: "
-            "np.asarray(value) makes an array of numbers and nested lists"
-        )
+        return _accepted_array(value, own)
+    if isinstance(value, np.generic) and type(value) is value.dtype.type:
+        return _accepted_scalar(value, own)
+    if own.dump is not None:
+        return Accepted(_dumped(value, own.dump), "dump", None)
+    return _taken_apart(value, own)
+
+
+def _accepted_array(array: np.ndarray, own: Own) -> Accepted:
     dtype = array.dtype
-    if dtype.hasobject:
-        if kind == "scalar" or not allow_pickle or dtype.kind not in "OV":
-            if dtype.kind not in "OV" or kind == "scalar":
-                describe(dtype)
+    kind: Kind = "array"
+    if dtype.hasobject and dtype.kind in "OV":
+        if not own.allow_pickle:
             raise ValueTypeError(
                 f"expected an array without Python objects, found dtype {dtype}: they can only be "
                 "pickled, for which the chest must be opened with allow_pickle=True"
             )
         kind = "pickle"
+    elif is_of_registered_dtype(dtype):
+        return _taken_apart(array, own)
     describe(dtype)
-    return Accepted(array, kind, array if kind != "scalar" else shown)
+    return Accepted(array, kind, array)
 
 
-def array_to_keep(array: np.ndarray, on_put: OnPut) -> np.ndarray:
-    """The array that the chest will keep of one that was put; `freeze` it once it is accepted.
+def _accepted_scalar(value: np.generic, own: Own) -> Accepted:
+    if value.dtype.hasobject:
+        raise ValueTypeError(
+            f"expected a NumPy scalar without Python objects, found dtype {value.dtype}"
+        )
+    if is_of_registered_dtype(value.dtype):
+        return _taken_apart(value, own)
+    array = array_of_scalar(value)
+    describe(array.dtype)
+    # One of a structured dtype could be written to.
+    return Accepted(array, "scalar", None if isinstance(value, np.void) else value)
+
+
+def _taken_apart(value: Any, own: Own) -> Accepted:
+    taken = take_apart(value, allow_pickle=own.allow_pickle)
+    # Memory pressure must not show in an array's layout: a file holds it in one of two orders.
+    parts = [part if part.flags.forc else copied(part) for part in taken.parts]
+    return Accepted(Tree(taken.structure, parts), "tree", None)
+
+
+def _dumped(value: Any, dump: Callable[[Any, Any], object]) -> np.ndarray:
+    file = _Dump()
+    dump(value, file)
+    file.seek(0)
+    return np.frombuffer((b"t" if file.text else b"b") + file.read(), np.uint8)
+
+
+class _Dump(io.BytesIO):
+    """A file that takes bytes or text, whichever comes."""
+
+    text = False
+
+    def write(self, data: Any, /) -> int:
+        if isinstance(data, str):
+            self.text = True
+            super().write(data.encode("utf-8", "surrogatepass"))
+            return len(data)
+        return super().write(data)
+
+
+def at_hand(array: np.ndarray | Tree, kind: Kind) -> Any:
+    """What `value_of` makes the value of, of what is kept in RAM."""
+    if isinstance(array, Tree):
+        return array
+    if kind == "scalar":
+        return scalar_of(array)
+    return Dumped(array) if kind == "dump" else array
+
+
+def value_of(found: Any, key: Any, own: Own) -> Any:
+    """What a get gives of what the chest has at hand, or has loaded.  Calls what users registered.
+
+    Raises
+    ------
+    CorruptEntryError, PickleRefusedError, UnreadableValueError
+        It cannot be put together here.
+    """
+    if type(found) is Tree:
+        try:
+            return put_together(found.structure, found.parts, allow_pickle=own.allow_pickle)
+        except ArrayChestError as error:
+            raise type(error)(f"the value of key {key!r:.200}: {error}") from error
+    if type(found) is Dumped:
+        if own.load is None:
+            raise UnreadableValueError(
+                f"the value of key {key!r:.200} was written by a chest's own dump=: open the chest "
+                "with the load= that reads it"
+            )
+        data = found.data.tobytes()
+        if data[:1] == b"t":
+            return own.load(io.StringIO(data[1:].decode("utf-8", "surrogatepass"), newline=""))
+        return own.load(io.BytesIO(data[1:]))
+    return found
+
+
+def array_to_keep(array: np.ndarray | Tree, on_put: OnPut) -> np.ndarray | Tree:
+    """What the chest will keep of an array that was put; `freeze` it once it is accepted.
 
     ``"freeze"`` takes a contiguous array that owns its buffer as it is; any other is copied, so
     that neither its owner nor another view can write to it, and a small view does not keep a
     large base alive.  ``"copy"`` always copies.  ``"share"`` never does: the caller promises not to
     write.
 
-    A copy is C-contiguous, or Fortran-contiguous where the array was.
+    A copy is C-contiguous, or Fortran-contiguous where the array was.  Of a tree, each part is
+    kept so.
     """
+    if isinstance(array, Tree):
+        parts = [_to_keep(part, on_put) for part in array.parts]
+        if all(map(operator.is_, parts, array.parts)):
+            return array
+        return Tree(array.structure, parts)
+    return _to_keep(array, on_put)
+
+
+def _to_keep(array: np.ndarray, on_put: OnPut) -> np.ndarray:
     if on_put == "share":
         return array.view()
-    return array if on_put == "freeze" and is_handed_over(array) else copied(array)
+    return array if on_put == "freeze" and _is_handed_over(array) else copied(array)
 
 
-def is_handed_over(array: np.ndarray) -> bool:
+def _is_handed_over(array: np.ndarray) -> bool:
     """Whether an array that is put with ``"freeze"`` is kept itself, and not a copy of it."""
     flags = array.flags
     if not flags.forc:
@@ -111,10 +215,13 @@ def is_handed_over(array: np.ndarray) -> bool:
         return False
     if array.base is None:
         return flags.owndata
-    return _is_sole_view(array) or (
-        # A read-only map of a value file, which nobody writes to: it came out of a chest.
-        not flags.writeable and is_map(owner_of(array))
-    )
+    if _is_sole_view(array):
+        return True
+    if flags.writeable:
+        return False
+    owner = owner_of(array)
+    # A read-only map of a value file, which nobody writes to: it came out of a chest.  Or bytes.
+    return is_map(owner) or (type(owner) is bytes and len(owner) == array.nbytes)
 
 
 def copied(array: np.ndarray) -> np.ndarray:
@@ -126,8 +233,19 @@ def copied(array: np.ndarray) -> np.ndarray:
     return array.copy(order="A")
 
 
-def freeze(array: np.ndarray) -> None:
+def freeze_handed_over(array: np.ndarray | Tree) -> None:
+    """Make later writes to an array fail that was put with ``"freeze"`` and stored at once."""
+    for each in array.parts if isinstance(array, Tree) else (array,):
+        if _is_handed_over(each):
+            freeze(each)
+
+
+def freeze(array: np.ndarray | Tree) -> None:
     """Make later writes to an array that was put fail, for whoever holds it."""
+    if isinstance(array, Tree):
+        for part in array.parts:
+            freeze(part)
+        return
     array.setflags(write=False)
     if array.base is not None and _is_sole_view(array):
         array.base.setflags(write=False)

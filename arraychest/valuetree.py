@@ -53,7 +53,7 @@ from arraychest.errors import (
     CorruptEntryError,
     KeyTypeError,
     PickleRefusedError,
-    UnregisteredTypeError,
+    UnreadableValueError,
     ValueTypeError,
 )
 from arraychest.keys import decode_key, encode_key
@@ -78,7 +78,7 @@ _BY_KEY_CODE = frozenset({
     dt.datetime, dt.date, dt.timedelta, uuid.UUID,
     pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath,
 })  # fmt: skip
-_CONTAINERS = {list: b"l", tuple: b"t", dict: b"d", set: b"e", frozenset: b"z"}
+_CONTAINERS: dict[type, bytes] = {list: b"l", tuple: b"t", dict: b"d", set: b"e", frozenset: b"z"}
 _UNFINISHED: Any = object()
 
 # Buffers of pickled objects below so many bytes stay in the pickle.
@@ -95,13 +95,24 @@ class Taken(NamedTuple):
     parts
         The arrays, each object once, as they are in the value; and, as arrays of bytes, what is
         long.
-    copied
-        Of each part, whether nobody else can reach its buffer.
     """
 
     structure: bytes
     parts: list[np.ndarray]
-    copied: list[bool]
+
+
+def is_of_registered_dtype(dtype: np.dtype) -> bool:
+    """Whether arrays of a dtype are taken apart by what is registered for its class.
+
+    Only where the catalog could not describe it: then nobody looks for registered types in vain.
+    """
+    if id(dtype) in DESCRIBED:
+        return False
+    try:
+        describe(dtype)
+    except ValueTypeError:
+        return registry.of_type(type(dtype)) is not None
+    return False
 
 
 class Encoder:
@@ -211,16 +222,10 @@ class Encoder:
         if known is None:
             self.other(value, depth)
         elif self._begin(value):
-            self._registered(known, value, depth)
+            self.registered(known, value, depth)
 
-    def of_registered_dtype(self, array: np.ndarray, depth: int) -> bool:
-        """Encode an array whose dtype is of a registered class; False if it is of none."""
-        known = registry.of_type(type(array.dtype))
-        if known is not None and self._begin(array):
-            self._registered(known, array, depth)
-        return known is not None
-
-    def _registered(self, known: registry.Registered, value: Any, depth: int) -> None:
+    def registered(self, known: registry.Registered, value: Any, depth: int) -> None:
+        """Encode a value of a registered type; see `_begin`."""
         name = known.name.encode()
         self.out += b"R" + _SIZE.pack(len(name)) + name
         self.node(known.to_tree(value), _deeper(depth))
@@ -228,14 +233,9 @@ class Encoder:
 
     def _scalar(self, value: np.generic, depth: int) -> None:
         dtype = value.dtype
-        if type(value) is not dtype.type or dtype.hasobject:
+        if type(value) is not dtype.type or dtype.hasobject or is_of_registered_dtype(dtype):
             self._unusual(value, depth)
             return
-        if id(dtype) not in DESCRIBED:
-            if registry.of_type(type(value)) is not None:
-                self._unusual(value, depth)
-                return
-            describe(dtype)
         array = array_of_scalar(value)
         form = form_text(array.dtype, array.shape, "C", "scalar").encode()
         data = array.tobytes()
@@ -329,31 +329,31 @@ class _Storing(Encoder):
         super().__init__()
         self._allow_pickle = allow_pickle
         self.parts: list[np.ndarray] = []
-        self.copied: list[bool] = []
         self._part_of: dict[int, int] = {}
 
     def array(self, array: Any, depth: int) -> None:
         number = self._part_of.get(id(array))
         if number is None:
-            if type(array) is CompressedArray:
-                number = self._part(np.asarray(array), copied=True)
-            elif array.dtype.hasobject:
+            dtype = array.dtype
+            if dtype.hasobject and dtype.kind in "OV":
                 self.other(array, depth)
                 return
-            elif id(array.dtype) not in DESCRIBED and self.of_registered_dtype(array, depth):
+            if is_of_registered_dtype(dtype):
+                known = registry.of_type(type(dtype))
+                if known is not None and self._begin(array):
+                    self.registered(known, array, depth)
                 return
-            else:
-                describe(array.dtype)
-                number = self._part(array, copied=False)
+            describe(dtype)
+            number = self._part(np.asarray(array))
             self._part_of[id(array)] = number
             # What a `to_tree` made would be gone, and its id be another's.
             self._met_arrays.append(array)
         self.out += b"a" + _SIZE.pack(number)
 
     def long(self, tag: bytes, data: bytes) -> None:
-        self.out += tag + _SIZE.pack(self._part(np.frombuffer(data, np.uint8), copied=True))
+        self.out += tag + _SIZE.pack(self._part(np.frombuffer(data, np.uint8)))
 
-    def other(self, value: Any, depth: int) -> None:
+    def other(self, value: Any, depth: int) -> None:  # noqa: ARG002  # as the base's
         if not self._allow_pickle:
             raise ValueTypeError(_refusal(value))
         if not self._begin(value):
@@ -365,7 +365,7 @@ class _Storing(Encoder):
             if raw.nbytes < _IN_BAND:
                 return True
             # The object may go on to write to its own.
-            buffers.append(self._part(np.frombuffer(bytes(raw), np.uint8), copied=True))
+            buffers.append(self._part(np.frombuffer(bytes(raw), np.uint8)))
             return False
 
         try:
@@ -376,9 +376,8 @@ class _Storing(Encoder):
         self.out += struct.pack(f"<{len(buffers)}I", *buffers)
         self._open.discard(id(value))
 
-    def _part(self, array: np.ndarray, *, copied: bool) -> int:
+    def _part(self, array: np.ndarray) -> int:
         self.parts.append(array)
-        self.copied.append(copied)
         return len(self.parts) - 1
 
 
@@ -392,10 +391,12 @@ def _refusal(value: Any) -> str:
         found = f"an array of Python objects, dtype {value.dtype}"
     else:
         found = _name(value)
+        if isinstance(value, np.ndarray):
+            found += " (np.asarray(value) drops the subclass)"
     return (
-        "expected an array, a NumPy scalar, None, bool, number, str, bytes, date or time, or a list, "
-        f"tuple, set or dict of these, found {found}: `arraychest.register` tells how to take such a "
-        "value apart; allow_pickle=True would pickle it"
+        "expected an array, a NumPy scalar, None, bool, number, str, bytes, date or time, or a "
+        f"list, tuple, set or dict of these, found {found}: `arraychest.register` says how to take "
+        "such a value apart; with allow_pickle=True it would be pickled"
     )
 
 
@@ -414,7 +415,7 @@ def take_apart(value: Any, *, allow_pickle: bool) -> Taken:
         encoder.node(value)
     except RecursionError as error:
         raise ValueTypeError("expected a value less deeply nested, found no stack left") from error
-    return Taken(bytes(encoder.out), encoder.parts, encoder.copied)
+    return Taken(bytes(encoder.out), encoder.parts)
 
 
 def put_together(structure: bytes, parts: Sequence[Any], *, allow_pickle: bool) -> Any:
@@ -431,7 +432,7 @@ def put_together(structure: bytes, parts: Sequence[Any], *, allow_pickle: bool) 
         It is no structure, or `from_tree` does not take what is in it.
     PickleRefusedError
         An object in it was pickled, and may not be unpickled.
-    UnregisteredTypeError
+    UnreadableValueError
         A type in it is not registered here.
     """
     decoder = _Decoder(structure, parts, allow_pickle)
@@ -580,7 +581,7 @@ class _Decoder:
         tree = self.node(_deeper(depth))
         known = registry.of_name(name)
         if known is None:
-            raise UnregisteredTypeError(
+            raise UnreadableValueError(
                 f"expected a registered type, found {name!r:.200}: import the package that it is "
                 "from, or whatever calls `arraychest.register` for it"
             )
@@ -606,7 +607,9 @@ class _Decoder:
                 "who wrote it"
             )
         try:
-            value = pickle.loads(data, buffers=map(np.asarray, buffers))
+            value = pickle.loads(  # noqa: S301  # asked for
+                data, buffers=map(np.asarray, buffers)
+            )
         except (pickle.UnpicklingError, EOFError) as error:
             raise CorruptEntryError(f"expected a pickled object: {error}") from error
         self._met[number] = value
