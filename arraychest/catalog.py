@@ -1,6 +1,6 @@
 """The catalog: an SQLite database that alone says what a chest holds.
 
-This is the specification of the chest's format, version 3::
+This is the specification of the chest's format, version 4::
 
     PATH/
       catalog.sqlite           this database, in WAL mode (beside it -wal and -shm while in use)
@@ -39,6 +39,12 @@ checksum    file     the generation of a value in a file of its own, or a pack's
             sums     zlib.crc32 of each piece of them, 4 bytes each, little-endian: of 1 MiB, or of
                      4 KiB in a pack; empty for a file that is written in place (``"r+"``); a
                      compressed value has its own in its file
+digest      gen      the generation of a value
+            part     0, or of a value tree the number of an array in it, counted from 1
+            digest   what the array contains (see `digests`)
+cost        gen      the generation of a value
+            seconds  how long it took to compute
+            expires  when it is no longer good, in seconds since 1970; NULL: never
 change      n        the number of a commit; only the last `_CHANGES` are kept
             session  who made it
             keys     canonical codes of the keys it changed (`pack_codes`); NULL: too many to say
@@ -78,10 +84,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from arraychest.checksums import Extent
-from arraychest.entry import KEY, SEQ, RawRow, Row
+from arraychest.entry import KEY, SEQ, Cost, Facts, RawRow, Row
 from arraychest.errors import ChestFormatError, CorruptEntryError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FILE_NAME = "catalog.sqlite"
 _APPLICATION_ID = 0x41436873
 
@@ -98,6 +104,10 @@ CREATE TABLE pack(
 CREATE TABLE checksum(
     file INTEGER NOT NULL, start INTEGER NOT NULL, bytes INTEGER NOT NULL, sums BLOB NOT NULL,
     PRIMARY KEY(file, start)) WITHOUT ROWID;
+CREATE TABLE digest(
+    gen INTEGER NOT NULL, part INTEGER NOT NULL, digest BLOB NOT NULL,
+    PRIMARY KEY(gen, part)) WITHOUT ROWID;
+CREATE TABLE cost(gen INTEGER PRIMARY KEY, seconds REAL NOT NULL, expires REAL);
 CREATE TABLE change(n INTEGER PRIMARY KEY, session INTEGER NOT NULL, keys BLOB, gone BLOB);
 CREATE TABLE session(number INTEGER PRIMARY KEY);
 CREATE TABLE meta(name TEXT PRIMARY KEY NOT NULL, value) WITHOUT ROWID;
@@ -544,6 +554,8 @@ class Catalog:
         packs: Sequence[Pack] = (),
         dropped_packs: Sequence[int] = (),
         dropped_files: Sequence[int] = (),
+        forgotten: Sequence[int] = (),
+        facts: Sequence[Facts] = (),
         change: int | None = None,
         gone: Sequence[str] = (),
     ) -> None:
@@ -559,6 +571,10 @@ class Catalog:
             Packs to insert or update, and packs (their ids) to forget.
         dropped_files
             Generations of values in files of their own that are no more.
+        forgotten
+            Generations of values that are no more.
+        facts
+            What is known of values in `rows`.
         change
             The number of this commit, where others are to know of it.
         gone
@@ -587,8 +603,23 @@ class Catalog:
             for group in _grouped(sorted([*dropped_packs, *dropped_files])):
                 marks = ",".join("?" * len(group))
                 connection.execute(f"DELETE FROM checksum WHERE file IN ({marks})", group)
+            for table in self._tables_of_facts(connection) if forgotten else ():
+                for group in _grouped(sorted(forgotten)):
+                    marks = ",".join("?" * len(group))
+                    connection.execute(f"DELETE FROM {table} WHERE gen IN ({marks})", group)
+            for each in facts:
+                _add_facts(connection, each)
             if change is not None:
                 self._tell(connection, change, [*deleted, *rows], gone)
+
+    @staticmethod
+    def _tables_of_facts(connection: sqlite3.Connection) -> list[str]:
+        """Those that are not empty: mostly all are, and need not be searched."""
+        found = [
+            connection.execute(f"SELECT EXISTS(SELECT 1 FROM {table})").fetchone()[0]
+            for table in _FACTS
+        ]
+        return list(itertools.compress(_FACTS, found))
 
     def _tell(
         self,
@@ -632,6 +663,8 @@ class Catalog:
                 "DELETE FROM checksum WHERE file NOT IN (SELECT gen FROM entry WHERE pack IS NULL)"
                 " AND file NOT IN (SELECT id FROM pack)"
             )
+            for table in self._tables_of_facts(connection):
+                connection.execute(f"DELETE FROM {table} WHERE gen NOT IN (SELECT gen FROM entry)")
             if change is not None:
                 self._tell(connection, change, None, ())
 
@@ -670,16 +703,45 @@ class Catalog:
         with self._transaction() as connection:
             connection.execute("DELETE FROM checksum WHERE file = ?", (generation,))
             connection.execute("INSERT INTO checksum VALUES (?, 0, 0, x'')", (generation,))
+            connection.execute("DELETE FROM digest WHERE gen = ?", (generation,))
 
     def is_written_in_place(self, generation: int) -> bool:
         """Whether `note_written_in_place` was called for a value."""
         sql = "SELECT count(*) FROM checksum WHERE file = ? AND start = 0 AND sums = x''"
         return bool(self._read(sql, generation)[0][0])
 
+    def facts_of(self, generation: int) -> Facts:
+        """What is known of a value.  Some 8 us."""
+        digests = self._read("SELECT part, digest FROM digest WHERE gen = ?", generation)
+        costs = self._read("SELECT seconds, expires FROM cost WHERE gen = ?", generation)
+        found = {part: digest for part, digest in digests if type(digest) is bytes}
+        seconds, expires = costs[0] if costs else (None, None)
+        if type(seconds) is not float or type(expires) not in (float, type(None)):
+            return Facts(generation, found)
+        return Facts(generation, found, Cost(seconds, expires))
+
+    def add_digest(self, generation: int, part: int, digest: bytes) -> None:
+        """Note what a value contains, unless it is gone, or written to in place."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO digest SELECT ?, ?, ? WHERE NOT EXISTS ("
+                "SELECT 1 FROM checksum WHERE file = ? AND start = 0 AND sums = x'')",
+                (generation, part, digest, generation),
+            )
+
+    def costs(self) -> dict[int, Cost]:
+        """What the values took to compute, by generation, of all that were computed."""
+        rows = self._read("SELECT gen, seconds, expires FROM cost")
+        return {
+            generation: Cost(seconds, expires)
+            for generation, seconds, expires in rows
+            if type(seconds) is float and type(expires) in (float, type(None))
+        }
+
     def clear(self, gone: Sequence[str]) -> None:
         """Remove every entry and pack; the commit's number is 1, and these files go with it."""
         with self._transaction() as connection:
-            for table in ("entry", "pack", "checksum", "change"):
+            for table in ("entry", "pack", "checksum", "change", *_FACTS):
                 connection.execute(f"DELETE FROM {table}")
             self._tell(connection, 1, None, gone)
 
@@ -718,6 +780,18 @@ class Catalog:
 
 
 _FIND = "SELECT * FROM entry WHERE key = ?"
+_FACTS = ("digest", "cost")
+
+
+def _add_facts(connection: sqlite3.Connection, facts: Facts) -> None:
+    for part, digest in facts.digests.items():
+        connection.execute(
+            "INSERT OR REPLACE INTO digest VALUES (?, ?, ?)", (facts.generation, part, digest)
+        )
+    if facts.cost is not None:
+        connection.execute(
+            "INSERT OR REPLACE INTO cost VALUES (?, ?, ?)", (facts.generation, *facts.cost)
+        )
 
 
 def _decoded(data: bytes) -> str:

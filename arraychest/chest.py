@@ -153,6 +153,10 @@ class Chest(MutableMapping[Any, Any]):
         apart: ``dump(value, file)`` writes one to a file, as text or bytes, and ``load(file)``
         reads it, as ``json.dump`` and ``json.load`` do.  It is written when it is put, and read at
         each get.
+    key_to_filename
+        What the file of a key's value is called, for people to find it: a function from the key to
+        a str.  The chest adds a number and the ending; characters that would lead to another
+        folder are replaced, and small values share files whatever they are called.
     on_full
         What gives way.  ``"refuse"``: a put that would not fit raises QuotaError.  ``"evict"``:
         the least recently used stored entries are removed; of small values, which share a file, a
@@ -223,6 +227,7 @@ class Chest(MutableMapping[Any, Any]):
         compression_threads: int | None = None,
         dump: Callable[[Any, Any], object] | None = None,
         load: Callable[[Any], Any] | None = None,
+        key_to_filename: Callable[[Any], str] | None = None,
     ) -> None:
         _check_choice("mode", mode, ("r", "a", "w", "x"))
         _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
@@ -264,6 +269,7 @@ class Chest(MutableMapping[Any, Any]):
             "compression_threads": compression_threads,
             "dump": dump,
             "load": load,
+            "key_to_filename": key_to_filename,
         }
         folder = None if path is None else os.path.abspath(os.fsdecode(path))
         options = Options(
@@ -277,6 +283,7 @@ class Chest(MutableMapping[Any, Any]):
             allow_network,
             quota,
             compressing,
+            key_to_filename,
         )
         self._tiers = Tiers(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.

@@ -18,18 +18,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from arraychest import digests, origins
 from arraychest.catalog import Pack
 from arraychest.codecs import npy, tree
 from arraychest.codecs.b2nd import WORKING_BYTES
+from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree
 from arraychest.compression import Compression, How
-from arraychest.entry import GENERATION, PACK, SEQ, STORED, Form, Kind, RawRow, Row, form_text
+from arraychest.entry import (
+    GENERATION,
+    PACK,
+    SEQ,
+    STORED,
+    Cost,
+    Facts,
+    Form,
+    Kind,
+    RawRow,
+    Row,
+    form_text,
+)
 from arraychest.errors import ArrayChestError, QuotaError, SpillError
 from arraychest.eviction import Candidate, Evictor, freed_by, touch
 from arraychest.following import Follower
 from arraychest.index import Index
-from arraychest.keys import decode_key, encode_key
+from arraychest.keys import decode_key, encode_key, fitting_stem
 from arraychest.loader import pack_name, value_name
+from arraychest.origins import Source
 from arraychest.quota import FILE_OVERHEAD, SMALL_OVERHEAD, Quota
 from arraychest.resident import ResidentSet, is_held
 from arraychest.slot import Batch, Slot
@@ -111,6 +126,8 @@ class Committer:
         How much may be stored; None: any amount.
     compression
         What is compressed.
+    key_to_filename
+        What the file of a key's value is called; None: as the key.
 
     Attributes
     ----------
@@ -120,6 +137,8 @@ class Committer:
         Held by whoever commits; taken before `lock`.
     compacting
         Packs that have become sparse.
+    source
+        Gives what digests of stored arrays are asked for at, as long as it is there.
     """
 
     def __init__(
@@ -130,15 +149,18 @@ class Committer:
         on_overflow: Callable[[Any], object] | None,
         quota: Quota | None,
         compression: Compression,
+        key_to_filename: Callable[[Any], str] | None = None,
     ) -> None:
         self.index = index
         self.resident = resident
         self.open_store = open_store
         self.counters = Counters()
+        self.source: Callable[[], Source | None] = _nobody
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
         self._compression = compression
+        self._key_to_filename = key_to_filename
         self._evictor = Evictor()
         # Bytes that writers were granted and have not committed yet.
         self._reserved = 0
@@ -307,19 +329,39 @@ class Committer:
     ) -> Row:
         """Write a value to a file of its own, compressed where that is worth it."""
         store = self.open_store()
+        named = self.named(key)
         form, text = _form_of(array, kind)
+        text += named
         code = encode_key(key)
         if isinstance(array, Tree):
             choices = [self._compression.choice(part, "array", asked) for part in array.parts]
             if not any(choices):
                 return store.write(code, seq, list(array.buffers()), form, text)
             with self._threads_to_compress() as nthreads:
-                return store.compress_tree(code, seq, array, choices, nthreads)
+                return store.compress_tree(code, seq, array, choices, nthreads, named)
         choice = self._compression.choice(array, kind, asked)
         if choice is None:
             return store.write(code, seq, npy.payload(array, form), form, text)
         with self._threads_to_compress() as nthreads:
             return store.compress(code, seq, array, form, text, choice, nthreads)
+
+    def named(self, key: Any) -> str:
+        """What follows in the text of a form where the user has a name for the file.
+
+        Raises
+        ------
+        TypeError
+            It is no str; so it is with whatever the user's function raises.
+        """
+        if self._key_to_filename is None:
+            return ""
+        name = self._key_to_filename(key)
+        if not isinstance(name, str):
+            raise TypeError(
+                f"expected key_to_filename to return a str, found {type(name).__name__} "
+                f"for key {key!r:.100}"
+            )
+        return "\n" + fitting_stem(name)
 
     @contextlib.contextmanager
     def _threads_to_compress(self) -> Iterator[int]:
@@ -387,10 +429,17 @@ class Committer:
                 doomed_bytes = self._doomed_bytes
                 self._doomed.clear()
                 self._doomed_bytes = 0
+                # A batch has no slots: only what was put with a cost has something to say.
+                facts = [
+                    known
+                    for slot, array, row in zip(slots, arrays, rows, strict=False)
+                    if (slot.cost is not None or not job.small)
+                    and (known := facts_of(row[GENERATION], array, slot.cost)) is not None
+                ]
                 replaced = [slot.raw for slot in slots if slot.raw is not None]
                 deleted = [slot.raw for slot in deletions if slot.raw is not None]
             try:
-                unused += store.commit(rows, replaced, deleted)
+                unused += store.commit(rows, replaced, deleted, facts=facts)
             except BaseException:
                 with self.lock:
                     store.catalog.end_snapshot()
@@ -419,6 +468,7 @@ class Committer:
         *,
         deleted: Iterable[Any] = (),
         adopted: Sequence[Pack] = (),
+        facts: Sequence[Facts] = (),
     ) -> list[str]:
         """Commit values that are written and never were in RAM, as one step.
 
@@ -431,7 +481,7 @@ class Committer:
             Keys, each once, and their rows; place and exact code are filled in here.
         deleted
             Keys to delete, each once, that are not among these.
-        adopted
+        adopted, facts
             See `Store.commit`.
 
         Raises
@@ -459,6 +509,7 @@ class Committer:
                 [slot.raw for slot, _, _ in placed if slot.raw is not None],
                 [slot.raw for slot in (*leaving, *overtaken) if slot.raw is not None],
                 adopted,
+                facts,
             )
         finally:
             store.catalog.end_snapshot()
@@ -467,8 +518,10 @@ class Committer:
             slot.raw = None
             if slot.writing < 0:
                 self._bury(slot)
+        costs = {each.generation: each.cost for each in facts}
         for slot, new, row in placed:
             self.let_go(slot)
+            slot.cost = costs.get(row.generation)
             index.puts += 1
             slot.version = index.puts
             slot.raw = row
@@ -515,6 +568,8 @@ class Committer:
         for at in itertools.compress(range(len(rows)), held):
             if slots[at].kind in ("array", "pickle"):
                 slots[at].view = weakref.ref(arrays[at])
+                if rows[at][PACK] is None:
+                    origins.note(arrays[at], self.source, rows[at][GENERATION], 0)
 
     def write_directly(
         self, key: Any, array: np.ndarray | Tree, kind: Kind, asked: How | None = None
@@ -756,6 +811,21 @@ def _grouped_by_kind(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candi
 
 
 # --- a value as the store takes it -------------------------------------------------------------
+
+
+def _nobody() -> None:
+    """Where nobody has said."""
+
+
+def facts_of(generation: int, array: np.ndarray | Tree, cost: Cost | None) -> Facts | None:
+    """What is known of a value that is stored now; None if nothing is."""
+    parts = enumerate(array.parts, 1) if isinstance(array, Tree) else [(0, array)]
+    found = {}
+    for number, part in parts:
+        # Whatever fits into a pack is digested as soon as it is looked up.
+        if part.nbytes >= PACK_THRESHOLD and (digest := digests.known(part)) is not None:
+            found[number] = digest
+    return Facts(generation, found, cost) if found or cost is not None else None
 
 
 def _form_of(array: np.ndarray | Tree, kind: Kind) -> tuple[Form, str]:

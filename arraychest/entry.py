@@ -50,6 +50,11 @@ class Row(NamedTuple):
     stamp: int | None
 
     @property
+    def stem(self) -> str | None:
+        """What the chest's user calls the value's file; None: it is called as its key."""
+        return self.form.partition("\n")[2] or None
+
+    @property
     def is_frame(self) -> bool:
         """Whether the value is compressed: no other file of one value begins with its data."""
         return self.pack is None and self.offset == 0
@@ -65,6 +70,40 @@ EXACT: Final = 2
 GENERATION: Final = 4
 PACK: Final = 5
 STORED: Final = 7
+
+
+class Cost(NamedTuple):
+    """What it took to compute a value.
+
+    Attributes
+    ----------
+    seconds
+        How long it took.
+    expires
+        When it is no longer good, in seconds since 1970; None: never.
+    """
+
+    seconds: float
+    expires: float | None = None
+
+
+class Facts(NamedTuple):
+    """What the catalog knows of a value beside its row.
+
+    Attributes
+    ----------
+    generation
+        The value's.
+    digests
+        What it contains (see `digests`): of an array by 0; of the arrays in a value tree, by their
+        number counted from 1.
+    cost
+        What it took to compute it; None: it was not computed by a cached function.
+    """
+
+    generation: int
+    digests: dict[int, bytes]
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +165,8 @@ def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"],
     The sizes of the dimensions, ``-`` if there are none; the order, followed by ``s`` for a NumPy
     scalar, ``p`` for pickled objects, ``t`` for a value tree, ``d`` for what a user's ``dump`` has
     written, and ``a`` for an aligned structured dtype; and what NumPy writes as ``descr`` into a
-    ``.npy`` header, without the quotes of a plain string.
+    ``.npy`` header, without the quotes of a plain string.  In a row and in a directory a line feed
+    may follow, and what the chest's user calls the file (``key_to_filename=``).
 
     Raises
     ------
@@ -227,7 +267,7 @@ def parse_form(text: str) -> Form:
 def _form(text: str) -> Form:
     if len(text) > _MAX_FORM_TEXT:
         raise ValueError(f"{len(text)} characters")
-    sizes, letters, descr = text.split(" ", 2)
+    sizes, letters, descr = text.partition("\n")[0].split(" ", 2)
     shape = () if sizes == "-" else tuple(map(int, sizes.split(",")))
     order: Any = letters[:1]
     aligned = letters.endswith("a")

@@ -145,6 +145,14 @@ def file_stem(canonical: bytes) -> str:
     return canonical[1:41].translate(_READABLE).strip(b"-").decode("ascii") or "key"
 
 
+def fitting_stem(name: str) -> str:
+    """What a user calls a file as the readable part of its name: in no other folder, and of 120
+    bytes at most.
+    """
+    fit = "".join([char if char.isprintable() and char != "/" else "-" for char in name])
+    return fit.encode("utf-8")[:120].decode("utf-8", "ignore").strip(".- ") or "key"
+
+
 _READABLE = bytes(
     byte if chr(byte).isascii() and (chr(byte).isalnum() or byte == ord("_")) else ord("-")
     for byte in range(256)

@@ -98,6 +98,7 @@ class _Draft:
         store = tiers.open_store()
         tiers.committer.reserve_disk_for(key, form.nbytes)
         text = form_text(form.dtype, form.shape, form.order, form.kind)
+        text += tiers.committer.named(key)
         try:
             code, place = encode_key(key), tiers.index.puts
             stored = self._file_of(source)

@@ -47,6 +47,7 @@ class Options(NamedTuple):
     allow_network: bool
     quota: Quota | None
     compression: Compression
+    key_to_filename: Callable[[Any], str] | None
 
 
 class Session:
@@ -86,6 +87,7 @@ class Session:
             options.on_overflow,
             options.quota,
             options.compression,
+            options.key_to_filename,
         )
         self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
         if path is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree
 from arraychest.compression import How
-from arraychest.entry import Kind, RawRow, Row
+from arraychest.entry import Cost, Kind, RawRow, Row
 
 
 class Slot:
@@ -36,6 +36,8 @@ class Slot:
         What `array` comes back as.
     compression
         How its put asked to compress `array`; None: as the chest does.
+    cost
+        What it took to compute `array`, if that is known.
     raw
         The catalog's row for the key; None if it has none.  Outdated while `array` is set.
     view
@@ -52,6 +54,7 @@ class Slot:
     __slots__ = (
         "array",
         "compression",
+        "cost",
         "hits",
         "key",
         "kind",
@@ -72,6 +75,7 @@ class Slot:
         self.array: np.ndarray | Tree | None = None
         self.kind: Kind = "array"
         self.compression: How | None = None
+        self.cost: Cost | None = None
         self.view: Callable[[], Any] | None = None
         self.hits = 0
         self.seen = 0

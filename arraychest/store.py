@@ -25,7 +25,17 @@ from arraychest.codecs import b2nd, blosc, directory, npy, pack, tree
 from arraychest.codecs.blosc import Choice
 from arraychest.codecs.tree import Tree
 from arraychest.counter import open_counter, unmoved
-from arraychest.entry import GENERATION, PACK, STORED, Form, RawRow, Row, form_text, parse_form
+from arraychest.entry import (
+    GENERATION,
+    PACK,
+    STORED,
+    Facts,
+    Form,
+    RawRow,
+    Row,
+    form_text,
+    parse_form,
+)
 from arraychest.errors import ChestFormatError, CorruptEntryError
 from arraychest.files import DATA, PACKS, READ_FLAGS, SPARE, Files, Put
 from arraychest.keys import KeyCode
@@ -322,8 +332,15 @@ class Store:
         array: Tree,
         choices: Sequence[Choice | None],
         nthreads: int,
+        named: str,
     ) -> Row:
-        """As `compress`, of a value tree: some of its parts are."""
+        """As `compress`, of a value tree: some of its parts are.
+
+        Parameters
+        ----------
+        named
+            What follows in the text of its form, which nobody knows yet.
+        """
         generation = self._generation()
         stamp = _new_stamp()
         # As long as with any other number of bytes: NumPy pads it.
@@ -332,7 +349,7 @@ class Store:
             None if choice is None else blosc.layout_of(tree.in_c_order(part), choice)
             for part, choice in zip(array.parts, choices, strict=True)
         ]
-        text = form_text(*tree.form_of(0))
+        text = form_text(*tree.form_of(0)) + named
         row = Row(code.canonical, seq, code.exact, text, generation, None, start, 0, stamp)
 
         def produce(put: Put) -> int:
@@ -341,7 +358,7 @@ class Store:
                 layouts, nthreads, lambda at, buffers: put(start + at, buffers), stamp
             )
             form = tree.form_of(size)
-            row = row._replace(form=form_text(*form))
+            row = row._replace(form=form_text(*form) + named)
             listed = _directory_of_one(stamp, generation, seq, size, code, row.form)
             end = start + size
             put(end, [listed, npy.trailer(stamp, end, len(listed))])
@@ -584,6 +601,7 @@ class Store:
         replaced: Sequence[RawRow] = (),
         deleted: Sequence[RawRow] = (),
         adopted: Sequence[Pack] = (),
+        facts: Sequence[Facts] = (),
     ) -> list[str]:
         """Commit rows, and return the files that the catalog no longer names.
 
@@ -599,6 +617,8 @@ class Store:
             Entries that go.
         adopted
             Packs of another chest that `rows` lie in, already linked.
+        facts
+            What is known of the values of `rows`.
 
         Raises
         ------
@@ -610,7 +630,7 @@ class Store:
         freed = [*replaced, *deleted]
         packs = self._packs_after(rows, freed, adopted)
         try:
-            gone = self._commit(packs, rows, freed, deleted, self._refusing)
+            gone = self._commit(packs, rows, freed, deleted, self._refusing, facts)
         except BaseException as error:
             if isinstance(error, OSError):
                 self.files.remove(_own_files(rows))
@@ -644,6 +664,7 @@ class Store:
         freed: Sequence[RawRow],
         deleted: Sequence[RawRow],
         quota: Quota | None = None,
+        facts: Sequence[Facts] = (),
     ) -> list[str]:
         """Change the catalog, and note what became of the packs; returns the files to remove."""
         with self._append_lock:
@@ -672,6 +693,8 @@ class Store:
                     packs=changed,
                     dropped_packs=dropped,
                     dropped_files=[row[GENERATION] for row in freed if row[PACK] is None],
+                    forgotten=[row[GENERATION] for row in freed],
+                    facts=facts,
                     change=change,
                     gone=gone,
                 )

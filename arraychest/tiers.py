@@ -16,10 +16,12 @@ from weakref import ref
 
 import numpy as np
 
+from arraychest import origins
 from arraychest.budget import Budget
 from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES, Layout
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree, form_of
+from arraychest.committer import facts_of
 from arraychest.compressed import CompressedArray
 from arraychest.compression import How
 from arraychest.entry import (
@@ -28,7 +30,9 @@ from arraychest.entry import (
     KEY,
     PACK,
     STORED,
+    Cost,
     Entry,
+    Facts,
     Form,
     Kind,
     RawRow,
@@ -48,9 +52,10 @@ from arraychest.loader import file_name, value_name
 from arraychest.mapping import is_map
 from arraychest.quota import FILE_OVERHEAD
 from arraychest.resident import owner_of
-from arraychest.session import Options, Session
+from arraychest.session import Options, Session, logger
 from arraychest.slot import Slot
 from arraychest.values import (
+    OnPut,
     accept,
     array_to_keep,
     at_hand,
@@ -80,7 +85,11 @@ class Changes(Protocol):
 
     def row(self, key: Any) -> Row: ...  # noqa: D102
 
-    def put(self, key: Any, value: Any, compression: How | None = None) -> None: ...  # noqa: D102
+    def cost(self, key: Any) -> Cost | None: ...  # noqa: D102
+
+    def put(  # noqa: D102
+        self, key: Any, value: Any, compression: How | None = None, cost: Cost | None = None
+    ) -> None: ...
 
     def put_row(self, key: Any, row: Row) -> None: ...  # noqa: D102
 
@@ -113,13 +122,17 @@ class Tiers(Session):
         self.evicts = quota is not None and quota.evicts
         self._uses = Uses()
         # Whether a put may keep the very array.
-        self._adopts = options.on_put == "freeze" and not self._refuses
+        self._adopts = self._may_adopt_any = (
+            options.on_put == "freeze" and not self._refuses and options.key_to_filename is None
+        )
         # Whether a get returns the very array that is kept in RAM.
         self._shows_resident = options.mmap_mode == "r"
         self._private = options.mmap_mode == "c"
         # Generations whose files are written to through our maps.
         self._in_place: dict[int, Row] = {}
         super().__init__(path, budget, options)
+        # What digests of our arrays are asked for at, and told.
+        self.source = self.committer.source = ref(self)
         self.index.pinned = self._loading.__contains__
         # A name of its own for what every put asks.
         self._slots = self.index.slots
@@ -156,7 +169,7 @@ class Tiers(Session):
             return not self._changes
 
     def _may_adopt(self) -> bool:
-        return self.options.on_put == "freeze" and not self._changes and not self._refuses
+        return self._may_adopt_any and not self._changes
 
     # --- get -------------------------------------------------------------------------------
 
@@ -333,12 +346,18 @@ class Tiers(Session):
         if self._private:
             return value
         if type(value) is Tree:
+            if raw[PACK] is None:
+                for number, part in enumerate(value.parts, 1):
+                    if part.nbytes >= PACK_THRESHOLD:
+                        origins.note(part, self.source, raw[GENERATION], number)
             if raw[PACK] is None and self._shows_resident:
                 slot.view = value.itself
                 self._kept.append(slot)
                 if len(self._kept) > MAX_KEPT_VIEWS:
                     _let_go_oldest(self._kept)
             return value
+        if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray):
+            origins.note(value, self.source, raw[GENERATION], 0)
         if type(value) is CompressedArray:
             slot.value = value
             self._kept_frames.append(slot)
@@ -400,6 +419,50 @@ class Tiers(Session):
         resident.drop_copies(budget.high - copy.nbytes)
         if resident.charged + copy.nbytes <= budget.high:
             resident.keep_copy(slot, slot.raw[GENERATION], copy)
+
+    # --- what is known of values beside themselves ---------------------------------------------
+
+    def cost_of(self, key: Any) -> Cost | None:
+        """What it took to compute a value; None if it is not there, or that is not known."""
+        changes = self.own_changes()
+        if changes is not None and key in changes:
+            return changes.cost(key)
+        with self.writer.lock:
+            self.follow()
+            slot = self.index.find(key)
+            if slot is None:
+                return None
+            if slot.array is not None:
+                return slot.cost
+            raw, store = slot.raw, self._store
+            if raw is None or store is None:
+                return None
+            return store.catalog.facts_of(raw[GENERATION]).cost
+
+    def find_digest(self, generation: int, part: int) -> bytes | None:
+        """What the catalog says that a stored array contains; None if it says nothing."""
+        with self.writer.lock:
+            store = self._store
+            if store is None:
+                return None
+            return store.catalog.facts_of(generation).digests.get(part)
+
+    def is_written_in_place(self, generation: int) -> bool:
+        """Whether a value may change while it is stored."""
+        with self.writer.lock:
+            store = self._store
+            return store is None or store.catalog.is_written_in_place(generation)
+
+    def record_digest(self, generation: int, part: int, digest: bytes) -> None:
+        """Note what a stored array contains.  Says nothing where it may not."""
+        if self._no_puts or self.own_changes() is not None:
+            return
+        try:
+            with self.at_work(), self.committer.committing() as store:
+                store.catalog.add_digest(generation, part, digest)
+                store.catalog.raise_interrupt()
+        except (OSError, ArrayChestError) as error:
+            logger.debug("a digest was not recorded: %s", error)
 
     # --- which keys there are ------------------------------------------------------------------
 
@@ -525,6 +588,7 @@ class Tiers(Session):
                             added = self.index.may_be_fresh(key) and resident.add_fresh(key, value)
                         elif slot.array is not None and slot.kind == "array":
                             resident.replace(slot, value)
+                            slot.cost = None
                             self.index.puts = slot.version = self.index.puts + 1
                             slot.value = value if self._shows_resident else None
                             added = True
@@ -541,7 +605,14 @@ class Tiers(Session):
         self.put_any(key, value)
 
     def put_any(
-        self, key: Any, value: Any, *, only_absent: bool = False, compression: How | None = None
+        self,
+        key: Any,
+        value: Any,
+        *,
+        only_absent: bool = False,
+        compression: How | None = None,
+        cost: Cost | None = None,
+        on_put: OnPut | None = None,
     ) -> None:
         """Make `value` the value of `key`.
 
@@ -551,6 +622,10 @@ class Tiers(Session):
             Leave the value that there is.
         compression
             How to compress it when it is stored; None: as the chest does.
+        cost
+            What it took to compute it.
+        on_put
+            What becomes of its arrays; None: as the chest says.
 
         Raises
         ------
@@ -560,17 +635,23 @@ class Tiers(Session):
         changes = self.own_changes()
         if changes is not None:
             if not (only_absent and self.contains(key)):
-                changes.put(key, value, compression)
+                changes.put(key, value, compression, cost)
             return
+        on_put = on_put or self.options.on_put
         array, kind, shown = accept(value, self.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
+        self.committer.named(key)
         if array.nbytes > self.budget.bytes:
-            self._put_directly(key, array, kind, only_absent, compression)
+            if self._put_directly(key, array, kind, only_absent, compression, cost):
+                # As any other array that was put: writing to it now would go unnoticed.
+                if on_put == "freeze" and kind != "scalar":
+                    freeze_handed_over(array)
+                self.committer.tell_overflow([key])
             return
         # Copied before the lock is taken; frozen only once nothing can refuse it any more.
         if kind not in ("scalar", "dump"):
-            array = array_to_keep(array, self.options.on_put)
+            array = array_to_keep(array, on_put)
             shown = None if isinstance(array, Tree) else array
         writer, resident = self.writer, self.resident
         with writer.lock:
@@ -590,6 +671,7 @@ class Tiers(Session):
             freeze(array)
             self._set_resident(slot, array, kind)
             slot.compression = compression
+            slot.cost = cost
             resident.drop_copy(slot)
             if new:
                 self.index.add(slot)
@@ -631,20 +713,24 @@ class Tiers(Session):
         kind: Kind,
         only_absent: bool,
         compression: How | None,
-    ) -> None:
-        """Store a value that is larger than the budget, without ever charging it."""
+        cost: Cost | None,
+    ) -> bool:
+        """Store a value that is larger than the budget, without ever charging it; False where
+        another is there, and `only_absent`.
+        """
         writer = self.writer
         with writer.lock:
             self.check_writable()
             writer.report_failure()
             self.follow()
             if only_absent and self.index.find(key) is not None:
-                return
+                return False
         with self.at_work():
             row = self.committer.write_directly(key, array, kind, compression)
             try:
-                if not self._place_directly(key, row, only_absent):
-                    return
+                facts = facts_of(row.generation, array, cost)
+                if not self._place_directly(key, row, only_absent, facts):
+                    return False
             except ArrayChestError:
                 self.open_store().files.remove([value_name(row)])
                 raise
@@ -654,19 +740,17 @@ class Tiers(Session):
                 ) from error
             with writer.lock:
                 self.committer.count_spill(array.nbytes)
-        if self.options.on_put == "freeze" and kind != "scalar":
-            # As any other array that was put: writing to it now would go unnoticed.
-            freeze_handed_over(array)
-        self.committer.tell_overflow([key])
+        return True
 
-    def _place_directly(self, key: Any, row: Row, only_absent: bool) -> bool:
+    def _place_directly(self, key: Any, row: Row, only_absent: bool, facts: Facts | None) -> bool:
         with self.committer.committing() as store:
             with self.writer.lock:
                 self.check_writable()
                 wanted = not only_absent or self.index.find(key) is None
                 unused = [value_name(row)]
                 if wanted:
-                    unused = self.committer.place(store, [(key, row)])
+                    known = () if facts is None else (facts,)
+                    unused = self.committer.place(store, [(key, row)], facts=known)
             store.files.remove(unused)
             store.catalog.raise_interrupt()
         return wanted

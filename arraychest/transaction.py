@@ -16,7 +16,7 @@ from arraychest.catalog import Pack
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree
 from arraychest.compression import How
-from arraychest.entry import Kind, Row
+from arraychest.entry import Cost, Facts, Kind, Row
 from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES
 from arraychest.keys import PLAIN_TYPES, encode_key
@@ -48,6 +48,7 @@ class Transaction:
         self._changes: dict[Any, Row | object] = {}
         self._small: dict[Any, tuple[np.ndarray | Tree, Kind]] = {}
         self._small_bytes = 0
+        self._costs: dict[Any, Cost] = {}
         # Of each append to a pack, one row.
         self._appended: list[Row] = []
         self.adopted: list[Pack] = []
@@ -70,6 +71,10 @@ class Transaction:
         if not isinstance(row, Row):
             raise AbsentKeyError(key)
         return self._tiers.open_store().loader.load(row, key)
+
+    def cost(self, key: Any) -> Cost | None:
+        """What it took to compute the value that was put; None if that is not known."""
+        return self._costs.get(key)
 
     def row(self, key: Any) -> Row:
         """The row of a value that was put; raises AbsentKeyError if the key was deleted."""
@@ -105,8 +110,10 @@ class Transaction:
 
     # --- changes -------------------------------------------------------------------------------
 
-    def put(self, key: Any, value: Any, compression: How | None = None) -> None:
-        """Write a value; `compression` as `Tiers.put_any` takes it.
+    def put(
+        self, key: Any, value: Any, compression: How | None = None, cost: Cost | None = None
+    ) -> None:
+        """Write a value; `compression` and `cost` as `Tiers.put_any` takes them.
 
         Raises
         ------
@@ -122,6 +129,8 @@ class Transaction:
             kept = array if kind in ("scalar", "dump") else array_to_keep(array, on_put)
             freeze(kept)
             self._forget(key)
+            if cost is not None:
+                self._costs[key] = cost
             self._changes[key] = _SMALL
             self._small[key] = kept, kind
             self._small_bytes += array.nbytes
@@ -130,6 +139,8 @@ class Transaction:
             return
         row = tiers.committer.write_directly(key, array, kind, compression)
         self.put_row(key, row)
+        if cost is not None:
+            self._costs[key] = cost
         if on_put == "freeze" and kind != "scalar":
             freeze_handed_over(array)
 
@@ -146,6 +157,7 @@ class Transaction:
     def _forget(self, key: Any) -> None:
         """Undo what was done to a key before."""
         old = self._changes.get(key)
+        self._costs.pop(key, None)
         if isinstance(old, Row) and old.pack is None:
             self._tiers.open_store().files.remove([value_name(old)])
         small = self._small.pop(key, None)
@@ -190,6 +202,11 @@ class Transaction:
                     return
                 with tiers.committer.committing() as store:
                     rows = [(k, row) for k, row in self._changes.items() if isinstance(row, Row)]
+                    facts = [
+                        Facts(row.generation, {}, self._costs[key])
+                        for key, row in rows
+                        if key in self._costs
+                    ]
                     deleted = [key for key, row in self._changes.items() if row is _DELETED]
                     if tiers.evicts:  # a quota that refuses is asked by the commit itself
                         tiers.committer.evict(store, sum(row.stored for _, row in rows))
@@ -197,7 +214,7 @@ class Transaction:
                         tiers.check_writable()
                         remove = False
                         unused = tiers.committer.place(
-                            store, rows, deleted=deleted, adopted=self.adopted
+                            store, rows, deleted=deleted, adopted=self.adopted, facts=facts
                         )
                     store.files.remove(unused)
                     store.catalog.raise_interrupt()
