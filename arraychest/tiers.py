@@ -21,7 +21,7 @@ from arraychest.budget import Budget
 from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES, Layout
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree, form_of
-from arraychest.committer import facts_of
+from arraychest.committer import facts_of, logger
 from arraychest.compressed import CompressedArray
 from arraychest.compression import How
 from arraychest.entry import (
@@ -52,7 +52,7 @@ from arraychest.loader import file_name, value_name
 from arraychest.mapping import is_map
 from arraychest.quota import FILE_OVERHEAD
 from arraychest.resident import owner_of
-from arraychest.session import Options, Session, logger
+from arraychest.session import Options, Session
 from arraychest.slot import Slot
 from arraychest.values import (
     OnPut,
