@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import functools
 import itertools
 import os
 import weakref
@@ -17,7 +19,7 @@ from collections.abc import (
 )
 from contextlib import AbstractContextManager
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast, overload
 
 import numpy as np
 
@@ -33,10 +35,11 @@ from arraychest.keys import encode_key
 from arraychest.linking import update_from
 from arraychest.locks import KeyLock
 from arraychest.mapping import MmapMode
+from arraychest.memoize import Cached, Flights, P, R, cached
 from arraychest.mending import repair as repair_findings
 from arraychest.mutation import Creation, edited
 from arraychest.parallel import default_threads
-from arraychest.quota import OnFull, Quota
+from arraychest.quota import EvictBy, OnFull, Quota
 from arraychest.rebuild import rebuild_if_lost
 from arraychest.session import Options
 from arraychest.tiers import Tiers
@@ -163,6 +166,11 @@ class Chest(MutableMapping[Any, Any]):
         whole pack, a 32nd of `max_disk` and at most 64 MiB.  A get that went to disk is a use, for
         all processes and also after reopening; one answered from memory is for the process that
         answered it.  A reader's gets count if it gives both, too.
+    evict_by
+        Which entries go first: ``"lru"``, the least recently used ones; ``"cost"``, those of most
+        bytes times seconds since they were used, for each second that it took to compute them
+        (`cache` knows; others count as computed at 100 MB/s).  What has expired goes first in any
+        case.
 
     Raises
     ------
@@ -222,6 +230,7 @@ class Chest(MutableMapping[Any, Any]):
         allow_network: bool = False,
         max_disk: int | float | str | None = None,
         on_full: OnFull = "refuse",
+        evict_by: EvictBy = "lru",
         compression: Asked = "auto",
         compress_above: int | float | str = COMPRESS_ABOVE,
         compression_threads: int | None = None,
@@ -235,9 +244,12 @@ class Chest(MutableMapping[Any, Any]):
             raise ValueError('expected mmap_mode="r" or "c" with mode="r", found "r+"')
         _check_choice("on_put", on_put, ("freeze", "copy", "share"))
         _check_choice("on_full", on_full, ("refuse", "evict"))
+        _check_choice("evict_by", evict_by, ("lru", "cost"))
         if max_disk is None and on_full == "evict":
             raise ValueError('expected max_disk with on_full="evict", found None')
-        quota = None if max_disk is None else Quota(parse_bytes(max_disk), on_full == "evict")
+        quota = None
+        if max_disk is not None:
+            quota = Quota(parse_bytes(max_disk), on_full == "evict", evict_by)
         how = parse_compression(compression)
         if how == "auto" and mmap_mode == "r+":
             how = "never"  # each get would undo it
@@ -264,6 +276,7 @@ class Chest(MutableMapping[Any, Any]):
             "allow_network": allow_network,
             "max_disk": max_disk,
             "on_full": on_full,
+            "evict_by": evict_by,
             "compression": compression,
             "compress_above": compress_above,
             "compression_threads": compression_threads,
@@ -289,6 +302,7 @@ class Chest(MutableMapping[Any, Any]):
         # The hot path's own name for it: the same dict object for the chest's whole life.
         self._index = self._tiers.index.slots
         self._counter = self._tiers.counter
+        self._flights = Flights(self._tiers)
         self._finalizer = weakref.finalize(self, self._tiers.finalize)
         if data is not None:
             try:
@@ -680,6 +694,101 @@ class Chest(MutableMapping[Any, Any]):
         """
         return Creation(self._tiers, key, shape, dtype, order, fill)
 
+    # --- memoised functions --------------------------------------------------------------------
+
+    @overload
+    def cache(self, func: Callable[P, R], **options: Any) -> Cached[P, R]: ...
+    @overload
+    def cache(
+        self, func: None = None, **options: Any
+    ) -> Callable[[Callable[P, R]], Cached[P, R]]: ...
+    def cache(
+        self,
+        func: Callable[P, R] | None = None,
+        *,
+        ignore: Iterable[str] = (),
+        key: Callable[..., Any] | None = None,
+        version: Any = None,
+        helpers: bool = True,
+        expires_after: float | dt.timedelta | None = None,
+        verbose: int = 0,
+    ) -> Any:
+        """Keep the results of a function, by what it is and what it is given; a decorator.
+
+        A result is an entry of the chest, under the function's name and what the call is in
+        hexadecimal (`Cached.key`).  It is found again by every call with equal arguments, in this
+        process, another, or tomorrow, unless the function was changed.  What counts as the
+        function, and what as equal, `arraychest.fingerprint` says; in short: its code and that of
+        the functions of its module that it calls, and the contents of its arguments, type for type.
+
+        Parameters
+        ----------
+        func
+            A function, method, coroutine function, lambda or partial.
+        ignore
+            Names of parameters that do not count.
+        key
+            In place of all arguments, what this returns of them counts.
+        version
+            In place of the code, this counts: the results stay good until it is changed.
+        helpers
+            Whether functions of the same module count that the function calls.
+        expires_after
+            How long a result is good, in seconds or as a timedelta.
+        verbose
+            1: say on standard error what is computed, and how long it took; 2: and what was kept.
+
+        Returns
+        -------
+        Cached
+            To be called as the function.
+
+        Raises
+        ------
+        ValueTypeError
+            It is a generator function.
+        ValueError, TypeError
+            There is no such parameter to ignore, or it is no function.
+
+        Notes
+        -----
+        Any number of threads and processes that ask for the same missing result compute it once.
+        In a chest that cannot be written to, or where a result does not fit, functions are
+        computed as if nothing kept them.  scikit-learn takes a chest as ``memory=``: it keeps
+        fitted estimators, too, for which the chest needs ``allow_pickle=True``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest()
+        >>> @chest.cache
+        ... def smooth(a, width=3):
+        ...     return np.convolve(a, np.ones(width) / width, "same")
+        >>> smooth(np.arange(5.0)).tolist() == smooth(np.arange(5.0), width=3).tolist()
+        True
+        >>> smooth.stats().hits, smooth.stats().misses
+        (1, 1)
+        """
+        options = {
+            "ignore": ignore,
+            "key": key,
+            "version": version,
+            "helpers": helpers,
+            "expires_after": expires_after,
+            "verbose": verbose,
+        }
+        if func is None:
+            return functools.partial(self.cache, **options)
+        return cached(self._tiers, self._flights, self, func, **options)
+
+    def __copy__(self) -> Self:
+        """The chest itself: what a copy of it would hold is the same."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The chest itself, as in the copies that scikit-learn makes of a pipeline."""
+        return self
+
     def handle(self, key: Any) -> Handle:
         """What stands for a stored value: a few hundred bytes when pickled.
 
@@ -831,6 +940,8 @@ class Chest(MutableMapping[Any, Any]):
 
     def compact(self) -> int:
         """Give back the holes that deleted small values left; returns how many bytes they were.
+
+        Results of cached functions that have expired are removed.
 
         Views of values that are moved stay valid.  A pack of which more than half is dead is
         compacted in the background anyway.

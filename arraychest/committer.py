@@ -161,7 +161,7 @@ class Committer:
         self._quota = quota
         self._compression = compression
         self._key_to_filename = key_to_filename
-        self._evictor = Evictor()
+        self._evictor = Evictor("lru" if quota is None else quota.evict_by)
         # Bytes that writers were granted and have not committed yet.
         self._reserved = 0
         self._doomed: dict[Slot, None] = {}

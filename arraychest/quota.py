@@ -8,6 +8,7 @@ from arraychest.errors import QuotaError
 from arraychest.units import format_bytes
 
 OnFull = Literal["refuse", "evict"]
+EvictBy = Literal["lru", "cost"]
 
 # Bytes that a value takes on disk beyond its own, about: header, directory and trailer of a file;
 # place in the directory of a pack, and what its bytes are rounded up to.
@@ -23,11 +24,14 @@ class Quota(NamedTuple):
     nbytes
         The limit.
     evicts
-        Whether the least recently used entries make room; else what does not fit is refused.
+        Whether stored entries make room; else what does not fit is refused.
+    evict_by
+        Which go first; see `eviction`.
     """
 
     nbytes: int
     evicts: bool
+    evict_by: EvictBy = "lru"
 
     def refusal(self, nbytes: int, used: int) -> QuotaError:
         """What to raise where `nbytes` more do not fit."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -182,6 +183,19 @@ class Tiers(Session):
         ClosedChestError, OSError
         """
         return value_of(self._find(key), key, self.options.own)
+
+    def get_plain(self, key: Any) -> Any:
+        """As `get`, whatever was compressed as plain arrays in RAM."""
+        found = self._find(key)
+        if type(found) is CompressedArray:
+            return self.load(key)
+        if type(found) is Tree and any(type(part) is CompressedArray for part in found.parts):
+            parts = [
+                self._in_ram(part) if type(part) is CompressedArray else part
+                for part in found.parts
+            ]
+            found = Tree(found.structure, parts)
+        return value_of(found, key, self.options.own)
 
     def _find(self, key: Any) -> Any:
         """What `value_of` makes the value of: not here, as it may call a user's functions."""
@@ -929,13 +943,17 @@ class Tiers(Session):
                 self.get(key)
 
     def compact(self) -> int:
-        """Rewrite every pack that has holes; returns the bytes that were dead.
+        """Remove what has expired, and rewrite every pack that has holes; returns the bytes that
+        were dead.
 
         Raises
         ------
         SpillError
             Deletions could not be committed, or values not be moved; nothing is lost.
         """
+        for key in self._expired_keys():
+            with contextlib.suppress(AbsentKeyError):
+                self.delete(key)
         self.flush()
         store = self._store
         if store is None:
@@ -945,6 +963,24 @@ class Tiers(Session):
             for identity in store.sparse_packs(0.0):
                 self.committer.compact_pack(identity)
         return dead
+
+    def _expired_keys(self) -> list[Any]:
+        """The keys of stored values that are no longer good."""
+        with self.writer.lock:
+            self.follow()
+            costs = {} if self._store is None else self._store.catalog.costs()
+        now = time.time()
+        expired = {
+            generation
+            for generation, cost in costs.items()
+            if cost.expires is not None and cost.expires <= now
+        }
+        found = []
+        for key in self.keys() if expired else ():
+            row = self.stored_row(key)
+            if row is not None and row.generation in expired:
+                found.append(key)
+        return found
 
 
 def _let_go_oldest(kept: deque[Slot]) -> None:

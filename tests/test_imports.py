@@ -56,6 +56,7 @@ RANKS = {
     "handle": 14,
     "integrity": 14,
     "linking": 15,
+    "memoize": 15,
     "mutation": 15,
     "rebuild": 15,
     "mending": 15,

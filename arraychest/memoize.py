@@ -1,0 +1,477 @@
+"""Memoised functions: a result is kept in a chest under what its call is, and found there again.
+
+A call is what runs and what it is given (see `fingerprint`).  Arrays count by their contents, which
+are digested once: a result that comes out of a chest and is the argument of the next function is
+known by the digest that was recorded with it.
+
+A missing result is computed once: whoever asks for it meanwhile, in any thread or process, waits,
+and computes it should the first one fail or die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import datetime as dt
+import functools
+import hashlib
+import inspect
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from arraychest.committer import logger
+from arraychest.entry import Cost, Entry
+from arraychest.errors import (
+    AbsentKeyError,
+    ClosedChestError,
+    CorruptEntryError,
+    SpillError,
+    ValueTypeError,
+)
+from arraychest.fingerprint import FunctionPrint, Parameters, value_fingerprint
+from arraychest.keys import encode_key
+from arraychest.locks import KeyLock
+from arraychest.origins import digest_of
+from arraychest.resident import owner_of
+from arraychest.tiers import Tiers
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# What results took to compute, remembered by each function of so many of them.
+_MOST_COSTS = 65_536
+
+# A coroutine that waits for another's result looks again after so long, in seconds: at first, and
+# at most.
+_FIRST_WAIT_SECONDS = 0.001
+_MAX_WAIT_SECONDS = 0.05
+
+# What the caller is computing, so that a function that asks for its own result does not wait for
+# itself.
+_computing: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+    "computing", default=frozenset()
+)
+
+
+class CacheStats(NamedTuple):
+    """What a memoised function has done since it was decorated, in this process.
+
+    Attributes
+    ----------
+    hits, misses
+        Calls whose result was there, and calls that were computed.
+    seconds_computing
+        How long the latter took.
+    seconds_saved
+        How long the results of the former had taken to compute.
+    """
+
+    hits: int
+    misses: int
+    seconds_computing: float
+    seconds_saved: float
+
+
+class Flights:
+    """Which results of one chest are being computed: each by one caller at a time."""
+
+    def __init__(self, tiers: Tiers) -> None:
+        self._tiers = tiers
+        self._lock = threading.Lock()
+        # In a temporary chest, which no other process uses: by key, and how many ask for each.
+        self._locks: dict[str, threading.Lock] = {}
+        self._asking: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Keep all others from computing a result; waits for whoever does."""
+        if key in _computing.get():
+            yield
+            return
+        with self._taken(key) as lock:
+            lock.acquire()
+            try:
+                with self._noted(key):
+                    yield
+            finally:
+                lock.release()
+
+    @contextlib.asynccontextmanager
+    async def alone_async(self, key: str) -> AsyncIterator[None]:
+        """As `alone`, of a coroutine: others go on while it waits."""
+        if key in _computing.get():
+            yield
+            return
+        with self._taken(key) as lock:
+            pause = _FIRST_WAIT_SECONDS
+            while not lock.acquire(blocking=False):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _MAX_WAIT_SECONDS)
+            try:
+                with self._noted(key):
+                    yield
+            finally:
+                lock.release()
+
+    @contextlib.contextmanager
+    def _taken(self, key: str) -> Iterator[Any]:
+        tiers = self._tiers
+        if not tiers.temporary and tiers.may_write():
+            yield KeyLock(tiers.open_store().root, encode_key(key).canonical)
+            return
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+            self._asking[key] = self._asking.get(key, 0) + 1
+        try:
+            yield lock
+        finally:
+            with self._lock:
+                self._asking[key] -= 1
+                if not self._asking[key]:
+                    del self._asking[key], self._locks[key]
+
+    @contextlib.contextmanager
+    def _noted(self, key: str) -> Iterator[None]:
+        token = _computing.set(_computing.get() | {key})
+        try:
+            yield
+        finally:
+            _computing.reset(token)
+
+
+class Cached(Generic[P, R]):
+    """A function whose results a chest keeps; `Chest.cache` makes it.
+
+    It is called as the function is.  What it returns is what the chest gives: arrays are read-only
+    (or as `mmap_mode` says), also those that were computed just now.
+
+    Attributes
+    ----------
+    func
+        The function itself.
+
+    Notes
+    -----
+    Safe from many threads.  A hit costs some 20 us and what it takes to digest arrays that were
+    not met before; what is stored is mapped, not read.
+    """
+
+    def __init__(
+        self,
+        tiers: Tiers,
+        flights: Flights,
+        chest: Any,
+        func: Callable[P, R],
+        *,
+        ignore: Iterable[str] = (),
+        key: Callable[..., Any] | None = None,
+        version: Any = None,
+        helpers: bool = True,
+        expires_after: float | dt.timedelta | None = None,
+        verbose: int = 0,
+    ) -> None:
+        if not callable(func):
+            raise TypeError(
+                f"expected a function to cache, found {type(func).__name__}: of a classmethod or "
+                "staticmethod, decorate the function first"
+            )
+        if isinstance(expires_after, dt.timedelta):
+            expires_after = expires_after.total_seconds()
+        if expires_after is not None and not expires_after > 0:
+            raise ValueError(f"expected expires_after to be positive, found {expires_after}")
+        self._tiers = tiers
+        self._flights = flights
+        # A chest that nobody holds is closed.
+        self._chest = chest
+        self._options = {
+            "ignore": tuple(ignore) if not isinstance(ignore, str) else ignore,
+            "key": key,
+            "version": version,
+            "helpers": helpers,
+            "expires_after": expires_after,
+            "verbose": verbose,
+        }
+        self.func = func
+        self._name = _name_of(func)
+        self._print = FunctionPrint(func, version=version, helpers=helpers, defaults=False)
+        self._parameters = Parameters(func, ignore)
+        self._key = key
+        self._expires_after = expires_after
+        self._verbose = verbose
+        self._costs: dict[str, Cost | None] = {}
+        self._hits = self._misses = 0
+        self._seconds_computing = self._seconds_saved = 0.0
+        functools.update_wrapper(self, func)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function's result: the one that is kept, or else computed now and kept.
+
+        Raises
+        ------
+        ValueTypeError
+            An argument cannot be told by its content, or the result cannot be stored.
+        Exception
+            Whatever the function raises; it is not kept.
+        """
+        key, args_, kwargs_ = self._called(args, kwargs)
+        found, value = self._found(key)
+        if found:
+            return value  # type: ignore[no-any-return]
+        with self._flights.alone(key):
+            found, value = self._found(key)
+            if found:
+                return value  # type: ignore[no-any-return]
+            with self._timed(key) as timed:
+                result = self.func(*args_, **kwargs_)
+            return self._kept(key, result, timed.seconds, args_, kwargs_)  # type: ignore[no-any-return]
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key of the chest under which the result of a call is kept."""
+        return self._called(args, kwargs)[0]
+
+    def check(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Whether the result of a call is there, and still good; reads nothing of it."""
+        return self._is_good(self.key(*args, **kwargs))
+
+    def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry:
+        """What the chest knows of the result of a call, which is computed if it is missing.
+
+        What is there is not read: see `Chest.entry`.
+        """
+        key = self.key(*args, **kwargs)
+        if not self._is_good(key):
+            self(*args, **kwargs)
+        return self._tiers.entry(key)
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove the result of a call; returns whether there was one."""
+        key = self.key(*args, **kwargs)
+        try:
+            return self._tiers.delete(key)
+        except AbsentKeyError:
+            return False
+
+    def clear(self) -> int:
+        """Remove all results of the function, also of its former versions; returns how many.
+
+        Looks at every key of the chest, some 1 us each.
+        """
+        start, length = f"{self._name}(", len(self._name) + 34
+        keys = [
+            key
+            for key in self._tiers.keys()  # noqa: SIM118  # no mapping
+            if type(key) is str and len(key) == length and key.startswith(start)
+        ]
+        for key in keys:
+            with contextlib.suppress(AbsentKeyError):
+                self._tiers.delete(key)
+        return len(keys)
+
+    def stats(self) -> CacheStats:
+        """What the function has done in this process.  Approximate while several threads call."""
+        return CacheStats(self._hits, self._misses, self._seconds_computing, self._seconds_saved)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """As a method: what it is called on is its first argument."""
+        return self if instance is None else BoundCached(self, instance)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """In another process it is the decorated function there, or one of the same chest."""
+        name = getattr(self, "__qualname__", "")
+        found: Any = sys.modules.get(getattr(self, "__module__", ""))
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is self:
+            return name
+        return _again, (self._chest, self.func, self._options)
+
+    def __repr__(self) -> str:
+        return f"<{self._name}, cached in {self._tiers.path or 'a temporary chest'}>"
+
+    # --- a call ------------------------------------------------------------------------------
+
+    def _called(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """The key of a call, and what the function is to be called with."""
+        call = self._parameters.bind(args, kwargs)
+        if self._key is None:
+            given = self._parameters.fingerprint(call.values, digest_of)
+        else:
+            given = value_fingerprint(self._key(*call.args, **call.kwargs), digest_of)
+        both = hashlib.blake2b(self._print.digest() + given, digest_size=16)
+        return f"{self._name}({both.hexdigest()})", call.args, call.kwargs
+
+    def _found(self, key: str) -> tuple[bool, Any]:
+        """Whether a result is there, and it."""
+        try:
+            value = self._tiers.get_plain(key)
+        except AbsentKeyError:
+            return False, None
+        except CorruptEntryError as error:
+            logger.warning("the result of %s is computed again: %s", self._name, error)
+            return False, None
+        cost = self._cost(key)
+        if cost is not None:
+            if cost.expires is not None and cost.expires <= time.time():
+                return False, None
+            self._seconds_saved += cost.seconds
+        self._hits += 1
+        if self._verbose > 1:
+            self._say(f"{key} was kept")
+        return True, value
+
+    def _is_good(self, key: str) -> bool:
+        if not self._tiers.contains(key):
+            return False
+        cost = self._cost(key)
+        return cost is None or cost.expires is None or cost.expires > time.time()
+
+    def _cost(self, key: str) -> Cost | None:
+        """What a result took to compute; asked for once, and again once it has expired."""
+        known = self._costs.get(key)
+        if known is None or (known.expires is not None and known.expires <= time.time()):
+            known = self._tiers.cost_of(key)
+            if len(self._costs) >= _MOST_COSTS:
+                self._costs.clear()
+            self._costs[key] = known
+        return known
+
+    @contextlib.contextmanager
+    def _timed(self, key: str) -> Iterator[_Timed]:
+        if self._verbose:
+            self._say(f"{key} is computed")
+        timed = _Timed()
+        started = time.perf_counter()
+        try:
+            yield timed
+        finally:
+            timed.seconds = time.perf_counter() - started
+            self._misses += 1
+            self._seconds_computing += timed.seconds
+        if self._verbose:
+            self._say(f"{key} took {timed.seconds:.3g} s")
+
+    def _kept(
+        self, key: str, result: Any, seconds: float, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Keep a result; returns what the chest gives of it, or where it keeps none the result."""
+        tiers = self._tiers
+        if tiers.closed or not tiers.may_write():
+            return result
+        expires = None if self._expires_after is None else time.time() + self._expires_after
+        cost = Cost(seconds, expires)
+        # What the function was given stays the caller's, also where it is what it returned.
+        on_put = "copy" if _shares(result, [*args, *kwargs.values()]) else None
+        try:
+            tiers.put_any(key, result, cost=cost, on_put=on_put)
+            if not tiers.temporary and tiers.own_changes() is None:
+                # Before anybody else may compute it: other processes see what is stored.
+                tiers.spill(key)
+        except ValueTypeError as error:
+            raise ValueTypeError(f"the result of {self._name} cannot be kept: {error}") from error
+        except (SpillError, ClosedChestError) as error:
+            logger.warning("the result of %s is not kept: %s", self._name, error)
+        self._costs[key] = cost
+        try:
+            return tiers.get_plain(key)
+        except (AbsentKeyError, ClosedChestError):
+            return result
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"[arraychest] {text}\n")
+
+
+class CachedCoroutine(Cached[P, R]):
+    """A coroutine function whose results a chest keeps."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
+        """As of a function; to be awaited.  Other tasks go on while it waits for a result."""
+        key, args_, kwargs_ = self._called(args, kwargs)
+        found, value = self._found(key)
+        if found:
+            return value
+        async with self._flights.alone_async(key):
+            found, value = self._found(key)
+            if found:
+                return value
+            with self._timed(key) as timed:
+                result: Any = await self.func(*args_, **kwargs_)  # type: ignore[misc]
+            return self._kept(key, result, timed.seconds, args_, kwargs_)
+
+    async def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry:  # type: ignore[override]
+        """As of a function; to be awaited."""
+        key = self.key(*args, **kwargs)
+        if not self._is_good(key):
+            await self(*args, **kwargs)
+        return self._tiers.entry(key)
+
+
+# So that `inspect.iscoroutinefunction` says so of the wrapper, too.
+if hasattr(inspect, "markcoroutinefunction"):
+    inspect.markcoroutinefunction(CachedCoroutine.__call__)
+
+
+class BoundCached:
+    """A cached method of one object."""
+
+    def __init__(self, cached: Cached[..., Any], instance: Any) -> None:
+        self.__func__ = cached
+        self.__self__ = instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the function, with the object as its first argument."""
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.__func__, name)
+        if name in ("key", "check", "entry", "invalidate"):
+            return functools.partial(found, self.__self__)
+        return found
+
+
+class _Timed:
+    seconds = 0.0
+
+
+def cached(
+    tiers: Tiers, flights: Flights, chest: Any, func: Callable[..., Any], **options: Any
+) -> Cached[..., Any]:
+    """The memoised form of a function, or of a coroutine function; see `Chest.cache`."""
+    kind: Any = CachedCoroutine if inspect.iscoroutinefunction(func) else Cached
+    made: Cached[..., Any] = kind(tiers, flights, chest, func, **options)
+    return made
+
+
+def _again(chest: Any, func: Callable[..., Any], options: dict[str, Any]) -> Any:
+    return chest.cache(func, **options)
+
+
+def _name_of(func: Any) -> str:
+    while isinstance(func, functools.partial):
+        func = func.func
+    module = getattr(func, "__module__", None)
+    name = getattr(func, "__qualname__", None) or type(func).__qualname__
+    return f"{module}.{name}" if module else str(name)
+
+
+def _shares(result: Any, arguments: Iterable[Any]) -> bool:
+    """Whether an array in a result lies in the buffer of an array among the arguments."""
+    theirs = {id(owner_of(array)) for array in _arrays_in(arguments)}
+    return bool(theirs) and any(id(owner_of(array)) in theirs for array in _arrays_in([result]))
+
+
+def _arrays_in(values: Iterable[Any], depth: int = 4) -> Iterator[np.ndarray]:
+    for value in values:
+        if isinstance(value, np.ndarray):
+            yield value
+        elif depth and isinstance(value, list | tuple):
+            yield from _arrays_in(value, depth - 1)
+        elif depth and isinstance(value, dict):
+            yield from _arrays_in(value.values(), depth - 1)
