@@ -697,10 +697,28 @@ class Chest(MutableMapping[Any, Any]):
     # --- memoised functions --------------------------------------------------------------------
 
     @overload
-    def cache(self, func: Callable[P, R], **options: Any) -> Cached[P, R]: ...
+    def cache(
+        self,
+        func: Callable[P, R],
+        *,
+        ignore: Iterable[str] = ...,
+        key: Callable[..., Any] | None = ...,
+        version: Any = ...,
+        helpers: bool = ...,
+        expires_after: float | dt.timedelta | None = ...,
+        verbose: int = ...,
+    ) -> Cached[P, R]: ...
     @overload
     def cache(
-        self, func: None = None, **options: Any
+        self,
+        func: None = None,
+        *,
+        ignore: Iterable[str] = ...,
+        key: Callable[..., Any] | None = ...,
+        version: Any = ...,
+        helpers: bool = ...,
+        expires_after: float | dt.timedelta | None = ...,
+        verbose: int = ...,
     ) -> Callable[[Callable[P, R]], Cached[P, R]]: ...
     def cache(
         self,

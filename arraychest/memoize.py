@@ -40,6 +40,7 @@ from arraychest.locks import KeyLock
 from arraychest.origins import digest_of
 from arraychest.resident import owner_of
 from arraychest.tiers import Tiers
+from arraychest.values import OnPut
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -302,7 +303,7 @@ class Cached(Generic[P, R]):
         """The key of a call, and what the function is to be called with."""
         call = self._parameters.bind(args, kwargs)
         if self._key is None:
-            given = self._parameters.fingerprint(call.values, digest_of)
+            given = call.fingerprint(digest_of)
         else:
             given = value_fingerprint(self._key(*call.args, **call.kwargs), digest_of)
         both = hashlib.blake2b(self._print.digest() + given, digest_size=16)
@@ -368,7 +369,7 @@ class Cached(Generic[P, R]):
         expires = None if self._expires_after is None else time.time() + self._expires_after
         cost = Cost(seconds, expires)
         # What the function was given stays the caller's, also where it is what it returned.
-        on_put = "copy" if _shares(result, [*args, *kwargs.values()]) else None
+        on_put: OnPut | None = "copy" if _shares(result, [*args, *kwargs.values()]) else None
         try:
             tiers.put_any(key, result, cost=cost, on_put=on_put)
             if not tiers.temporary and tiers.own_changes() is None:
