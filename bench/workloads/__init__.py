@@ -9,6 +9,7 @@ from bench.workloads import (
     compressed,
     hits,
     imports,
+    memoize,
     pipeline,
     reload,
     sharing,
@@ -25,4 +26,5 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "pipeline": pipeline.run,
     "sharing": sharing.run,
     "compressed": compressed.run,
+    "memoize": memoize.run,
 }
