@@ -18,12 +18,15 @@ from arraychest.errors import (
     QuotaError,
     ReadOnlyChestError,
     SpillError,
+    UnreadableValueError,
     ValueTypeError,
 )
 from arraychest.handle import Handle
 from arraychest.integrity import Finding, Report
 from arraychest.locks import KeyLock
+from arraychest.memoize import Cached, CacheStats
 from arraychest.mutation import Creation, Part
+from arraychest.registry import register
 
 __version__ = "0.1.0"
 
@@ -32,6 +35,8 @@ __all__ = [
     "PACK_THRESHOLD",
     "AbsentKeyError",
     "ArrayChestError",
+    "CacheStats",
+    "Cached",
     "Chest",
     "ChestFormatError",
     "ChestInUseError",
@@ -52,7 +57,9 @@ __all__ = [
     "Report",
     "SpillError",
     "Stats",
+    "UnreadableValueError",
     "ValueTypeError",
     "open",
+    "register",
     "repair",
 ]

@@ -10,13 +10,11 @@ and computes it should the first one fail or die.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import datetime as dt
 import functools
 import hashlib
-import inspect
 import sys
 import threading
 import time
@@ -34,7 +32,6 @@ from arraychest.errors import (
     SpillError,
     ValueTypeError,
 )
-from arraychest.fingerprint import FunctionPrint, Parameters, value_fingerprint
 from arraychest.keys import encode_key
 from arraychest.locks import KeyLock
 from arraychest.origins import digest_of
@@ -106,6 +103,8 @@ class Flights:
     @contextlib.asynccontextmanager
     async def alone_async(self, key: str) -> AsyncIterator[None]:
         """As `alone`, of a coroutine: others go on while it waits."""
+        import asyncio  # whoever calls this has imported it; others should not pay for it
+
         if key in _computing.get():
             yield
             return
@@ -177,6 +176,9 @@ class Cached(Generic[P, R]):
         expires_after: float | dt.timedelta | None = None,
         verbose: int = 0,
     ) -> None:
+        # As long as the rest of the package: for those who memoise.
+        from arraychest.fingerprint import FunctionPrint, Parameters, value_fingerprint
+
         if not callable(func):
             raise TypeError(
                 f"expected a function to cache, found {type(func).__name__}: of a classmethod or "
@@ -203,6 +205,7 @@ class Cached(Generic[P, R]):
         self._print = FunctionPrint(func, version=version, helpers=helpers, defaults=False)
         self._parameters = Parameters(func, ignore)
         self._key = key
+        self._fingerprint = value_fingerprint
         self._expires_after = expires_after
         self._verbose = verbose
         self._costs: dict[str, Cost | None] = {}
@@ -305,7 +308,7 @@ class Cached(Generic[P, R]):
         if self._key is None:
             given = call.fingerprint(digest_of)
         else:
-            given = value_fingerprint(self._key(*call.args, **call.kwargs), digest_of)
+            given = self._fingerprint(self._key(*call.args, **call.kwargs), digest_of)
         both = hashlib.blake2b(self._print.digest() + given, digest_size=16)
         return f"{self._name}({both.hexdigest()})", call.args, call.kwargs
 
@@ -414,11 +417,6 @@ class CachedCoroutine(Cached[P, R]):
         return self._tiers.entry(key)
 
 
-# So that `inspect.iscoroutinefunction` says so of the wrapper, too.
-if hasattr(inspect, "markcoroutinefunction"):
-    inspect.markcoroutinefunction(CachedCoroutine.__call__)
-
-
 class BoundCached:
     """A cached method of one object."""
 
@@ -445,8 +443,13 @@ def cached(
     tiers: Tiers, flights: Flights, chest: Any, func: Callable[..., Any], **options: Any
 ) -> Cached[..., Any]:
     """The memoised form of a function, or of a coroutine function; see `Chest.cache`."""
-    kind: Any = CachedCoroutine if inspect.iscoroutinefunction(func) else Cached
-    made: Cached[..., Any] = kind(tiers, flights, chest, func, **options)
+    import inspect
+
+    if not inspect.iscoroutinefunction(func):
+        return Cached(tiers, flights, chest, func, **options)
+    made = CachedCoroutine[..., Any](tiers, flights, chest, func, **options)
+    if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
+        inspect.markcoroutinefunction(made)
     return made
 
 

@@ -223,11 +223,45 @@ def test_it_draws_a_picture_and_keeps_the_chest_where_it_is_told(temp, tmp_path)
         assert said in done.stdout
     assert output.read_bytes().startswith(b"\x89PNG\r\n")
     with arraychest.open(path, mode="r") as chest:
-        assert len(chest) == 4 * 9 + 3 * 4 + 3
-        assert chest.entry(("sheet", "shade")).codec in ("lz4", "zstd")
+        entries = {key: chest.entry(key) for key in chest}
+        # Tiles, each layer's in a tuple of its place; twelve stages, the journal and the picture,
+        # and three sheets.
+        assert sum(type(key) is tuple for key in entries) == 4 * 9 + 3 * 4
+        assert [entry.kind for entry in entries.values()].count("tree") == 12 + 2
+        sheets = [key for key in entries if "._sheet(" in key]
+        assert len(sheets) == 3
+        assert {entries[key].shape for key in sheets} == {(376, 352)}
+        assert entries[sheets[1]].codec in ("lz4", "zstd")
         assert chest["slope", 1, 1].shape == (240, 192)
         assert chest.stats().budget
     assert list(temp.iterdir()) == []
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(temp, tmp_path):
+    path, first, second = tmp_path / "terrain.chest", tmp_path / "a.png", tmp_path / "b.png"
+    arguments = ["demo", "--size", 256, "--budget", "8 MiB", "--path", path, "--output"]
+    done = run(*arguments, first, temp=temp)
+    assert done.returncode == 0, done.stderr
+    with arraychest.open(path, mode="r") as chest:
+        before = {key: chest.entry(key).generation for key in chest}
+    again = run(*arguments, second, temp=temp)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.count("   kept\n") == 13
+    assert "spilled" not in again.stdout
+    start = done.stdout.index("Through the chest")
+    assert again.stdout[again.stdout.index("Through the chest") :].startswith(
+        done.stdout[start : done.stdout.index("Opened again")]
+    )
+    assert first.read_bytes() == second.read_bytes()
+    with arraychest.open(path) as chest:
+        assert {key: chest.entry(key).generation for key in chest} == before
+        del chest["slope", 0, 0]
+    third = run(*arguments, second, temp=temp)
+    assert third.returncode == 0, third.stderr
+    # What follows from the layer that had to be made again is the same, and kept.
+    assert third.stdout.count("   kept\n") == 11
+    with arraychest.open(path, mode="r") as chest:
+        assert chest["slope", 0, 0].shape == (272, 256)
 
 
 def test_nothing_is_left_of_a_temporary_chest(temp):
@@ -323,7 +357,10 @@ def test_it_stays_within_its_budget(temp):
         (["--budget", "1 MiB"], "expected a budget of 8 MiB or more, found '1 MiB'"),
         (["--output", "/nowhere/map.png"], "cannot write '/nowhere/map.png': No such file"),
         (["--output", "map.jpg"], "expected a name that ends in .png, found 'map.jpg'"),
-        (["--path", "full"], "expected a folder that is not there yet, found 'full'"),
+        (
+            ["--path", "full"],
+            "expected a folder that is not there yet, or an earlier demo's, found 'full'",
+        ),
         (["--frob"], "unrecognized arguments: --frob"),
     ],
 )

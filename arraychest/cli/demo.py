@@ -14,14 +14,14 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 import arraychest
 from arraychest.cli import CommandError, picture
-from arraychest.cli.sampling import Journal, Progress, Sampler, anonymous_bytes
+from arraychest.cli.sampling import Journal, Progress, Sample, Sampler, anonymous_bytes
 from arraychest.cli.terrain import (
     LEVELS,
     PYRAMID_LAYERS,
@@ -46,6 +46,11 @@ MIN_BUDGET = 8 << 20
 
 # Side of the window that the fresh process reads, in cells.
 WINDOW = 256
+
+# Under this key a chest keeps how it was computed.
+_JOURNAL = "journal"
+for _kind in (Journal, Sample, arraychest.Stats):
+    arraychest.register(_kind)
 
 _PEEK = "from arraychest.cli.demo import peek; peek()"
 
@@ -76,9 +81,10 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--path",
-        type=_new_folder,
+        type=_folder,
         metavar="FOLDER",
-        help="make the chest here and keep it (default: a temporary folder, removed at the end)",
+        help="make the chest here and keep it, or go on with the one that is here: what was "
+        "computed before is not computed again (default: a temporary folder, removed at the end)",
     )
     parser.add_argument("--keep", action="store_true", help="keep the temporary chest too")
     parser.add_argument(
@@ -119,12 +125,23 @@ def _budget(text: str) -> int:
     return budget
 
 
-def _new_folder(text: str) -> str:
-    if os.path.isdir(text) and not os.listdir(text):
+def _folder(text: str) -> str:
+    if os.path.isdir(text) and (not os.listdir(text) or _is_ours(text)):
         return text
     if os.path.lexists(text):
-        raise argparse.ArgumentTypeError(f"expected a folder that is not there yet, found {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a folder that is not there yet, or an earlier demo's, found {text!r}"
+        )
     return text
+
+
+def _is_ours(path: str) -> bool:
+    """Whether an earlier run has made this chest."""
+    try:
+        with arraychest.open(path, "r") as chest:
+            return _JOURNAL in chest
+    except (OSError, ValueError):
+        return False
 
 
 def _png(text: str) -> str:
@@ -159,13 +176,17 @@ def _run(arguments: argparse.Namespace) -> int:
             path = os.path.join(folder, "terrain.chest")
         _check_space(path, _bytes_of(plan) + _sheet_bytes(grid))
         _print_plan(dem, grid, plan, arguments.budget)
-        journal = _compute(plan, path, arguments.budget)
+        journal, done = _compute(plan, path, arguments.budget)
         _print_memory(journal)
-        _make_sheets(path, grid, arguments.budget)
+        _make_sheets(path, grid, arguments.budget, done)
         _read_again(path, grid)
         if not arguments.no_picture:
-            with arraychest.open(path, mode="r") as chest:
-                picture.draw(chest, dem, grid, journal, arguments.output)
+            with arraychest.open(path, available_memory=arguments.budget) as chest:
+                # The journal, with its times, is of one run only, and so are the layers.
+                draw = chest.cache(picture.draw, ignore=["chest"])
+                png = draw(chest, dem, grid, journal)
+            with open(arguments.output, "wb") as file:
+                file.write(png)
             print(f"\nPicture: {arguments.output}")
         if arguments.path or arguments.keep:
             print(f"\nThe chest stays in {path}")
@@ -246,15 +267,46 @@ def _print_plan(dem: Dem, grid: Grid, plan: list[Stage], budget: int) -> None:
     )
 
 
-def _compute(plan: list[Stage], path: str, budget: int) -> Journal:
-    """Compute every layer through a chest in a new folder; on failure nothing of it is left."""
+class _Run:
+    """What is under way, and how much was put so far."""
+
+    def __init__(self, chest: arraychest.Chest, show: Callable[[str, int], object]) -> None:
+        self.chest = chest
+        self.show = show
+        self.put = self.arrays = self.done = 0
+
+
+def _layers(stage: Stage, after: str, run: _Run) -> dict[str, int]:  # noqa: ARG001  # see `_compute`
+    """Put every tile of some layers; returns of each layer how many tiles it has."""
+    for row, col in stage.grid.tiles():
+        tiles = stage.compute(run.chest, row, col)
+        for layer, tile in zip(stage.layers, tiles, strict=True):
+            run.put += tile.nbytes
+            run.arrays += 1
+            run.chest[layer, row, col] = tile
+        run.done += 1
+        run.show(stage.title, run.done)
+    return dict.fromkeys(stage.layers, stage.grid.tile_rows * stage.grid.tile_cols)
+
+
+def _compute(plan: list[Stage], path: str, budget: int) -> tuple[Journal, str]:
+    """Compute every layer that is not in the chest; on failure nothing of a new one is left.
+
+    Returns the journal of the run that computed them, and what says which layers they are.
+    """
+    known = os.path.isdir(path) and _is_ours(path)
     # "x": whatever lies in the folder, it is never this command's to empty.
-    chest = arraychest.Chest(path=path, available_memory=budget, mode="x")
+    chest = arraychest.Chest(path=path, available_memory=budget, mode="a" if known else "x")
     total = sum(stage.grid.tile_rows * stage.grid.tile_cols for stage in plan)
     starts: list[tuple[float, str]] = []
-    put = arrays = done = 0
     try:
         with Progress(budget) as progress, Sampler(chest) as sampler:
+            run = _Run(
+                chest,
+                lambda title, done: progress.show(title, done / total, sampler.samples[-1]),
+            )
+            layers = chest.cache(_layers, ignore=["run"])
+            after = ""
             for stage in plan:
                 began = sampler.elapsed()
                 label = ", ".join(stage.layers)
@@ -262,15 +314,22 @@ def _compute(plan: list[Stage], path: str, budget: int) -> Journal:
                     starts.append((began, label))
                 elif starts[-1][1] != "pyramid":
                     starts.append((began, "pyramid"))
-                for row, col in stage.grid.tiles():
-                    tiles = stage.compute(chest, row, col)
-                    for layer, tile in zip(stage.layers, tiles, strict=True):
-                        put += tile.nbytes
-                        arrays += 1
-                        chest[layer, row, col] = tile
-                    done += 1
-                    progress.show(stage.title, done / total, sampler.samples[-1])
+                misses = layers.stats().misses
+                if not all(
+                    (layer, row, col) in chest
+                    for layer in stage.layers
+                    for row, col in stage.grid.tiles()
+                ):
+                    # Removed, or not stored when an earlier run was killed.
+                    layers.invalidate(stage, after, run)
+                layers(stage, after, run)
+                # Each depends on those before it: what it is called says which those were.
+                after = layers.key(stage, after, run)
                 now = sampler.look()
+                if layers.stats().misses == misses:
+                    run.done += stage.grid.tile_rows * stage.grid.tile_cols
+                    progress.line(f"  {stage.title:<24} {now.seconds - began:5.2f} s   kept")
+                    continue
                 progress.line(
                     f"  {stage.title:<24} {now.seconds - began:5.1f} s   "
                     f"{format_bytes(now.resident):>8} in RAM   "
@@ -280,17 +339,31 @@ def _compute(plan: list[Stage], path: str, budget: int) -> Journal:
             began = sampler.elapsed()
             chest.flush()
             now = sampler.look()
-            progress.line(
-                f"  {'flushed':<24} {now.seconds - began:5.1f} s   "
-                f"{format_bytes(now.resident):>8} in RAM   {format_bytes(now.spilled):>8} stored"
+            if run.arrays:
+                progress.line(
+                    f"  {'flushed':<24} {now.seconds - began:5.1f} s   "
+                    f"{format_bytes(now.resident):>8} in RAM   "
+                    f"{format_bytes(now.spilled):>8} stored"
+                )
+            else:
+                progress.line(f"  {'everything':<24} {now.seconds:5.2f} s   kept")
+        if run.arrays:
+            chest[_JOURNAL] = Journal(sampler.samples, starts, run.put, run.arrays, stats)
+        else:
+            print(
+                "\nNothing had to be computed: all of this was kept from an earlier run, of which"
             )
+        journal = chest[_JOURNAL]
         chest.close()
     except BaseException:
         # Also after Ctrl-C: half a landscape is of no use, and would be in the next run's way.
         with contextlib.suppress(OSError, arraychest.ArrayChestError):
-            chest.drop()
+            if known:
+                chest.close()
+            else:
+                chest.drop()
         raise
-    return Journal(sampler.samples, starts, put, arrays, stats)
+    return journal, after
 
 
 def _print_memory(journal: Journal) -> None:
@@ -318,7 +391,12 @@ def _print_memory(journal: Journal) -> None:
 # --- large arrays ------------------------------------------------------------------------------
 
 
-def _make_sheets(path: str, grid: Grid, budget: int) -> None:
+def _sheet(layer: str, half: Grid, after: str, chest: arraychest.Chest) -> np.ndarray:  # noqa: ARG001
+    """A layer of the pyramid's first level as one array."""
+    return window(chest, level_name(layer, 1), half, 0, half.rows, 0, half.cols)
+
+
+def _make_sheets(path: str, grid: Grid, budget: int, after: str) -> None:
     """Put each layer of the pyramid's first level as one array, and say what became of them all.
 
     Tiles are too small to be sampled; a sheet is compressed where that is worth it.
@@ -327,13 +405,14 @@ def _make_sheets(path: str, grid: Grid, budget: int) -> None:
     nbytes = half.rows * half.cols * np.dtype(np.float32).itemsize
     above = min(arraychest.COMPRESS_ABOVE, nbytes)
     with arraychest.open(path, "a", budget, compress_above=above) as chest:
+        sheet = chest.cache(_sheet, ignore=["chest"])
         for layer in PYRAMID_LAYERS:
-            cells = (0, half.rows, 0, half.cols)
-            chest["sheet", layer] = window(chest, level_name(layer, 1), half, *cells)
-        chest.flush()
+            sheet.entry(layer, half, after, chest)  # computed where it is missing, and not read
         codecs: dict[str, tuple[int, int, int]] = {}
         for key in chest:
             entry = chest.entry(key)
+            if entry.kind != "array":
+                continue  # what the cached functions returned
             count, before, stored = codecs.get(entry.codec or "", (0, 0, 0))
             codecs[entry.codec or ""] = (
                 count + 1,

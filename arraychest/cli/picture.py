@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +26,8 @@ _RAM, _DISK, _PROCESS, _LIMIT = "#3f78b5", "#d08a3c", "#7a5a9e", "#b3372f"
 _MAP_ROWS = 1200
 
 
-def draw(chest: arraychest.Chest, dem: Dem, grid: Grid, journal: Journal, output: str) -> None:
-    """The shaded, tinted map beside what was in RAM and on disk over time."""
+def draw(chest: arraychest.Chest, dem: Dem, grid: Grid, journal: Journal) -> bytes:
+    """The shaded, tinted map beside what was in RAM and on disk over time, as a PNG."""
     # A figure of its own and not pyplot's: no display, no state left behind.
     from matplotlib.figure import Figure
 
@@ -42,7 +43,9 @@ def draw(chest: arraychest.Chest, dem: Dem, grid: Grid, journal: Journal, output
     )
     _draw_map(figure, chest, dem, grid)
     _draw_memory(figure, journal)
-    figure.savefig(output, format="png")
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
 
 
 def _draw_map(figure: Figure, chest: arraychest.Chest, dem: Dem, grid: Grid) -> None:
