@@ -380,7 +380,7 @@ class Cached(Generic[P, R]):
                 tiers.spill(key)
         except ValueTypeError as error:
             raise ValueTypeError(f"the result of {self._name} cannot be kept: {error}") from error
-        except (SpillError, ClosedChestError) as error:
+        except (SpillError, ClosedChestError, AbsentKeyError) as error:
             logger.warning("the result of %s is not kept: %s", self._name, error)
         self._costs[key] = cost
         try:
