@@ -42,6 +42,7 @@ RANKS = {
     "values": 6,
     "digests": 6,
     "fingerprint": 7,
+    "arguments": 8,
     "loader": 7,
     "store": 8,
     "index": 8,
