@@ -447,7 +447,7 @@ class _Watched:
     cells
         Cells of closures, and what they held.
     live
-        What may change without notice, and whether it must be told by its content.
+        What may change without notice, whether it must be told by its content, and where it is.
     """
 
     __slots__ = ("cells", "digest", "functions", "live", "names")
@@ -457,7 +457,7 @@ class _Watched:
         self.names: list[tuple[Mapping[str, Any], str, Any]] = []
         self.functions: list[tuple[types.FunctionType, Any, Any, Any]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
-        self.live: list[tuple[Any, bool]] = []
+        self.live: list[tuple[Any, bool, str]] = []
 
     def holds(self) -> bool:
         """Whether nothing was rebound since."""
@@ -607,10 +607,8 @@ class _Functions(_Prints):
             elif type(value) is types.FunctionType:
                 self.function(value, depth, helper=lenient)
             else:
-                try:
-                    self._live(value, depth, strict=not lenient)
-                except ValueTypeError as error:
-                    raise _in_closure(error, function, name) from error
+                where = f"in the closure of {_name(function)}, as {name}"
+                self._live(value, depth, strict=not lenient, where=where)
 
     def _defaults(self, function: types.FunctionType, depth: int, *, lenient: bool) -> None:
         keywords = function.__kwdefaults__ or {}
@@ -711,21 +709,32 @@ class _Functions(_Prints):
 
     # --- what may change without notice ----------------------------------------------------
 
-    def _live(self, value: Any, depth: int, *, strict: bool) -> None:
+    def _live(self, value: Any, depth: int, *, strict: bool, where: str = "") -> None:
         """Write down a value; later, if it may change without that being noticed."""
         if _is_constant(value):
             self.out += b"="
             self.node(value, depth)
         elif self._watched is not None:
             self.out += b"~"
-            self._watched.live.append((value, strict))
+            self._watched.live.append((value, strict, where))
         else:
-            self.content(value, depth, strict=strict)
+            self.content(value, depth, strict=strict, where=where)
 
-    def content(self, value: Any, depth: int, *, strict: bool) -> None:
-        """Write down the content of a value; unless `strict`, its kind if it has none."""
+    def content(self, value: Any, depth: int, *, strict: bool, where: str) -> None:
+        """Write down the content of a value; unless `strict`, its kind if it has none.
+
+        Raises
+        ------
+        ValueTypeError
+            It has none; the message says `where` this is.
+        """
         if strict:
-            self.node(value, depth)
+            try:
+                self.node(value, depth)
+            except ValueTypeError as error:
+                if where:
+                    raise ValueTypeError(f"{where}: {error}") from error
+                raise
             return
         out, opened, path = self.out, set(self._open), list(self._path)
         wanted, classes, seen = dict(self._wanted), dict(self._classes), set(self._seen)
@@ -784,12 +793,6 @@ def _wrapped_by(function: Any) -> types.FunctionType | None:
     if wrapped is None or type(wrapped) is types.FunctionType:
         return wrapped
     return _wrapped_by(wrapped)
-
-
-def _in_closure(error: ValueTypeError, function: types.FunctionType, name: str) -> ValueTypeError:
-    return ValueTypeError(
-        f"{_name(function)} has in its closure, as {name}, what it should not: {error}"
-    )
 
 
 class FunctionPrint:
@@ -861,8 +864,8 @@ class FunctionPrint:
         encoder = _Functions(helpers=self._helpers)
         encoder.out += watched.digest
         try:
-            for value, strict in watched.live:
-                encoder.content(value, MAX_DEPTH, strict=strict)
+            for value, strict, where in watched.live:
+                encoder.content(value, MAX_DEPTH, strict=strict, where=where)
             return encoder.hashed()
         except RecursionError as error:
             raise _too_deep(self.func) from error
