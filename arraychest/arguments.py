@@ -288,7 +288,12 @@ def _returning(func: Any, parameters: Sequence[inspect.Parameter]) -> Callable[.
     exec(f"def binder({', '.join(spelled)}): return ({names})", space)  # noqa: S102
     made = space["binder"]
     made.__defaults__ = tuple(values)
-    made.__kwdefaults__ = keywords
+    # The function's own dict, where it is that: it may be changed in place.
+    theirs = getattr(func, "__kwdefaults__", None) or {}
+    same = theirs.keys() == keywords.keys() and all(
+        theirs[name] is value for name, value in keywords.items()
+    )
+    made.__kwdefaults__ = theirs if same else keywords
     plain = func
     while type(plain) is functools.partial:
         plain = plain.func

@@ -212,7 +212,7 @@ def test_what_is_ignored_or_called_wrongly_is_not_exhausted():
     with pytest.raises(ZeroDivisionError):
         call_arguments(f, ((1 // n for n in (1, 0)),), {})
     with pytest.raises(ValueTypeError, match="generator"):
-        printed([n for n in range(2)], [(n for n in range(2))])
+        printed(1, [(n for n in range(2))])
 
 
 def test_defaults_are_those_of_the_moment():

@@ -90,9 +90,10 @@ hashables = st.recursive(
     ),
     max_leaves=5,
 )
-arrays = npst.arrays(
-    st.sampled_from(["i4", "f8", "?", "U2", "M8[s]", "O"]),
-    npst.array_shapes(min_dims=0, max_side=3),
+shapes = npst.array_shapes(min_dims=0, max_side=3)
+arrays = st.one_of(
+    npst.arrays(st.sampled_from(["i4", "f8", "?", "U2", "M8[s]"]), shapes),
+    npst.arrays(object, shapes, elements=scalars, fill=st.nothing()),
 )
 values = st.recursive(
     scalars | arrays,
@@ -118,7 +119,7 @@ def test_equal_copies_have_equal_prints(value):
     assert len(expected) == 16
     assert value_fingerprint(value) == expected
     assert value_fingerprint(copy.deepcopy(value)) == expected
-    for protocol in (2, 5):
+    for protocol in (4, 5):  # an older one loses `fold`
         assert value_fingerprint(pickle.loads(pickle.dumps(value, protocol))) == expected
     assert value_fingerprint([value, value]) == value_fingerprint([value, copy.deepcopy(value)])
 
@@ -557,7 +558,7 @@ def test_closures():
     assert print_.digest() == before
     function.__closure__[0].cell_contents = [3]
     assert print_.digest() != before
-    with pytest.raises(ValueTypeError, match="closure of .*, as value"):
+    with pytest.raises(ValueTypeError, match=r"closure of .*, as value"):
         function_fingerprint(closure(threading.Lock()))
 
 
