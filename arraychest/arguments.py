@@ -236,7 +236,8 @@ class _Binder:
             several = operator.itemgetter(*kept) if len(kept) > 1 else None
             self._pick = several or (lambda values: tuple([values[at] for at in kept]))
         self._keywords = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-        self._dropped = ignore
+        # Of a wrapper that takes anything: parameters of what it wraps, by keyword.
+        self._dropped = ignore.difference(*map(_names_of, parameters))
         kinds = [parameters[at].kind for at in kept]
         self.starred = tuple(kinds.index(star) if star in kinds else None for star in _STARS)
         self.names = value_fingerprint([_spelled(parameters[at]) for at in kept])
