@@ -2,10 +2,10 @@
 
 **Values.**  A value is written down by an `Encoder`, arrays by their digests, and the whole is
 hashed.  Type and bits count: 1, 1.0, True and ``np.int64(1)`` differ, and so do a list and a tuple,
-0.0 and -0.0.  Sets have no order, dicts have theirs.  Whether two parts of a value are the same object
-does not count.  A class or a builtin is its name; an object of a class that is not registered is
-what pickle would take it apart into (`__reduce_ex__`), and this in turn, down to values.  What is
-neither, such as a file or a lock, is refused.
+0.0 and -0.0.  Sets have no order, dicts have theirs.  Whether two parts of a value are the same
+object does not count.  A class or a builtin is its name; an object of a class that is not
+registered is what pickle would take it apart into (`__reduce_ex__`), and this in turn, down to
+values.  What is neither, such as a file or a lock, is refused.
 
 **Functions.**  A function is its module, its qualified name and what runs:
 
@@ -26,8 +26,6 @@ Not looked at: what is read as an attribute (``module.function``, ``self.factor`
 classes of other modules and their versions, the class of a global object, methods that are added
 to a class later, builtins that were replaced, code that is made while the function runs, and the
 rest of the world (files, environment, clocks, random numbers).
-
-**Calls.**  `Parameters` puts the arguments of a call in the order of the parameters.
 """
 
 from __future__ import annotations
@@ -39,15 +37,13 @@ import dis
 import functools
 import hashlib
 import inspect
-import itertools
-import operator
 import pathlib
 import pickle
 import struct
 import sys
 import types
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +65,20 @@ _PYTHON = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info
 _FLUSH_BYTES = 1 << 20
 
 
-def value_fingerprint(value: Any, digest: Digest = digest_of) -> bytes:
+class Elements(NamedTuple):
+    """An iterator that was handed over, as what came out of it.
+
+    Attributes
+    ----------
+    number
+        Which of the iterators of the call it is: the same twice is not two alike.
+    """
+
+    number: int
+    elements: list[Any]
+
+
+def value_fingerprint(value: Any, digest: Digest = digest_of, prefix: bytes = b"") -> bytes:
     """What a value is, in 16 bytes.
 
     Parameters
@@ -78,6 +87,8 @@ def value_fingerprint(value: Any, digest: Digest = digest_of) -> bytes:
         Anything that is told apart by its content, see above.
     digest
         Makes the digest of an ndarray without Python objects, or of a `CompressedArray`.
+    prefix
+        What else counts; of one length wherever fingerprints are compared.
 
     Raises
     ------
@@ -90,10 +101,8 @@ def value_fingerprint(value: Any, digest: Digest = digest_of) -> bytes:
     Some 2 us, and 0.3 us for each number, string or list; arrays as `digest_of`; objects that are
     taken apart as pickle does, some 10 us each.
     """
-    return _hashed(_Prints(digest), value)
-
-
-def _hashed(encoder: _Prints, value: Any) -> bytes:
+    encoder = _Prints(digest)
+    encoder.out += prefix
     try:
         encoder.node(value)
     except RecursionError as error:
@@ -105,9 +114,9 @@ class _Prints(Encoder):
     """Writes values down as what they are, not to be read again.
 
     Further tags: ``a`` array, by its digest; ``o`` array of objects; ``G`` NumPy scalar, by its
-    array's digest; ``C`` what has a name; ``M`` bound method; ``P`` partial; ``F`` function; ``K`` code;
-    ``O`` other object; ``N`` array of a subclass; ``E`` set of a subclass; ``~`` iterator; ``y``
-    mapping proxy.
+    array's digest; ``C`` what has a name; ``M`` bound method; ``P`` partial; ``F`` function; ``K``
+    code; ``O`` other object; ``N`` array of a subclass; ``E`` set of a subclass; ``~`` iterator;
+    ``y`` mapping proxy.
     """
 
     keeps_aliases = False
@@ -221,7 +230,7 @@ class _Prints(Encoder):
         elif kind is types.MappingProxyType:
             self.out += b"y"
             self.node(dict(value), deeper)
-        elif kind is _Elements:
+        elif kind is Elements:
             self.out += b"~" + _NUMBER.pack(value.number)
             self.node(value.elements, deeper)
         elif isinstance(value, np.ndarray):
@@ -291,7 +300,8 @@ class _Prints(Encoder):
             self.text(f"{module}.{reduced}")
             self.text(_version(module))
             return
-        make, given, state, elements, items, setter, *_ = (*reduced, *[None] * 6)
+        parts: list[Any] = [*reduced, *[None] * 4]
+        make, given, state, elements, items, setter = parts[:6]
         if _has_name(make):
             self.named(make)
         else:
@@ -437,7 +447,7 @@ class _Watched:
     cells
         Cells of closures, and what they held.
     live
-        What may change without notice, and whether it must be told by its content.
+        What may change without notice, whether it must be told by its content, and where it is.
     """
 
     __slots__ = ("cells", "digest", "functions", "live", "names")
@@ -447,7 +457,7 @@ class _Watched:
         self.names: list[tuple[Mapping[str, Any], str, Any]] = []
         self.functions: list[tuple[types.FunctionType, Any, Any, Any]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
-        self.live: list[tuple[Any, bool]] = []
+        self.live: list[tuple[Any, bool, str]] = []
 
     def holds(self) -> bool:
         """Whether nothing was rebound since."""
@@ -597,10 +607,8 @@ class _Functions(_Prints):
             elif type(value) is types.FunctionType:
                 self.function(value, depth, helper=lenient)
             else:
-                try:
-                    self._live(value, depth, strict=not lenient)
-                except ValueTypeError as error:
-                    raise _in_closure(error, function, name) from error
+                where = f"in the closure of {_name(function)}, as {name}"
+                self._live(value, depth, strict=not lenient, where=where)
 
     def _defaults(self, function: types.FunctionType, depth: int, *, lenient: bool) -> None:
         keywords = function.__kwdefaults__ or {}
@@ -701,21 +709,32 @@ class _Functions(_Prints):
 
     # --- what may change without notice ----------------------------------------------------
 
-    def _live(self, value: Any, depth: int, *, strict: bool) -> None:
+    def _live(self, value: Any, depth: int, *, strict: bool, where: str = "") -> None:
         """Write down a value; later, if it may change without that being noticed."""
         if _is_constant(value):
             self.out += b"="
             self.node(value, depth)
         elif self._watched is not None:
             self.out += b"~"
-            self._watched.live.append((value, strict))
+            self._watched.live.append((value, strict, where))
         else:
-            self.content(value, depth, strict=strict)
+            self.content(value, depth, strict=strict, where=where)
 
-    def content(self, value: Any, depth: int, *, strict: bool) -> None:
-        """Write down the content of a value; unless `strict`, its kind if it has none."""
+    def content(self, value: Any, depth: int, *, strict: bool, where: str) -> None:
+        """Write down the content of a value; unless `strict`, its kind if it has none.
+
+        Raises
+        ------
+        ValueTypeError
+            It has none; the message says `where` this is.
+        """
         if strict:
-            self.node(value, depth)
+            try:
+                self.node(value, depth)
+            except ValueTypeError as error:
+                if where:
+                    raise ValueTypeError(f"{where}: {error}") from error
+                raise
             return
         out, opened, path = self.out, set(self._open), list(self._path)
         wanted, classes, seen = dict(self._wanted), dict(self._classes), set(self._seen)
@@ -742,7 +761,8 @@ _UNREAD = frozenset({
 
 # What has content, and may change.
 _CONTENT = frozenset({
-    list, dict, set, bytearray, dt.datetime, dt.time, tuple, frozenset, np.ndarray, CompressedArray, functools.partial,
+    list, dict, set, bytearray, tuple, frozenset, np.ndarray, CompressedArray, functools.partial,
+    dt.datetime, dt.time,
 })  # fmt: skip
 
 _CONSTANT = frozenset({
@@ -773,12 +793,6 @@ def _wrapped_by(function: Any) -> types.FunctionType | None:
     if wrapped is None or type(wrapped) is types.FunctionType:
         return wrapped
     return _wrapped_by(wrapped)
-
-
-def _in_closure(error: ValueTypeError, function: types.FunctionType, name: str) -> ValueTypeError:
-    return ValueTypeError(
-        f"{_name(function)} has in its closure, as {name}, what it should not: {error}"
-    )
 
 
 class FunctionPrint:
@@ -850,8 +864,8 @@ class FunctionPrint:
         encoder = _Functions(helpers=self._helpers)
         encoder.out += watched.digest
         try:
-            for value, strict in watched.live:
-                encoder.content(value, MAX_DEPTH, strict=strict)
+            for value, strict, where in watched.live:
+                encoder.content(value, MAX_DEPTH, strict=strict, where=where)
             return encoder.hashed()
         except RecursionError as error:
             raise _too_deep(self.func) from error
@@ -934,326 +948,3 @@ class _Argument(FunctionPrint):
         self.func = func
         self._version = self._watched = None
         self._helpers = self._defaults = True
-
-
-# --- calls --------------------------------------------------------------------------------------
-
-
-class _Elements(NamedTuple):
-    """An iterator that was handed over, as what came out of it.
-
-    Attributes
-    ----------
-    number
-        Which of the iterators of the call it is: the same twice is not two alike.
-    """
-
-    number: int
-    elements: list[Any]
-
-
-class Call(NamedTuple):
-    """The arguments of a call.
-
-    Attributes
-    ----------
-    names
-        Of the parameters that are not ignored, encoded.
-    values
-        One for each of them, in their order, defaults among them: of ``*args`` a tuple, of
-        ``**kwargs`` a tuple of pairs, sorted by name.
-    args, kwargs
-        What the function is to be called with: what was given, but fresh iterators in the place
-        of those that had to be exhausted.
-    """
-
-    names: bytes
-    values: tuple[Any, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def fingerprint(self, digest: Digest = digest_of) -> bytes:
-        """What the arguments are, in 16 bytes; `value_fingerprint` says what of.
-
-        Raises
-        ------
-        ValueTypeError
-            There is something in them that cannot be told apart from others.
-        """
-        encoder = _Prints(digest)
-        encoder.out += self.names
-        return _hashed(encoder, self.values)
-
-
-# Iterators whose elements make them up, and that come to an end by themselves.
-_ITERATORS = frozenset({
-    types.GeneratorType, map, filter, zip, enumerate, reversed,
-    itertools.accumulate, itertools.chain, itertools.combinations,
-    itertools.combinations_with_replacement, itertools.compress, itertools.dropwhile,
-    itertools.filterfalse, itertools.groupby, itertools.islice, itertools.pairwise,
-    itertools.permutations, itertools.product, itertools.starmap, itertools.takewhile,
-    itertools.zip_longest,
-    *[type(iter(each)) for each in ([], (), "", "é", b"", bytearray(), range(0), range(1 << 70), {},
-        {}.values(), {}.items(), set())],
-    *[type(reversed(each)) for each in ([], {}, {}.values(), {}.items())],
-})  # fmt: skip
-
-
-class Parameters:
-    """The parameters of a function: what a call's arguments are, however they were spelled.
-
-    Parameters
-    ----------
-    func
-        The function.  A wrapper that takes anything is taken to take what it wraps does.
-    ignore
-        Names of parameters that do not count; ``"args"`` or ``"*args"``, ``"kwargs"`` or ``"**kwargs"`` for
-        all that those take.
-
-    Raises
-    ------
-    ValueError
-        There is no parameter of such a name.
-    TypeError
-        `ignore` is a string.
-
-    Notes
-    -----
-    Safe from any thread.
-    """
-
-    def __init__(self, func: Any, ignore: Iterable[str] = ()) -> None:
-        if isinstance(ignore, str):
-            raise TypeError(f"expected a list of names to ignore, found the string {ignore!r}")
-        self._ignore = frozenset(ignore)
-        # Of a bound method, the function: the errors are its own.
-        bound = type(func) is types.MethodType and type(func.__func__) is types.FunctionType
-        self._func = func.__func__ if bound else func
-        self._self = (func.__self__,) if bound else ()
-        self._plain = type(self._func) is types.FunctionType
-        self._learn(check=True)
-
-    def _learn(self, *, check: bool) -> None:
-        func = self._func
-        if self._plain:
-            self._state = func.__code__, func.__defaults__, func.__kwdefaults__
-        skip = len(self._self)
-        own = seen = _signature(func, follow_wrapped=False)
-        kinds = {each.kind for each in own}
-        if inspect.Parameter.VAR_POSITIONAL in kinds and inspect.Parameter.VAR_KEYWORD in kinds:
-            seen = _signature(func, follow_wrapped=True)
-        if check:
-            unknown = sorted(self._ignore.difference(*map(_names_of, seen[skip:])))
-            if unknown:
-                raise ValueError(
-                    f"expected parameters of {_name(func)} to ignore, of which there are "
-                    f"{', '.join(map(_spelled, seen[skip:])) or 'none'}, found {', '.join(unknown)}"
-                )
-        binder = _Binder(func, seen, skip, self._ignore)
-        self._own = binder if seen is own else _Binder(func, own, skip, self._ignore)
-        self._binder = binder
-
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """The arguments of a call.
-
-        Raises
-        ------
-        TypeError
-            The function cannot be called so; it is what the function itself would raise.
-
-        Notes
-        -----
-        About a microsecond.  Generators and other iterators that end are exhausted, unless they
-        are ignored; the same iterator given twice is one iterator again.
-        """
-        if self._plain:
-            func, (code, defaults, keywords) = self._func, self._state
-            if (
-                func.__code__ is not code
-                or func.__defaults__ is not defaults
-                or func.__kwdefaults__ is not keywords
-            ):
-                self._learn(check=False)
-        binder = self._binder
-        given = self._self + args if self._self else args
-        try:
-            values = binder.values(given, kwargs)
-        except TypeError:
-            if self._own is binder:
-                raise
-            # A wrapper that takes what the wrapped function would not.
-            binder = self._own
-            values = binder.values(given, kwargs)
-        if _ITERATORS.isdisjoint(map(type, args)) and (
-            not kwargs or _ITERATORS.isdisjoint(map(type, kwargs.values()))
-        ):
-            return Call(binder.names, values, args, kwargs)
-        return _exhausted(binder, values, args, kwargs)
-
-
-def call_arguments(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ignore: Iterable[str] = ()
-) -> Call:
-    """The arguments of a call; `Parameters` looks at the function once for all calls.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `Parameters` and its `bind` raise them.
-    """
-    return Parameters(func, ignore).bind(args, kwargs)
-
-
-def _signature(func: Any, *, follow_wrapped: bool) -> list[inspect.Parameter]:
-    try:
-        found = inspect.signature(func, follow_wrapped=follow_wrapped)
-    except ValueError:  # a builtin that does not say
-        found = inspect.signature(_anything)
-    return list(found.parameters.values())
-
-
-def _anything(*args: Any, **kwargs: Any) -> None:
-    """What is taken for the signature of a function that has none."""
-
-
-def _spelled(parameter: inspect.Parameter) -> str:
-    return f"{_STARS.get(parameter.kind, '')}{parameter.name}"
-
-
-def _names_of(parameter: inspect.Parameter) -> set[str]:
-    return {parameter.name, _spelled(parameter)}
-
-
-_STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-
-
-class _Binder:
-    """Puts arguments in the order of some parameters.
-
-    Python itself binds them, three times as fast as `Signature.bind` and with its own errors: a
-    function is made that has the same parameters, and returns them.
-
-    Attributes
-    ----------
-    names
-        Of the parameters that are not ignored, encoded.
-    starred
-        Which of the values `values` returns are those of ``*args`` and of ``**kwargs``, or None.
-    """
-
-    __slots__ = ("_bound", "_dropped", "_keywords", "_pick", "names", "starred")
-
-    def __init__(
-        self,
-        func: Any,
-        parameters: Sequence[inspect.Parameter],
-        skip: int,
-        ignore: frozenset[str],
-    ) -> None:
-        self._bound = _returning(func, parameters)
-        kept = [
-            at
-            for at, each in enumerate(parameters)
-            if at >= skip and ignore.isdisjoint(_names_of(each))
-        ]
-        self._pick: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
-        if len(kept) < len(parameters):
-            # Of one index it would return no tuple.
-            several = operator.itemgetter(*kept) if len(kept) > 1 else None
-            self._pick = several or (lambda values: tuple([values[at] for at in kept]))
-        self._keywords = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-        self._dropped = ignore
-        kinds = [parameters[at].kind for at in kept]
-        self.starred = tuple(kinds.index(star) if star in kinds else None for star in _STARS)
-        encoder = _Prints(array_digest)
-        encoder.node([_spelled(parameters[at]) for at in kept])
-        self.names = bytes(encoder.out)
-
-    def values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """The values of the parameters that are not ignored, in their order."""
-        values: tuple[Any, ...] = self._bound(*args, **kwargs)
-        if self._keywords:
-            rest = values[-1]
-            pairs = sorted(rest.items()) if len(rest) < 2 else sorted(rest.items(), key=_FIRST)
-            if self._dropped:
-                pairs = [pair for pair in pairs if pair[0] not in self._dropped]
-            values = (*values[:-1], tuple(pairs))
-        return values if self._pick is None else self._pick(values)
-
-
-_FIRST = operator.itemgetter(0)
-
-
-def _returning(func: Any, parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:
-    """A function with these parameters and defaults that returns what it is given, as a tuple."""
-    spelled: list[str] = []
-    values: list[Any] = []
-    keywords: dict[str, Any] = {}
-    before: Any = None
-    starred = False
-    for each in parameters:
-        positional = each.kind is inspect.Parameter.POSITIONAL_ONLY
-        if before is inspect.Parameter.POSITIONAL_ONLY and not positional:
-            spelled.append("/")
-        if each.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
-            spelled.append("*")
-        starred |= each.kind in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.KEYWORD_ONLY,
-        )
-        spelled.append(_spelled(each))
-        if each.default is not each.empty:
-            if each.kind is inspect.Parameter.KEYWORD_ONLY:
-                keywords[each.name] = each.default
-            else:
-                values.append(each.default)
-        before = each.kind
-    if before is inspect.Parameter.POSITIONAL_ONLY:
-        spelled.append("/")
-    names = "".join(f"{each.name}, " for each in parameters)
-    # Names of parameters are identifiers, which `inspect.Parameter` sees to.
-    space: dict[str, Any] = {}
-    exec(f"def binder({', '.join(spelled)}): return ({names})", space)  # noqa: S102
-    made = space["binder"]
-    made.__defaults__ = tuple(values)
-    made.__kwdefaults__ = keywords
-    plain = func
-    while type(plain) is functools.partial:
-        plain = plain.func
-    # For what it says when it is called wrongly.
-    made.__name__ = str(getattr(plain, "__name__", type(plain).__name__))
-    made.__qualname__ = str(getattr(plain, "__qualname__", made.__name__))
-    return made  # type: ignore[no-any-return]
-
-
-def _exhausted(
-    binder: _Binder, values: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Call:
-    """A call among whose arguments there are iterators."""
-    # Not those that are defaults: they could not be replaced.
-    given = {id(each) for each in (*args, *kwargs.values()) if type(each) in _ITERATORS}
-    told: dict[int, _Elements] = {}
-
-    def tell(value: Any) -> Any:
-        if id(value) not in given:
-            return value
-        if id(value) not in told:
-            told[id(value)] = _Elements(len(told), list(value))
-        return told[id(value)]
-
-    rest, keywords = binder.starred
-    found = []
-    for at, value in enumerate(values):
-        if at == rest:
-            found.append(tuple(map(tell, value)))
-        elif at == keywords:
-            found.append(tuple([(name, tell(each)) for name, each in value]))
-        else:
-            found.append(tell(value))
-    fresh = {identity: iter(each.elements) for identity, each in told.items()}
-    return Call(
-        binder.names,
-        tuple(found),
-        tuple([fresh.get(id(each), each) for each in args]),
-        {name: fresh.get(id(each), each) for name, each in kwargs.items()},
-    )

@@ -177,7 +177,8 @@ class Cached(Generic[P, R]):
         verbose: int = 0,
     ) -> None:
         # As long as the rest of the package: for those who memoise.
-        from arraychest.fingerprint import FunctionPrint, Parameters, value_fingerprint
+        from arraychest.arguments import Parameters
+        from arraychest.fingerprint import FunctionPrint, value_fingerprint
 
         if not callable(func):
             raise TypeError(

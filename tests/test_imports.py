@@ -44,6 +44,7 @@ RANKS = {
     "fingerprint": 7,
     "origins": 7,
     "loader": 7,
+    "arguments": 8,
     "store": 8,
     "index": 8,
     "following": 9,
