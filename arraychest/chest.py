@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import importlib
 import itertools
 import os
 import weakref
@@ -821,6 +822,45 @@ class Chest(MutableMapping[Any, Any]):
             It could not be stored.
         """
         return handle_of(self._tiers, key)
+
+    def to_dask(self, key: Any, chunks: Any = "auto") -> Any:
+        """A dask array over a stored array, which is read block by block where it is needed.
+
+        Parameters
+        ----------
+        chunks
+            As `dask.array.from_array` takes them.  ``"auto"``: of dask's own size, and of whole
+            chunks of a compressed array.
+
+        Returns
+        -------
+        dask.array.Array
+            Its tasks carry a handle and no data, and its name says path, key and generation: no
+            byte is read to make it.  It is good in threads, processes and on a cluster of one
+            host, as long as the value is neither overwritten nor deleted.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is no such key.
+        ValueTypeError
+            The value is no array.
+        SpillError
+            It was in RAM, and could not be stored.
+        ImportError
+            dask is missing: ``pip install 'arraychest[dask]'``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest({"x": np.arange(12.0).reshape(3, 4)})
+        >>> x = chest.to_dask("x")  # doctest: +SKIP
+        >>> float(x.sum().compute())  # doctest: +SKIP
+        66.0
+        """
+        # By name, as it is built on this module: nothing below imports it.
+        arrays = importlib.import_module("arraychest.dask.arrays")
+        return arrays.to_dask(handle_of(self._tiers, key), chunks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A chest pickles to its path and options; what was put is flushed, for others to see."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from arraychest.catalog import Pack
-from arraychest.entry import Row, parse_form
+from arraychest.entry import Kind, Row, parse_form
 from arraychest.errors import AbsentKeyError, CorruptEntryError
 from arraychest.files import Files
 from arraychest.loader import Loader
@@ -47,6 +47,21 @@ class Handle:
     def dtype(self) -> np.dtype:
         """The array's dtype."""
         return parse_form(self._row.form).dtype
+
+    @property
+    def generation(self) -> int:
+        """A number that no other value of the chest ever had."""
+        return self._row.generation
+
+    @property
+    def kind(self) -> Kind:
+        """What the value is; see `Entry`."""
+        return parse_form(self._row.form).kind
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it is an array that is compressed."""
+        return self._row.is_frame
 
     def array(self, mmap_mode: MmapMode = "r") -> Any:
         """The value, as a get gives it: an array that is a view of its mapped file, or any other.
