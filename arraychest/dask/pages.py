@@ -2,9 +2,10 @@
 
 A page of a map that was read counts in the process's resident size, by which dask pauses a worker
 and its nanny ends it, although it can be had again from the file at any time.  It goes when its map
-does, which is when no task has the value any more.  Only tasks that have more at once than the
-worker may use need this: a thread looks after them every few milliseconds, as dask's own look, ten
-times a second, comes too late for pages that are read at some gigabytes per second.
+does, which is when no task has the value any more.  Tasks that have much at once need this: before
+dask decides what to do about the worker's memory, pages are released.  Where the maps in use are
+larger than what the worker may have, a thread looks after them every few milliseconds, too: dask
+and its nanny look ten times a second, and pages come at some gigabytes per second.
 
 What a task has written to in a private map is its own, and stays.
 """
@@ -16,6 +17,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,6 +25,9 @@ import numpy as np
 _MADV_PAGEOUT = 21
 
 _PAUSE_SECONDS = 0.005
+
+# Pages are released if they are this share of what the worker may have.
+_WORTH_IT = 1 / 32
 
 _madvise = ctypes.CDLL(None, use_errno=True).madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -58,6 +63,18 @@ class MappedPages:
         self._number = 0
         self._lock = threading.Lock()
         self._watching = False
+
+    def watched(self, memory: Callable[[], int]) -> Callable[[], int]:
+        """`memory`, which says what the process has in RAM, less the pages that can be released."""
+
+        def watched() -> int:
+            resident = memory()
+            if self.limit is not None and resident > self.limit and self._are_many():
+                self.release()
+                resident = memory()
+            return resident
+
+        return watched
 
     def note(self, array: np.ndarray) -> None:
         """Look after a map from now on; `array` is a view of it."""
@@ -96,7 +113,13 @@ class MappedPages:
         # All maps read to the end.
         assert self.limit is not None
         resident, of_files = resident_bytes()
-        return resident - min(of_files, self.nbytes) + self.nbytes > self.limit
+        mapped = self.nbytes
+        return resident - min(of_files, mapped) + mapped > self.limit
+
+    def _are_many(self) -> bool:
+        # What little there is may stay: tasks that use it would only read it again.
+        assert self.limit is not None
+        return min(resident_bytes()[1], self.nbytes) > self.limit * _WORTH_IT
 
     def _watch(self) -> None:
         wait = threading.Event().wait
@@ -107,6 +130,6 @@ class MappedPages:
                     self._watching = False
                     return
             resident, _ = resident_bytes()
-            if resident > self.limit:
+            if resident > self.limit and self._are_many():
                 self.release()
             wait(_PAUSE_SECONDS)

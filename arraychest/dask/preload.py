@@ -12,8 +12,8 @@ or in ``~/.config/dask/distributed.yaml``::
         preload:
           - arraychest.dask.preload
 
-and from Python ``LocalCluster(preload="arraychest.dask.preload")``.  With a nanny, it is the worker's
-own process that runs it, each time that it is started.  The options are those of
+and from Python ``LocalCluster(preload="arraychest.dask.preload")``.  With a nanny, it is the
+worker's own process that runs it, each time that it is started.  The options are those of
 `arraychest.dask.settings`.
 
 dask runs `dask_setup` when the worker has made the mapping for its results and has not told the
@@ -38,8 +38,8 @@ logger = logging.getLogger("distributed.spill.arraychest")
 def dask_setup(worker: Any) -> None:
     """Have a worker keep its results in a `WorkerChest`.
 
-    One that was given a mapping (``data=``) keeps it, and so does one that does not spill because it
-    has no memory limit, unless ``arraychest.worker.target`` is set.
+    One that was given a mapping (``data=``) keeps it, and so does one that does not spill because
+    it has no memory limit, unless ``arraychest.worker.target`` is set.
     """
     manager = getattr(worker, "memory_manager", None)
     state = getattr(worker, "state", None)
@@ -52,8 +52,8 @@ def dask_setup(worker: Any) -> None:
         logger.info("%s keeps its results in %s", worker, type(manager.data).__name__)
         return
     chest = WorkerChest(worker.local_directory)
-    chest.set_memory_limit(manager.memory_limit)
     manager.data = state.data = chest
+    chest.attach(worker)
     # dask's own, which was made already.
     with contextlib.suppress(OSError):
         os.rmdir(os.path.join(worker.local_directory, "storage"))

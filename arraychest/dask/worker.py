@@ -159,14 +159,20 @@ class WorkerChest(MutableMapping[Any, Any]):
             worker = settings.worker_of(self)
             if worker is None:
                 return settings.target(self._asked_target, None)
-            self.set_memory_limit(worker.memory_manager.memory_limit)
+            self.attach(worker)
             assert self._target is not None
         return self._target
 
-    def set_memory_limit(self, limit: int | None) -> None:
-        """Learn what the worker may use, in bytes; None: it has no limit."""
+    def attach(self, worker: Any) -> None:
+        """Learn what the worker may use; and have it look at its memory without pages of ours.
+
+        It finds its worker itself, with the first result, unless this was called before.
+        """
+        limit = worker.memory_manager.memory_limit
         self._target = settings.target(self._asked_target, limit)
         self._pages.limit = settings.release_limit(limit)
+        monitor = worker.monitor
+        monitor.get_process_memory = self._pages.watched(monitor.get_process_memory)
 
     def evict(self) -> int:
         """Let the least recently used result leave RAM.
