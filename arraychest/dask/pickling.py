@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
-from distributed.protocol.pickle import dumps as dumps_as_dask
-from distributed.protocol.pickle import loads
+from distributed.protocol import dask_deserialize, dask_serialize
 
 
 class Pickled(NamedTuple):
@@ -46,20 +45,17 @@ def pickled(value: Any) -> Pickled:
         It cannot be pickled; what is raised is the object's own affair.
     """
     buffers: list[pickle.PickleBuffer] = []
-    data: Any = None
     # Functions and classes by name, also those of `__main__`: this process reads it again.
-    for kind in (_Pickler, _ByValuePickler):
+    for kind in (_Pickler, _ByValuePickler, _DaskPickler):
         file = io.BytesIO()
         try:
             kind(file, protocol=5, buffer_callback=buffers.append).dump(value)
+            break
         except Exception:
             buffers.clear()
-        else:
-            data = file.getbuffer()
-            break
-    else:
-        # What has a serialization of dask's own.
-        data = dumps_as_dask(value, buffer_callback=buffers.append)
+            if kind is _DaskPickler:
+                raise
+    data = file.getbuffer()
     raws = [buffer.raw() for buffer in buffers]
     parts = [_as_array(data), *[_as_array(raw) for raw in raws]]
     return Pickled(parts, bytes([not raw.readonly for raw in raws]))
@@ -70,7 +66,7 @@ def unpickled(stored: Pickled) -> Any:
     data, *buffers = stored.parts
     for buffer, may_write in zip(buffers, stored.writable, strict=True):
         buffer.setflags(write=bool(may_write))
-    return loads(data.data, buffers=buffers)
+    return pickle.loads(data.data, buffers=buffers)  # noqa: S301  # our own
 
 
 def _reduced(array: Any) -> Any:
@@ -94,6 +90,19 @@ class _ByValuePickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         reduced = _reduced(obj)
         return super().reducer_override(obj) if reduced is NotImplemented else reduced
+
+
+class _DaskPickler(_ByValuePickler):
+    """For what pickle cannot take, and dask has a way of its own for, as an open HDF5 file."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, np.ndarray | np.generic | str | bytes):
+            try:
+                serialize = dask_serialize.dispatch(type(obj))
+                return dask_deserialize.dispatch(type(obj)), serialize(obj)
+            except TypeError:
+                pass
+        return super().reducer_override(obj)
 
 
 def _as_array(buffer: Any) -> np.ndarray:

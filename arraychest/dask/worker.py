@@ -109,6 +109,8 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._folder = os.path.join(worker_local_directory, "arraychest")
         self._chest: arraychest.Chest | None = None
         self._closed = False
+        # Whether there are files that the chest is still to remove.
+        self._removals_wait = False
         self._lock = threading.RLock()
         # Each key is in one of two: in RAM, the least recently used first, or not.
         self._fast: OrderedDict[Any, Any] = OrderedDict()
@@ -353,13 +355,12 @@ class WorkerChest(MutableMapping[Any, Any]):
             return None
         try:
             with context_meter.meter("disk-write", "seconds"):
-                chest = self._open()
-                chest[number] = tuple(taken) if isinstance(taken, Pickled) else taken
-                chest.spill(number)
-                nbytes = chest.entry(number).stored_bytes
+                nbytes = self._write(number, tuple(taken) if isinstance(taken, Pickled) else taken)
         except (OSError, arraychest.ArrayChestError) as error:
             # A full disk, mostly.
+            waiting = self._removals_wait
             self._remove(number)
+            self._removals_wait = waiting
             logger.error("result %r could not be spilled, and stays in RAM: %s", key, error)
             return None
         context_meter.digest_metric("disk-write", 1, "count")
@@ -367,8 +368,26 @@ class WorkerChest(MutableMapping[Any, Any]):
         writable = value.flags.writeable if isinstance(taken, np.ndarray) else None
         return _Stored(number, self._weights[key], nbytes, writable)
 
+    def _write(self, number: int, taken: Any) -> int:
+        """Write what `_taken` gave; returns its bytes on disk."""
+        chest = self._open()
+        while True:
+            try:
+                chest[number] = taken
+                chest.spill(number)
+                return chest.entry(number).stored_bytes
+            except OSError:
+                if not self._removals_wait:
+                    raise
+                # A chest removes files a little later than it is asked to: there may be room then.
+                chest.discard(number)
+                self._removals_wait = False
+                chest.flush()
+
     def _open(self) -> arraychest.Chest:
         if self._chest is None:
+            # It says so, too, each time that it is tried.
+            logging.getLogger("arraychest").addFilter(RateLimiterFilter("spill failed"))
             # Small: what is put here leaves RAM at once.  The folder is this worker's alone, on
             # whatever file system.
             self._chest = arraychest.Chest(
@@ -379,12 +398,15 @@ class WorkerChest(MutableMapping[Any, Any]):
                 on_put="share",
                 compression=self._compression,
                 allow_network=True,
+                # Counted here; with a limit of its own the chest keeps no files for later use.
+                max_disk=None if self._max_spill is None else self._max_spill * 9 // 8 + (16 << 20),
             )
             weakref.finalize(self, _drop, self._chest)
         return self._chest
 
     def _remove(self, number: int) -> None:
         if self._chest is not None and not self._chest.closed:
+            self._removals_wait = True
             with contextlib.suppress(OSError, arraychest.ArrayChestError):
                 self._chest.discard(number)
 
