@@ -565,18 +565,9 @@ def test_a_cluster_from_the_shell(sessions, tmp_path, nanny):
     folder = tmp_path / "shell"
     folder.mkdir()
     logs = [tmp_path / f"{name}.log" for name in ("scheduler", "worker", "second")]
+    scheduler = ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     processes = [
-        start(
-            sessions,
-            logs[0],
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            env={"DASK_TEMPORARY_DIRECTORY": str(folder)},
-        )  # fmt: skip
+        start(sessions, logs[0], *scheduler, env={"DASK_TEMPORARY_DIRECTORY": str(folder)})
     ]
     try:
         address = wait_for(r"Scheduler at:\s+(tcp://\S+)", logs[0])
