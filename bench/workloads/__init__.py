@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bench.harness import Bench, Row
 from bench.workloads import (
     compressed,
+    dask,
     hits,
     imports,
     memoize,
@@ -27,4 +28,5 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "sharing": sharing.run,
     "compressed": compressed.run,
     "memoize": memoize.run,
+    "dask": dask.run,
 }

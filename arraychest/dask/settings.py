@@ -1,0 +1,86 @@
+"""Options of workers, as dask's configuration has them.
+
+======================================  ============================================================
+option                                  meaning
+======================================  ============================================================
+``arraychest.worker.target``            managed memory from which on results are spilled: bytes, a
+                                        size (``"4 GiB"``), or a share of the worker's memory limit;
+                                        None: ``distributed.worker.memory.target``
+``arraychest.worker.max-spill``         most bytes on disk, or False for any number; None:
+                                        ``distributed.worker.memory.max-spill``
+``arraychest.worker.compression``       as `arraychest.Chest` takes it; None: results are written as
+                                        they are, and mapped
+======================================  ============================================================
+
+They are set as all of dask's are: in ``~/.config/dask/*.yaml``, with `dask.config.set`, or by the
+environment, as ``DASK_ARRAYCHEST__WORKER__MAX_SPILL="200 GiB"``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import dask.config
+from dask.utils import parse_bytes
+from distributed.worker import Worker
+
+DEFAULTS = {"arraychest": {"worker": {"target": None, "max-spill": None, "compression": None}}}
+dask.config.update_defaults(DEFAULTS)
+
+# Half-way between where dask spills and where it pauses, if both are switched off.
+_RELEASE = 0.75
+
+
+def option(name: str, given: Any = None) -> Any:
+    """What was given, or else is configured as ``arraychest.worker.NAME``."""
+    return dask.config.get(f"arraychest.worker.{name}") if given is None else given
+
+
+def max_spill(given: Any) -> int | None:
+    """Most bytes on disk; None: any number."""
+    size = option("max-spill", given)
+    if size is None:
+        size = dask.config.get("distributed.worker.memory.max-spill")
+    return None if size is False or size is None else int(parse_bytes(size))
+
+
+def target(given: Any, limit: int | None) -> int:
+    """Managed memory from which on results are spilled, in bytes.
+
+    Parameters
+    ----------
+    limit
+        The worker's memory limit; None: it has none.
+    """
+    size = option("target", given)
+    if size is None:
+        fraction = dask.config.get("distributed.worker.memory.target")
+        return int(limit * fraction) if limit and fraction else sys.maxsize
+    if isinstance(size, int | float) and size <= 1:
+        return int(limit * size) if limit else sys.maxsize
+    return int(parse_bytes(size))
+
+
+def release_limit(limit: int | None) -> int | None:
+    """From how many bytes in RAM on pages of maps are released: after dask begins to spill, and
+    before it pauses the worker.
+    """
+    if not limit:
+        return None
+    config = "distributed.worker.memory."
+    upper = dask.config.get(config + "pause") or dask.config.get(config + "terminate")
+    lower = dask.config.get(config + "spill") or dask.config.get(config + "target")
+    if not upper:
+        return None
+    return int(limit * ((lower + upper) / 2 if lower else upper * _RELEASE))
+
+
+def worker_of(data: object) -> Worker | None:
+    """The worker of this process that keeps its results in `data`."""
+    for worker in list(Worker._instances):
+        # It is made before its worker has a memory manager.
+        manager = getattr(worker, "memory_manager", None)
+        if manager is not None and manager.data is data:
+            return worker
+    return None
