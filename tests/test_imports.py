@@ -19,6 +19,7 @@ RANKS = {
     "units": 0,
     "keys": 1,
     "entry": 1,
+    "registry": 1,
     "mapping": 1,
     "locks": 1,
     "checksums": 1,
@@ -56,6 +57,7 @@ RANKS = {
     "chest": 16,
     "": 17,  # the package itself
     "cli": 18,
+    "integrations": 18,
     "__main__": 19,
 }
 
