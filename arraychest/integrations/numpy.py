@@ -20,7 +20,8 @@ def _of_masked(value: Any) -> dict[str, Any]:
     mask = np.ma.getmask(value)
     return {
         "data": np.ma.getdata(value),
-        "mask": None if mask is np.ma.nomask else mask,
+        # As the data is a view: neither is taken over, nor frozen, without the other.
+        "mask": None if mask is np.ma.nomask else mask.view(),
         # The property makes a default one where there is none.
         "fill_value": value._fill_value,
         "hard_mask": bool(value.hardmask),

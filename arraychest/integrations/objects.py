@@ -1,8 +1,7 @@
-"""Arrays of Python objects, such as pandas' older columns of strings, as trees of their elements."""
+"""Arrays of Python objects, such as older columns of strings, as trees of their elements."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ _MANY = 1024
 
 def to_tree(array: np.ndarray) -> dict[str, Any]:
     """The elements of an array of dtype object, and its shape; each is a value of its own."""
-    elements = array.ravel().tolist() if array.ndim else [array[()]]
-    tree = {"shape": array.shape, "elements": elements}
+    elements: Any = list(array.flat)
+    tree: dict[str, Any] = {"shape": array.shape, "elements": elements}
     if len(elements) >= _MANY:
         others = [at for at, one in enumerate(elements) if type(one) is not str]
         if len(others) <= len(elements) // 2:
@@ -71,8 +70,3 @@ def strings(characters: Any, offsets: Any) -> np.ndarray:
         flat[done : done + len(some)] = some
         done += len(some)
     return flat
-
-
-def is_nan(value: object) -> bool:
-    """Whether a value is a Python float that is no number."""
-    return type(value) is float and math.isnan(value)
