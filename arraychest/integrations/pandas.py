@@ -492,12 +492,16 @@ def _of_multi(index: pd.MultiIndex) -> dict[str, Any]:
         "levels": list(index.levels),
         "codes": [np.asarray(codes) for codes in index.codes],
         "names": list(index.names),
+        # xarray gives the whole one, too.
+        "name": index.name,
         "sortorder": index.sortorder,
     }
 
 
 def _multi(tree: Any) -> Any:
-    levels, codes, names, sortorder = checks.fields(tree, "levels", "codes", "names", "sortorder")
+    levels, codes, names, name, sortorder = checks.fields(
+        tree, "levels", "codes", "names", "name", "sortorder"
+    )
     for each in (levels, codes, names):
         checks.exactly(list, each, "a list of each level's")
     checks.same_length("levels, codes and names", levels, codes, names)
@@ -507,7 +511,11 @@ def _multi(tree: Any) -> Any:
     checks.same_length("codes", *codes)
     if sortorder is not None:
         checks.exactly(int, sortorder, "sortorder")
-    return pd.MultiIndex(levels, codes, sortorder=sortorder, names=names, copy=False)
+    index = pd.MultiIndex(levels, codes, sortorder=sortorder, names=names, copy=False)
+    if name is not None:
+        hash(name)
+        index.name = name
+    return index
 
 
 # Series and frames.
@@ -658,20 +666,21 @@ def _register_all() -> None:
         (pd.Series, _of_series, _series, "Series"),
         (pd.DataFrame, _of_frame, _frame, "DataFrame"),
     ]
+    for kind, to_tree, from_tree, name in types:
+        register(kind, to_tree, from_tree, name=f"pandas.{name}")
     for array, kinds in (
         (arrays.IntegerArray, "iu"),
         (arrays.FloatingArray, "f"),
         (arrays.BooleanArray, "b"),
     ):
-        types.append((array, _of_masked, _masked(array, kinds), f"arrays.{array.__name__}"))
+        name = f"pandas.arrays.{array.__name__}"
+        register(array, _of_masked, _masked(array, kinds), name=name)
     for array in (arrays.StringArray, arrays.ArrowStringArray):
-        types.append((array, _of_text, _text(array), f"arrays.{array.__name__}"))
+        register(array, _of_text, _text(array), name=f"pandas.arrays.{array.__name__}")
     for index in (pd.Index, pd.CategoricalIndex, pd.IntervalIndex, pd.PeriodIndex):
-        types.append((index, _of_index, _index(index), index.__name__))
+        register(index, _of_index, _index(index), name=f"pandas.{index.__name__}")
     for index in (pd.DatetimeIndex, pd.TimedeltaIndex):
-        types.append((index, _of_timed_index, _timed_index(index), index.__name__))
-    for kind, to_tree, from_tree, name in types:
-        register(kind, to_tree, from_tree, name=f"pandas.{name}")
+        register(index, _of_timed_index, _timed_index(index), name=f"pandas.{index.__name__}")
 
 
 _register_all()
