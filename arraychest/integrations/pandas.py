@@ -196,7 +196,9 @@ def _of_values(values: Any) -> Any:
     """Of a series, an index or a NumpyExtensionArray."""
     if isinstance(values.dtype, np.dtype) or type(values) is pd.arrays.NumpyExtensionArray:
         return _of_plain(values.to_numpy(copy=False))
-    return values.array
+    # Of a frame and of its column it is the same array, which pandas keeps count of; what is read
+    # must not be one array in two hands that do not know of each other.
+    return values.array if isinstance(values, pd.Index) else values.array.view()
 
 
 def _of_plain(array: np.ndarray) -> Any:
@@ -578,7 +580,7 @@ def _blocks(frame: pd.DataFrame) -> Iterable[tuple[Any, Any]]:
         if isinstance(values, np.ndarray):
             yield _of_places(places), _of_plain(values)
         elif values.ndim == 1:
-            yield _of_places(places), values
+            yield _of_places(places), values.view()
         else:
             for place, row in zip(places.tolist(), values, strict=True):
                 yield range(place, place + 1), row

@@ -140,16 +140,18 @@ def _coo(kind: type[Any]) -> Callable[[Any], Any]:
 
 
 def _is_canonical(coords: tuple[np.ndarray, ...]) -> bool:
-    """Whether coords are sorted, the last of them first, and none is there twice.
+    """Whether coords are sorted, by the first of them or by the last, and none is there twice.
 
-    It is looked at only where SciPy says so: an order that merely is this one, without SciPy
-    knowing, is left for it to find.
+    Asked only where SciPy says so: an order that SciPy does not know of is left for it to find.
+    Which of the two it sorts by depends on its version.
     """
-    if not len(coords) or len(coords[0]) < 2:
-        return True
-    rises = np.zeros(len(coords[0]) - 1, bool)
-    same = np.ones(len(coords[0]) - 1, bool)
-    for each in reversed(coords):
+    return _rises(coords) or _rises(coords[::-1])
+
+
+def _rises(coords: tuple[np.ndarray, ...]) -> bool:
+    rises = np.zeros(max(len(coords[0]) - 1, 0), bool)
+    same = ~rises
+    for each in coords:
         rises |= same & (each[1:] > each[:-1])
         same &= each[1:] == each[:-1]
     return bool(rises.all())

@@ -27,7 +27,7 @@ _TYPES = {"str": str, "bytes": bytes}
 
 
 def _of_dtype(dtype: np.dtype) -> Any:
-    if dtype == object:
+    if dtype.kind == "O":
         element = dict(dtype.metadata or {}).get("element_type")
         return "object" if element is None else f"object of {element.__name__}"
     return np.empty(0, dtype)
@@ -40,7 +40,7 @@ def _dtype(tree: Any) -> np.dtype:
             raise ValueError(f"expected a dtype, found {checks.shown(tree)}")
         if element:
             # As xarray marks them.
-            return np.dtype("O", metadata={"element_type": _TYPES[element]})  # type: ignore[call-overload,no-any-return]
+            return np.dtype("O", metadata={"element_type": _TYPES[element]})
         return np.dtype("O")
     return checks.array(tree, "a dtype").dtype
 
@@ -138,7 +138,7 @@ def _index_variable(tree: Any) -> Any:
         tree, "dim", "index", "dtype", "attrs", "encoding"
     )
     if isinstance(index, pd.MultiIndex):
-        found: Any = PandasMultiIndex(index, dim)
+        found: Any = PandasMultiIndex(index.copy(), dim)
     else:
         found = _pandas_index(index, dim, dtype)
     variable = found.create_variables()[found.index.name]
@@ -228,6 +228,8 @@ def _index(pandas: Any, dim: Hashable, dtypes: Any) -> Any:
         for name, level in zip(pandas.names, pandas.levels, strict=True)
     }
     told = {name: _dtype(dtype) for name, dtype in dtypes.items() if dtype is not None}
+    # xarray renames what it is given, and something else in the value may hold it.
+    pandas = pandas.copy()
     pandas.name = dim
     return PandasMultiIndex(pandas, dim, implied | told)
 
@@ -251,7 +253,7 @@ def _array(tree: Any) -> Any:
             variable,
             dict(array.coords.variables),
             name=name,
-            indexes=dict(array.xindexes),  # type: ignore[arg-type]
+            indexes=dict(array.xindexes),
             fastpath=True,
         )
     array.encoding = variable.encoding
