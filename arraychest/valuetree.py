@@ -337,7 +337,7 @@ class _Storing(Encoder):
         if number is None:
             if type(array) is CompressedArray:
                 number = self._part(np.asarray(array), copied=True)
-            elif array.dtype.hasobject:
+            elif array.dtype.hasobject and array.dtype.kind != "T":  # strings are no objects
                 self.other(array, depth)
                 return
             elif id(array.dtype) not in DESCRIBED and self.of_registered_dtype(array, depth):
