@@ -132,7 +132,9 @@ def _timestamp(tree: Any) -> Any:
         value = value.tz_localize("UTC").tz_convert(tz)
     if type(value) is not pd.Timestamp:
         raise ValueError("expected a timestamp, found none")
-    if checks.exactly(int, fold, "fold") != value.fold:
+    if checks.exactly(int, fold, "fold") not in (0, 1):
+        raise ValueError(f"expected 0 or 1 as fold, found {checks.shown(fold)}")
+    if fold != value.fold:
         value = value.replace(fold=fold)
     return value
 
@@ -165,8 +167,16 @@ def _period(tree: Any) -> Any:
 
 
 def _of_period_freq(value: Any) -> str:
-    name = _of_freq(value.freq)
-    assert name is not None
+    # Periods have names of their own: M for what is ME for dates.
+    name = str(value.freqstr)
+    try:
+        known = len(name) <= _MAX_NAME and pd.PeriodDtype(name).freq == value.freq
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise ValueTypeError(
+            f"expected a freq that its name tells in full, found {value.freq!r}: use asfreq()"
+        )
     return name
 
 
@@ -448,6 +458,7 @@ def _index(kind: type[Any]) -> Callable[[Any], Any]:
 
     def from_tree(tree: Any) -> Any:
         values, name = checks.fields(tree, "values", "name")
+        hash(name)
         found = _values(values)
         if found.dtype == object:
             # pandas must not look for what else they might be.
@@ -484,6 +495,7 @@ def _of_range(index: pd.RangeIndex) -> dict[str, Any]:
 def _range(tree: Any) -> Any:
     numbers, name = checks.fields(tree, "range", "name")
     checks.exactly(range, numbers, "a range")
+    hash(name)
     if any(not -(1 << 63) <= end < 1 << 63 for end in (numbers.start, numbers.stop, numbers.step)):
         raise ValueError("expected a range of 64 bits, found one of more")
     return pd.RangeIndex.from_range(numbers, name=name)
@@ -551,6 +563,7 @@ def _series(tree: Any) -> Any:
     values, index, name, attrs, duplicates = checks.fields(
         tree, "values", "index", "name", "attrs", "allows_duplicate_labels"
     )
+    hash(name)
     found = _values(values)
     checks.same_length("values and index", found, _is_index(index))
     # A dtype that is told is not inferred.
