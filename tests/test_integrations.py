@@ -597,7 +597,7 @@ def pandas_values() -> dict[str, Any]:
         "Float32": pd.array([1.5, None, -0.0], dtype="Float32"),
         "Float64 nan": pd.arrays.FloatingArray(np.array([np.nan, 1.0]), np.array([False, True])),
         "boolean": pd.array([True, None, False], dtype="boolean"),
-        "string": pd.array(["a", None, "é\ud800\0"], dtype="string"),
+        "string": pd.array(["a", None, "é\ud800\0"], dtype=pd.StringDtype("python")),
         "no strings": pd.array([], dtype="string"),
         "all missing": pd.array([None, None], dtype="string"),
         "categorical": pd.Categorical(["b", None, "a", "b"], ordered=True, categories=["b", "a", "c"]),

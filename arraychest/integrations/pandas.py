@@ -192,19 +192,23 @@ def _frame(tree: Any) -> Any:
     )
     rows, count = len(pandas_arrays.is_index(index)), len(pandas_arrays.is_index(columns))
     checks.exactly(list, blocks, "blocks")
-    found, seen = [], np.zeros(count, bool)
     for block in blocks:
         if type(block) is not tuple or len(block) != 2:
             raise TypeError(f"expected a block's places and values, found {checks.shown(block)}")
-        places = _places(block[0], count)
-        is_array = not isinstance(block[1], pd.api.extensions.ExtensionArray)
-        values = pandas_arrays.values_of(block[1], 2 if is_array else 1)
-        if values.shape != ((len(places), rows) if is_array else (rows,)) or (
-            not is_array and len(places) != 1
+    # Before anything is made as long as a range claims to be.
+    if sum([len(places) for places, _ in blocks]) != count:
+        raise ValueError(f"expected {count} columns in all blocks, found others")
+    found, seen = [], np.zeros(count, bool)
+    for where, tree_of_values in blocks:
+        is_array = not isinstance(tree_of_values, pd.api.extensions.ExtensionArray)
+        values = pandas_arrays.values_of(tree_of_values, 2 if is_array else 1)
+        if values.shape != ((len(where), rows) if is_array else (rows,)) or (
+            not is_array and len(where) != 1
         ):
             raise ValueError(
-                f"expected {len(places)} columns of {rows} values, found shape {values.shape}"
+                f"expected {len(where)} columns of {rows} values, found shape {values.shape}"
             )
+        places = _places(where, count)
         if seen[places].any() or len(set(places.tolist())) != len(places):
             raise ValueError("expected each column once, found one twice")
         seen[places] = True
