@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from arraychest import registry
 from arraychest.codecs.tree import Tree
 from arraychest.compressed import CompressedArray
 from arraychest.entry import Kind, describe
@@ -112,10 +113,13 @@ def _accepted_scalar(value: np.generic, own: Own) -> Accepted:
         raise ValueTypeError(
             f"expected a NumPy scalar without Python objects, found dtype {value.dtype}"
         )
-    if is_of_registered_dtype(value.dtype):
-        return _taken_apart(value, own)
     array = array_of_scalar(value)
-    describe(array.dtype)
+    try:
+        describe(array.dtype)
+    except ValueTypeError:
+        if registry.of_type(type(value)) is None:
+            raise
+        return _taken_apart(value, own)
     # One of a structured dtype could be written to.
     return Accepted(array, "scalar", None if isinstance(value, np.void) else value)
 

@@ -233,10 +233,17 @@ class Encoder:
 
     def _scalar(self, value: np.generic, depth: int) -> None:
         dtype = value.dtype
-        if type(value) is not dtype.type or dtype.hasobject or is_of_registered_dtype(dtype):
+        if type(value) is not dtype.type or dtype.hasobject:
             self._unusual(value, depth)
             return
         array = array_of_scalar(value)
+        try:
+            describe(array.dtype)
+        except ValueTypeError:
+            if registry.of_type(type(value)) is None:
+                raise
+            self._unusual(value, depth)
+            return
         form = form_text(array.dtype, array.shape, "C", "scalar").encode()
         data = array.tobytes()
         self.out += b"g" + _SIZE.pack(len(form)) + form + _SIZE.pack(len(data)) + data
@@ -356,8 +363,21 @@ class _Storing(Encoder):
     def other(self, value: Any, depth: int) -> None:  # noqa: ARG002  # as the base's
         if not self._allow_pickle:
             raise ValueTypeError(_refusal(value))
-        if not self._begin(value):
-            return
+        if self._begin(value):
+            self._pickled(value)
+
+    def registered(self, known: registry.Registered, value: Any, depth: int) -> None:
+        """Encode a value of a registered type; pickled where it is one that `to_tree` refuses."""
+        if self._allow_pickle:
+            try:
+                tree = known.to_tree(value)
+            except ValueTypeError:
+                self._pickled(value)
+                return
+            known = known._replace(to_tree=lambda _: tree)
+        super().registered(known, value, depth)
+
+    def _pickled(self, value: Any) -> None:
         buffers: list[int] = []
 
         def keep(buffer: pickle.PickleBuffer) -> bool:

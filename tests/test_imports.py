@@ -64,6 +64,7 @@ RANKS = {
     "chest": 16,
     "": 17,  # the package itself
     "cli": 18,
+    "integrations": 18,
     "__main__": 19,
 }
 
