@@ -34,7 +34,6 @@ from arraychest.errors import (
     AbsentKeyError,
     ClosedChestError,
     CorruptEntryError,
-    SpillError,
     UnreadableValueError,
     ValueTypeError,
 )
@@ -342,25 +341,35 @@ class Cached(Generic[P, R]):
     ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """The key of a call, and what the function is to be called with."""
         call = self._parameters.bind(args, kwargs)
-        if self._key is None:
-            given = call.fingerprint(digest_of)
-        else:
-            args, kwargs = _afresh(call.args, call.kwargs)
-            given = value_fingerprint(self._key(*args, **kwargs), digest_of)
-        both = hashlib.blake2b(self._print.digest() + given, digest_size=16)
+        try:
+            code = self._print.digest()
+        except ValueTypeError as error:
+            hint = "" if self._options["version"] is not None else "; or give a version="
+            raise ValueTypeError(f"what {self._name} depends on: {error}{hint}") from error
+        try:
+            if self._key is None:
+                given = call.fingerprint(digest_of)
+            else:
+                args, kwargs = _afresh(call.args, call.kwargs)
+                given = value_fingerprint(self._key(*args, **kwargs), digest_of)
+        except ValueTypeError as error:
+            raise ValueTypeError(f"an argument of {self._name}: {error}") from error
+        both = hashlib.blake2b(code + given, digest_size=16)
         return f"{self._name}({both.hexdigest()})", call.args, call.kwargs
 
     def _found(self, key: str) -> tuple[bool, Any]:
         """Whether a result is there, and it."""
         try:
             value = self._tiers.get_plain(key)
+            cost = self._cost(key)
         except AbsentKeyError:
             return False, None
-        except (CorruptEntryError, UnreadableValueError, AttributeError, ImportError) as error:
+        except (
+            CorruptEntryError, UnreadableValueError, OSError, AttributeError, ImportError
+        ) as error:  # fmt: skip
             # The last two by unpickling an object of a class that is no more.
             logger.warning("the result of %s is computed again: %s", self._name, error)
             return False, None
-        cost = self._cost(key)
         if cost is not None:
             if cost.has_expired(time.time()):
                 return False, None
@@ -415,17 +424,24 @@ class Cached(Generic[P, R]):
         on_put: OnPut = "freeze" if _are_ours(result) else "copy"
         try:
             tiers.put_any(key, result[0], cost=cost, on_put=on_put)
+        except ValueTypeError as error:
+            raise ValueTypeError(f"the result of {self._name} cannot be kept: {error}") from error
+        except (OSError, ClosedChestError) as error:
+            logger.warning("the result of %s is not kept: %s", self._name, error)
+            return result[0]
+        self._costs[key] = cost
+        try:
             if not tiers.temporary and tiers.own_changes() is None:
                 # Before anybody else may compute it: other processes see what is stored.
                 tiers.spill(key)
-        except ValueTypeError as error:
-            raise ValueTypeError(f"the result of {self._name} cannot be kept: {error}") from error
-        except (SpillError, ClosedChestError) as error:
-            logger.warning("the result of %s is not kept: %s", self._name, error)
-        self._costs[key] = cost
-        try:
             return tiers.get_plain(key)
         except (AbsentKeyError, ClosedChestError):
+            return result[0]
+        except (OSError, CorruptEntryError) as error:
+            # Rather computed again than in the way of a close, which would raise that it is lost.
+            logger.warning("the result of %s is not kept: %s", self._name, error)
+            with contextlib.suppress(AbsentKeyError, ClosedChestError, OSError):
+                tiers.delete(key)
             return result[0]
 
     def _say(self, text: str) -> None:
@@ -542,6 +558,8 @@ def _name_of(func: Any) -> str:
         func = func.func
     module = getattr(func, "__module__", None)
     name = getattr(func, "__qualname__", None) or type(func).__qualname__
+    # What `multiprocessing` calls a script's module in a child that it spawns.
+    module = "__main__" if module == "__mp_main__" else module
     return f"{module}.{name}" if module else str(name)
 
 

@@ -474,11 +474,10 @@ class Tiers(Session):
 
     def find_digest(self, generation: int, part: int) -> bytes | None:
         """What the catalog says that a stored array contains; None if it says nothing."""
-        with self.writer.lock:
-            store = self._store
-            if store is None:
-                return None
-            return store.catalog.facts_of(generation).digests.get(part)
+        with self.writer.lock, contextlib.suppress(OSError, ArrayChestError):
+            if self._store is not None:
+                return self._store.catalog.facts_of(generation).digests.get(part)
+        return None
 
     def is_written_in_place(self, generation: int) -> bool:
         """Whether a value may change while it is stored."""
@@ -492,8 +491,11 @@ class Tiers(Session):
             store = self._store
             if store is None:
                 return not self.temporary
-            self.follow()
-            if store.catalog.is_written_in_place(generation):
+            try:
+                self.follow()
+                if store.catalog.is_written_in_place(generation):
+                    return True
+            except (OSError, ArrayChestError):
                 return True
         if len(self._not_in_place) >= _MOST_NOT_IN_PLACE:
             self._not_in_place.clear()
