@@ -242,7 +242,7 @@ class Cached(Generic[P, R]):
         self._hits = self._misses = 0
         self._seconds_computing = self._seconds_saved = 0.0
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result: the one that is kept, or else computed now and kept.
 
         Raises
@@ -265,15 +265,15 @@ class Cached(Generic[P, R]):
                 result = [self.func(*args_, **kwargs_)]
             return self._kept(key, result, timed.seconds)  # type: ignore[no-any-return]
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of the chest under which the result of a call is kept."""
         return self._called(args, kwargs)[0]
 
-    def check(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def check(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Whether the result of a call is there, and still good; reads nothing of it."""
         return self._is_good(self.key(*args, **kwargs))
 
-    def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry:
+    def entry(self, /, *args: P.args, **kwargs: P.kwargs) -> Entry:
         """What the chest knows of the result of a call, which is computed if it is missing.
 
         What is there is not read: see `Chest.entry`.
@@ -289,7 +289,7 @@ class Cached(Generic[P, R]):
             self(*args_, **kwargs_)
         return self._tiers.entry(key)
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Remove the result of a call; returns whether there was one."""
         key = self.key(*args, **kwargs)
         try:
@@ -455,7 +455,7 @@ class CachedCoroutine(Cached[P, R]):
         super().__init__(*args, **options)
         _mark_as_coroutine_function(self)
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         """As of a function; to be awaited.  Other tasks go on while it waits for a result."""
         key, args_, kwargs_ = self._called(args, kwargs)
         found, value = self._found(key)
@@ -469,7 +469,7 @@ class CachedCoroutine(Cached[P, R]):
                 result: list[Any] = [await self.func(*args_, **kwargs_)]  # type: ignore[misc]
             return self._kept(key, result, timed.seconds)
 
-    async def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry:  # type: ignore[override]
+    async def entry(self, /, *args: P.args, **kwargs: P.kwargs) -> Entry:  # type: ignore[override]
         """As of a function; to be awaited."""
         key, args_, kwargs_ = self._called(args, kwargs)
         if not self._is_good(key):
@@ -508,7 +508,7 @@ class BoundCached:
         found = inspect.signature(self.__func__)
         return found.replace(parameters=list(found.parameters.values())[1:])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """As the function, with the object as its first argument."""
         return self.__func__(self.__self__, *args, **kwargs)
 
