@@ -27,6 +27,7 @@ from arraychest.codecs.tree import Tree
 from arraychest.compression import Compression, How
 from arraychest.entry import (
     GENERATION,
+    KEY,
     PACK,
     SEQ,
     STORED,
@@ -139,6 +140,8 @@ class Committer:
         Packs that have become sparse.
     source
         Gives what digests of stored arrays are asked for at, as long as it is there.
+    private
+        Whether it is a temporary chest's.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class Committer:
         self.open_store = open_store
         self.counters = Counters()
         self.source: Callable[[], Source | None] = _nobody
+        self.private = False
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
@@ -569,7 +573,8 @@ class Committer:
             if slots[at].kind in ("array", "pickle"):
                 slots[at].view = weakref.ref(arrays[at])
                 if rows[at][PACK] is None:
-                    origins.note(arrays[at], self.source, rows[at][GENERATION], 0)
+                    code, generation = rows[at][KEY], rows[at][GENERATION]
+                    origins.note(arrays[at], self.source, code, generation, 0, private=self.private)
 
     def write_directly(
         self, key: Any, array: np.ndarray | Tree, kind: Kind, asked: How | None = None

@@ -75,6 +75,10 @@ MAX_KEPT_VIEWS = 16_384
 MAX_KEPT_FRAMES = 64
 
 
+# Of so many stored values it is remembered that nobody writes to their files.
+_MOST_NOT_IN_PLACE = 65_536
+
+
 class Changes(Protocol):
     """What a thread has changed in a transaction; see `transaction`."""
 
@@ -89,7 +93,12 @@ class Changes(Protocol):
     def cost(self, key: Any) -> Cost | None: ...  # noqa: D102
 
     def put(  # noqa: D102
-        self, key: Any, value: Any, compression: How | None = None, cost: Cost | None = None
+        self,
+        key: Any,
+        value: Any,
+        compression: How | None = None,
+        cost: Cost | None = None,
+        on_put: OnPut | None = None,
     ) -> None: ...
 
     def put_row(self, key: Any, row: Row) -> None: ...  # noqa: D102
@@ -131,9 +140,12 @@ class Tiers(Session):
         self._private = options.mmap_mode == "c"
         # Generations whose files are written to through our maps.
         self._in_place: dict[int, Row] = {}
+        # Generations whose files nobody wrote to as of a commit, by the counter's word.
+        self._not_in_place: dict[int, int] = {}
         super().__init__(path, budget, options)
         # What digests of our arrays are asked for at, and told.
         self.source = self.committer.source = ref(self)
+        self.committer.private = self.temporary
         self.index.pinned = self._loading.__contains__
         # A name of its own for what every put asks.
         self._slots = self.index.slots
@@ -363,7 +375,7 @@ class Tiers(Session):
             if raw[PACK] is None:
                 for number, part in enumerate(value.parts, 1):
                     if part.nbytes >= PACK_THRESHOLD:
-                        origins.note(part, self.source, raw[GENERATION], number)
+                        self._note_origin(part, raw, number)
             if raw[PACK] is None and self._shows_resident:
                 slot.view = value.itself
                 self._kept.append(slot)
@@ -371,7 +383,7 @@ class Tiers(Session):
                     _let_go_oldest(self._kept)
             return value
         if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray):
-            origins.note(value, self.source, raw[GENERATION], 0)
+            self._note_origin(value, raw, 0)
         if type(value) is CompressedArray:
             slot.value = value
             self._kept_frames.append(slot)
@@ -389,6 +401,10 @@ class Tiers(Session):
         if len(self._kept) > MAX_KEPT_VIEWS:
             _let_go_oldest(self._kept)
         return value
+
+    def _note_origin(self, array: np.ndarray | CompressedArray, raw: RawRow, part: int) -> None:
+        private = self.temporary
+        origins.note(array, self.source, raw[KEY], raw[GENERATION], part, private=private)
 
     def load(self, key: Any) -> Any:
         """A value as a get gives it, its arrays in RAM; raises as `get`.
@@ -417,6 +433,9 @@ class Tiers(Session):
     def _in_ram(self, array: np.ndarray | CompressedArray) -> np.ndarray:
         if isinstance(array, CompressedArray):
             found = np.asarray(array)
+            origin = origins.of(array)
+            if origin is not None and self.options.mmap_mode == "r":
+                origins.note_again(found, origin)
         elif self._private or not is_map(owner_of(array)):
             return array
         else:
@@ -455,25 +474,41 @@ class Tiers(Session):
 
     def find_digest(self, generation: int, part: int) -> bytes | None:
         """What the catalog says that a stored array contains; None if it says nothing."""
-        with self.writer.lock:
-            store = self._store
-            if store is None:
-                return None
-            return store.catalog.facts_of(generation).digests.get(part)
+        with self.writer.lock, contextlib.suppress(OSError, ArrayChestError):
+            if self._store is not None:
+                return self._store.catalog.facts_of(generation).digests.get(part)
+        return None
 
     def is_written_in_place(self, generation: int) -> bool:
         """Whether a value may change while it is stored."""
+        store, word = self._store, self.counter.words[0]
+        if store is None:
+            return not self.temporary
+        # Whoever begins to write to one commits that.
+        if self._not_in_place.get(generation) == word and store.tells:
+            return False
         with self.writer.lock:
             store = self._store
-            return store is None or store.catalog.is_written_in_place(generation)
+            if store is None:
+                return not self.temporary
+            try:
+                self.follow()
+                if store.catalog.is_written_in_place(generation):
+                    return True
+            except (OSError, ArrayChestError):
+                return True
+        if len(self._not_in_place) >= _MOST_NOT_IN_PLACE:
+            self._not_in_place.clear()
+        self._not_in_place[generation] = word
+        return False
 
-    def record_digest(self, generation: int, part: int, digest: bytes) -> None:
+    def record_digest(self, origin: origins.Origin, digest: bytes) -> None:
         """Note what a stored array contains.  Says nothing where it may not."""
         if self._no_puts or self.own_changes() is not None:
             return
         try:
             with self.at_work(), self.committer.committing() as store:
-                store.catalog.add_digest(generation, part, digest)
+                store.catalog.add_digest(origin.code, origin.generation, origin.part, digest)
                 store.catalog.raise_interrupt()
         except (OSError, ArrayChestError) as error:
             logger.debug("a digest was not recorded: %s", error)
@@ -649,7 +684,7 @@ class Tiers(Session):
         changes = self.own_changes()
         if changes is not None:
             if not (only_absent and self.contains(key)):
-                changes.put(key, value, compression, cost)
+                changes.put(key, value, compression, cost, on_put)
             return
         on_put = on_put or self.options.on_put
         array, kind, shown = accept(value, self.options.own)
@@ -951,9 +986,9 @@ class Tiers(Session):
         SpillError
             Deletions could not be committed, or values not be moved; nothing is lost.
         """
-        for key in self._expired_keys():
+        for key, version in self._expired():
             with contextlib.suppress(AbsentKeyError):
-                self.delete(key)
+                self.delete(key, version)
         self.flush()
         store = self._store
         if store is None:
@@ -964,22 +999,28 @@ class Tiers(Session):
                 self.committer.compact_pack(identity)
         return dead
 
-    def _expired_keys(self) -> list[Any]:
-        """The keys of stored values that are no longer good."""
+    def _expired(self) -> list[tuple[Any, int]]:
+        """The keys of values that are no longer good, and the versions of their slots."""
         with self.writer.lock:
             self.follow()
             costs = {} if self._store is None else self._store.catalog.costs()
+            # What was put with a cost has a slot.
+            kept = [slot.key for slot in self.resident.slots() if slot.cost is not None]
         now = time.time()
-        expired = {
-            generation
-            for generation, cost in costs.items()
-            if cost.expires is not None and cost.expires <= now
-        }
+        good = {generation for generation, cost in costs.items() if not cost.has_expired(now)}
         found = []
-        for key in self.keys() if expired else ():
-            row = self.stored_row(key)
-            if row is not None and row.generation in expired:
-                found.append(key)
+        for key in self.keys() if len(good) < len(costs) else kept:
+            with self.writer.lock:
+                slot = self.index.find(key)
+                if slot is None:
+                    continue
+                if slot.array is not None:
+                    expired = slot.cost is not None and slot.cost.has_expired(now)
+                else:
+                    generation = None if slot.raw is None else slot.raw[GENERATION]
+                    expired = generation in costs and generation not in good
+                if expired:
+                    found.append((key, slot.version))
         return found
 
 

@@ -41,6 +41,24 @@ VALUES: dict[Any, Any] = {
 ROOM = 2 << 30
 
 
+# What `summed` keeps.
+RESULTS = 2
+
+
+def large_one(n: int) -> np.ndarray:
+    return np.full(n, 3.0)
+
+
+def sum_of(array: np.ndarray) -> float:
+    return float(array.sum())
+
+
+def summed(chest: Any) -> None:
+    """A chain of cached functions, whose results are right."""
+    made = chest.cache(large_one)(LARGE)
+    assert chest.cache(sum_of)(made) == 3.0 * LARGE
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chest with a value file, a pack, a hole in it, and a folder of spares."""
@@ -48,6 +66,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with arraychest.open(path, "w") as chest:
         for key, value in VALUES.items():
             chest[key] = value.copy()
+        # The catalog knows what was computed, and what it contains.
+        summed(chest)
         chest["hole"] = np.arange(20.0)
         chest.flush()
         del chest["hole"]
@@ -140,6 +160,9 @@ def read_all(chest: Any, tried: Tried) -> list[Any]:
     with tried():
         repr(chest)
         chest.stats()
+    with tried():
+        chest.cache(large_one).check(LARGE)
+        chest.cache(large_one)(LARGE)
     return keys
 
 
@@ -200,6 +223,18 @@ def use(path: Path, mine: Path, *, everything: bool = True) -> Tried:
     if everything:
         with tried(), arraychest.open(path, "a") as chest:
             change_all(chest, read_all(chest, tried), tried)
+        for by in ("lru", "cost"):
+            with (
+                tried(),
+                arraychest.open(
+                    path, "a", max_disk=4 * LARGE * 8, on_full="evict", evict_by=by
+                ) as chest,
+            ):
+                for number in range(4):
+                    with tried():
+                        chest["much", number] = np.full(LARGE, 5.0)
+                        chest.flush()
+        with tried(), arraychest.open(path, "a") as chest:
             chest.clear()
         with tried():
             arraychest.open(path, "w").close()
@@ -499,6 +534,25 @@ ROWS = {
     "key: long": "UPDATE entry SET key = zeroblob(3000000) WHERE key = CAST('ssmall' AS BLOB)",
     "checksum: huge": "INSERT INTO checksum VALUES (4294967296, 0, 1 << 60, zeroblob(1000000))",
     "checksum: words": "INSERT INTO checksum VALUES ('x', 'y', 'z', 'w')",
+    **{f"digest: {name}": f"UPDATE digest SET digest = {value}" for name, value in {
+        "nothing": "x''", "short": "x'78'", "long": "zeroblob(3000000)", "text": "'xxxxxxxxxxxxxxxxx'",
+        "no text": "CAST(x'fffefdfcff' AS TEXT)", "a number": "7", "another function's": "zeroblob(17)",
+    }.items()},
+    "digest: of no part": "UPDATE digest SET part = -1",
+    "digest: of a word": "UPDATE digest SET part = 'word'",
+    "digest: of nobody": "INSERT INTO digest VALUES (9223372036854775807, 0, zeroblob(17))",
+    "digest: many": "INSERT INTO digest SELECT e.gen, value, zeroblob(17) FROM entry e, "
+    "json_each('[1,2,3,4,5,-7]')",
+    **{f"cost: {name}": f"UPDATE cost SET seconds = {value}" for name, value in {
+        "infinite": "9e999", "negative": "-1e300", "a word": "'word'", "bytes": "x'ff'",
+        "no text": "CAST(x'fffe' AS TEXT)", "huge": "1.7e308", "a whole number": "1 << 62",
+    }.items()},
+    **{f"cost: expires {name}": f"UPDATE cost SET expires = {value}" for name, value in {
+        "at the end": "9e999", "before all": "-9e999", "a word": "'word'", "bytes": "x'ff'",
+        "no text": "CAST(x'fffe' AS TEXT)", "long": "zeroblob(3000000)",
+    }.items()},
+    "cost: of nobody": "INSERT INTO cost VALUES (-5, 1.0, 2.0)",
+    "cost: of all": "INSERT OR REPLACE INTO cost SELECT gen, 1e299, -1.0 FROM entry",
 }  # fmt: skip
 
 
@@ -506,6 +560,27 @@ ROWS = {
 def test_a_row_made_by_hand_is_told_and_does_no_harm(top, statement):
     sql(top, statement)
     check(top)
+
+
+FACTS = {name: statement for name, statement in ROWS.items() if name.startswith(("digest", "cost"))}
+
+
+@pytest.mark.parametrize("statement", FACTS.values(), ids=FACTS)
+def test_facts_made_by_hand_lead_to_no_wrong_result(top, statement):
+    sql(top, statement)
+    with arraychest.open(top / "chest", "r") as chest:
+        summed(chest)
+        assert chest.cache(sum_of)(np.zeros(LARGE)) == 0.0
+    with arraychest.open(top / "chest", "a") as chest:
+        summed(chest)
+        # What is wrong is not what an array contains.
+        assert chest.cache(sum_of).key(chest["large"]) == chest.cache(sum_of).key(VALUES["large"])
+        assert chest.cache(sum_of)(chest["large"]) == VALUES["large"].sum()
+        chest.compact()
+        summed(chest)
+        assert chest.verify().ok
+        assert chest.repair().ok
+        summed(chest)
 
 
 FORMS = [
@@ -606,7 +681,7 @@ def test_folders_nested_without_end_are_left_alone(top):
 
     def child(say: Say) -> None:
         with arraychest.open(top / "chest") as chest:
-            assert len(chest) == len(VALUES)
+            assert len(chest) == len(VALUES) + RESULTS
 
     limited(20, child)
     remove_deep(top / "chest" / "data" / "d")
@@ -660,6 +735,8 @@ COLUMNS = {
     "pack": ("id", "stamp", "bytes", "live", "sealed"),
     "checksum": ("file", "start", "bytes", "sums"),
     "change": ("n", "session", "keys", "gone"),
+    "digest": ("gen", "part", "digest"),
+    "cost": ("gen", "seconds", "expires"),
     "session": ("number",),
     "meta": ("name", "value"),
 }
