@@ -1880,7 +1880,6 @@ def test_a_temporary_chests_functions_do_not_travel(chest):
         pickle.dumps(chest.cache(ramp))
 
 
-@pytest.mark.xfail(strict=False, reason="fingerprints name the module as it is called there")
 def test_a_function_of_a_script_is_the_same_in_its_children(path, tmp_path):
     """`multiprocessing` gives the script's module another name in a child."""
     script = tmp_path / "script.py"
