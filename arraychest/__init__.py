@@ -18,12 +18,14 @@ from arraychest.errors import (
     QuotaError,
     ReadOnlyChestError,
     SpillError,
+    UnreadableValueError,
     ValueTypeError,
 )
 from arraychest.handle import Handle
 from arraychest.integrity import Finding, Report
 from arraychest.locks import KeyLock
 from arraychest.mutation import Creation, Part
+from arraychest.registry import register
 
 __version__ = "0.1.0"
 
@@ -52,7 +54,9 @@ __all__ = [
     "Report",
     "SpillError",
     "Stats",
+    "UnreadableValueError",
     "ValueTypeError",
     "open",
+    "register",
     "repair",
 ]

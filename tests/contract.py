@@ -238,7 +238,7 @@ class MappingContract:
             with pytest.raises(TypeError, match="object"):
                 chest[object()] = mine
             mine[0] = 7  # it was not frozen
-        for bad in ([1, 2], None, 3, "text", np.ma.masked_array([1], [0]), np.array([object()])):
+        for bad in (object(), [1, object()], {"a": (b"", {1: print})}, np.array([object()])):
             with pytest.raises(TypeError):
                 chest["x"] = bad
             with pytest.raises(TypeError):
