@@ -334,7 +334,13 @@ class Committer:
         text += named
         code = encode_key(key)
         if isinstance(array, Tree):
-            choices = [self._compression.choice(part, "array", asked) for part in array.parts]
+            choices = [
+                # A frame for a few bytes would be larger than they are.
+                self._compression.choice(part, "array", asked)
+                if part.nbytes >= PACK_THRESHOLD
+                else None
+                for part in array.parts
+            ]
             if not any(choices):
                 return store.write(code, seq, list(array.buffers()), form, text)
             with self._threads_to_compress() as nthreads:

@@ -42,7 +42,7 @@ import pickle
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -744,6 +744,10 @@ class _Decoder:
             )
         except (pickle.UnpicklingError, EOFError) as error:
             raise CorruptEntryError(f"expected a pickled object: {error}") from error
+        except (AttributeError, ImportError) as error:
+            raise UnreadableValueError(
+                f"an object in it was pickled, and its class is not here: {error}"
+            ) from error
         return self._end(number, value, depth, tag)
 
     def _counted(self) -> int:
