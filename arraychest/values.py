@@ -262,7 +262,7 @@ def copied(array: np.ndarray) -> np.ndarray:
     """A copy in the same order, Fortran's only where the array is contiguous in no other."""
     if not array.dtype.itemsize:
         # NumPy's own copy of strings of no characters has strings of one.
-        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        order: Literal["C", "F"] = "F" if array.flags.fnc else "C"
         return np.ndarray(array.shape, array.dtype, order=order)
     return array.copy(order="A")
 
