@@ -553,7 +553,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("second", KINDS)
 @pytest.mark.parametrize("first", KINDS)
 def test_a_value_of_another_kind_that_is_put_before_one_is_written_is_what_counts(
-    make_chest, first, second, size
+    make_chest, caplog, first, second, size
 ):
     options: dict[str, Any] = {"allow_pickle": True}
     if "dump" in (first, second):
@@ -571,6 +571,8 @@ def test_a_value_of_another_kind_that_is_put_before_one_is_written_is_what_count
     gate.open()
     spilling.wait()
     chest.spill("x")
+    # Nothing had failed that the next put or flush would tell of.
+    assert "spill failed" not in caplog.text
     for _ in range(2):
         assert_identical(chest["x"], KINDS[second](size))
         assert "x" not in chest.inmem
