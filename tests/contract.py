@@ -318,6 +318,38 @@ class MappingContract:
                 assert_identical(chest[at], scalar)
             chest = settle(chest)
 
+    def test_values_beyond_arrays_come_back_as_they_were(self, chest, settle):
+        def values() -> dict[str, Any]:
+            return {
+                "none": None,
+                "text": "a\0b",
+                "numbers": [1, 2.5, True, 3j, 2**70],
+                "nested": {"b": (1, [b"x", None]), "a": {2, 3}},
+                "small": [value(1), {"again": value(2).reshape(4, -1)}],
+                "large": {"a": value(3, LARGE), "b": np.asfortranarray(value(4, 6).reshape(2, -1))},
+            }
+
+        chest.update(values())
+        for _ in range(3):
+            for key, expected in values().items():
+                found = chest[key]
+                assert_identical(found, expected)
+                assert_identical(chest.load(key), expected)
+                if isinstance(found, list | dict):
+                    found.clear()
+                    assert_identical(chest[key], expected)
+            assert chest == values()
+            chest._tiers.resident.check()
+            chest = settle(chest)
+        assert_identical(chest.pop("nested"), values()["nested"])
+        assert chest.setdefault("none", 1) is None
+        chest["text"] = value(0)
+        chest["large"] = None
+        chest = settle(chest)
+        assert_identical(chest["text"], value(0))
+        assert chest["large"] is None
+        assert list(chest) == ["none", "text", "numbers", "small", "large"]
+
     def test_an_entry_says_what_is_there_whatever_the_tier(self, chest, settle):
         chest["x"] = value(0).reshape(4, 25)
         chest["y"] = np.str_("abc")
