@@ -353,13 +353,9 @@ class Tiers(Session):
             return slot.value
         array = slot.array
         if array is not None:
-            if isinstance(array, Tree):
-                return array.copied() if self._private else array
-            if slot.kind in ("scalar", "dump"):
-                return at_hand(array, slot.kind)
-            if self._private:
-                return copied(array)
-            return array if self._shows_resident else None
+            if self._shows_resident or self._private or slot.kind not in ("array", "pickle"):
+                return at_hand(array, slot.kind, private=self._private)
+            return None
         return slot.view() if slot.view is not None and self._shows_resident else None
 
     def _keep(self, slot: Slot, raw: RawRow, value: Any) -> Any:
@@ -378,9 +374,11 @@ class Tiers(Session):
                         self._note_origin(part, raw, number)
             if raw[PACK] is None and self._shows_resident:
                 slot.view = value.itself
-                self._kept.append(slot)
-                if len(self._kept) > MAX_KEPT_VIEWS:
-                    _let_go_oldest(self._kept)
+                is_compressed = any([type(part) is CompressedArray for part in value.parts])
+                kept = self._kept_frames if is_compressed else self._kept
+                kept.append(slot)
+                if len(kept) > (MAX_KEPT_FRAMES if is_compressed else MAX_KEPT_VIEWS):
+                    _let_go_oldest(kept)
             return value
         if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray):
             self._note_origin(value, raw, 0)
@@ -436,11 +434,11 @@ class Tiers(Session):
             origin = origins.of(array)
             if origin is not None and self.options.mmap_mode == "r":
                 origins.note_again(found, origin)
-        elif self._private or not is_map(owner_of(array)):
+        elif self._private or (self._shows_resident and not is_map(owner_of(array))):
             return array
         else:
             found = copied(array)
-        found.setflags(write=self.options.mmap_mode == "r+")
+        found.setflags(write=not self._shows_resident)
         return found
 
     def _keep_copy(self, key: Any, value: CompressedArray, copy: np.ndarray) -> None:
@@ -877,10 +875,10 @@ class Tiers(Session):
                 raise AbsentKeyError(key)
             array, row = slot.array, slot.row
             if isinstance(array, Tree):
-                return _entry(form_of(array.nbytes), None, None, None, resident=True)
+                return entry_of(form_of(array.nbytes))
             if array is not None:
                 form = Form(array.dtype, array.shape, "C", slot.kind)
-                return _entry(form, None, None, None, resident=True)
+                return entry_of(form)
             assert row is not None
         return self._stored_entry(key, row)
 
@@ -890,7 +888,7 @@ class Tiers(Session):
         except ValueError as error:
             raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
         layout = self.open_store().loader.layout(row, key) if row.is_frame else None
-        return _entry(form, row, self.file_of(row), layout, resident=False)
+        return entry_of(form, row, self.file_of(row), layout)
 
     def file_of(self, row: Row) -> str:
         """The path of the file that holds a stored value."""
@@ -1040,9 +1038,10 @@ def _let_go_oldest(kept: deque[Slot]) -> None:
         return
 
 
-def _entry(
-    form: Form, row: Row | None, file: str | None, layout: Layout | None, *, resident: bool
+def entry_of(
+    form: Form, row: Row | None = None, file: str | None = None, layout: Layout | None = None
 ) -> Entry:
+    """What is told of a value of this form; without a row it is in RAM."""
     dtype, shape = form.dtype, form.shape
     if form.kind == "scalar":
         if dtype.kind in "US":
@@ -1059,7 +1058,7 @@ def _entry(
         codec=None if row is None else "npy" if row.pack is None else "pack",
         file=file,
         generation=None if row is None else row.generation,
-        resident=resident,
+        resident=row is None,
     )
     if layout is None:
         return found

@@ -66,7 +66,8 @@ class Transaction:
     def get(self, key: Any) -> Any:
         """What was put, as `values.value_of` takes it; AbsentKeyError if the key was deleted."""
         if key in self._small:
-            return at_hand(*self._small[key])
+            array, kind = self._small[key]
+            return at_hand(array, kind, private=self._tiers.options.mmap_mode == "c")
         row = self._changes[key]
         if not isinstance(row, Row):
             raise AbsentKeyError(key)

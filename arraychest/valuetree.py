@@ -24,7 +24,8 @@ tag      what follows
 ``l``    list: a run; ``t`` tuple; ``e`` set; ``z`` frozenset
 ``d``    dict: a run of keys, a run of values
 ``R``    value of a registered type: length, name; the node of its tree
-``p``    pickled object: length, bytes; how many buffers, and of each the number of its part
+``p``    pickled object: length, bytes; how many buffers, and of each the number of its part;
+         ``P`` a long one: the number of its part; how many buffers, ...
 ``m``    the same object as before: its number (4 bytes), of all lists, tuples, sets, dicts,
          registered values and pickled objects, counted as they begin
 =======  ===========================================================================================
@@ -41,7 +42,7 @@ import pickle
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +50,6 @@ from arraychest import registry
 from arraychest.compressed import CompressedArray
 from arraychest.entry import DESCRIBED, describe, form_text, parse_form
 from arraychest.errors import (
-    ArrayChestError,
     CorruptEntryError,
     KeyTypeError,
     PickleRefusedError,
@@ -65,6 +65,11 @@ MAX_DEPTH = 100
 
 # The structure around the arrays is not larger, in bytes: it is decoded at each get.
 MAX_STRUCTURE_BYTES = 64 << 20
+
+# The keys of a dict, or the elements of a set, are of so many elements at most, tuples in them
+# counted as often as they are met: so many are hashed at each get, in some seconds, while each
+# reference to a tuple from another could double what a stranger's file makes of a few bytes.
+MAX_HASHED = 1 << 27
 
 # Strings and bytes of so many bytes are parts, as arrays are, and do not count as structure.
 _LONG = 64 * 1024
@@ -115,6 +120,52 @@ def is_of_registered_dtype(dtype: np.dtype) -> bool:
     return False
 
 
+class _TooDeepError(ValueTypeError):
+    def __init__(self) -> None:
+        super().__init__(f"expected a value nested at most {MAX_DEPTH} deep, found one deeper")
+
+
+class _Measure:
+    """Counts the containers of a value as they begin, and what each amounts to.
+
+    A container that is met again counts in full: nesting that goes by way of references is as deep
+    for whoever hashes the value, and C's stack knows no limit then.
+    """
+
+    def __init__(self) -> None:
+        # How many elements were met, and the least depth that was left at any of them.
+        self.elements = 0
+        self._least_left = MAX_DEPTH
+        # By the number of a container that is complete: its elements and its levels.
+        self._sizes: list[tuple[int, int]] = []
+        # Of those that are not: their number, and what was measured before.
+        self._open: list[tuple[int, int, int]] = []
+
+    def begin(self) -> int:
+        """A container begins; returns its number."""
+        number = len(self._sizes)
+        self._open.append((number, self.elements, self._least_left))
+        self._sizes.append((0, 0))
+        self._least_left = MAX_DEPTH
+        return number
+
+    def end(self, depth: int, tag: bytes) -> None:
+        """The container is complete that began last, at this depth."""
+        number, elements, least_left = self._open.pop()
+        levels = depth - min(self._least_left, depth - 1)
+        # A frozenset knows its hash.
+        self._sizes[number] = 1 if tag == b"z" else self.elements - elements + 1, levels
+        self._least_left = min(least_left, depth - levels)
+
+    def again(self, number: int, depth: int) -> None:
+        """A container is met once more."""
+        elements, levels = self._sizes[number]
+        if levels > depth:
+            raise _TooDeepError
+        self.elements += elements
+        self._least_left = min(self._least_left, depth - levels)
+
+
 class Encoder:
     """Takes values apart; a class below says what becomes of the arrays, and of other objects.
 
@@ -135,6 +186,7 @@ class Encoder:
         self._numbers: dict[int, int] = {}
         self._met: list[Any] = []
         self._met_arrays: list[Any] = []
+        self._measure = _Measure()
         self._open: set[int] = set()
 
     def array(self, array: Any, depth: int) -> None:
@@ -205,7 +257,7 @@ class Encoder:
         elif kind is dt.time:
             self.out += b"h"
             # In a year with the clocks of today.
-            self.node(dt.datetime.combine(dt.date(2000, 1, 1), value), depth)
+            self.node(dt.datetime.combine(dt.date(2000, 1, 1), value), _deeper(depth))
         elif kind is range or kind is slice:
             self.out += b"r" if kind is range else b"x"
             for each in (value.start, value.stop, value.step):
@@ -213,7 +265,7 @@ class Encoder:
         elif value is Ellipsis:
             self.out += b"."
         elif kind is np.memmap:
-            self.array(np.asarray(value), depth)
+            self.array(value, depth)
         else:
             self._unusual(value, depth)
 
@@ -223,13 +275,15 @@ class Encoder:
             self.other(value, depth)
         elif self._begin(value):
             self.registered(known, value, depth)
+        else:
+            self._again(value, depth)
 
     def registered(self, known: registry.Registered, value: Any, depth: int) -> None:
         """Encode a value of a registered type; see `_begin`."""
         name = known.name.encode()
         self.out += b"R" + _SIZE.pack(len(name)) + name
         self.node(known.to_tree(value), _deeper(depth))
-        self._open.discard(id(value))
+        self._end(value, depth, b"R")
 
     def _scalar(self, value: np.generic, depth: int) -> None:
         dtype = value.dtype
@@ -262,33 +316,56 @@ class Encoder:
                 self.out += b"m" + _SIZE.pack(number)
                 return False
             self._met.append(value)
-        if len(self.out) > MAX_STRUCTURE_BYTES:
-            raise ValueTypeError(
-                f"expected at most {MAX_STRUCTURE_BYTES >> 20} MiB around the arrays of a value, "
-                "found more: keep numbers in arrays"
-            )
+            self._measure.begin()
+        _check_size(len(self.out))
         self._open.add(identity)
         return True
 
+    def _again(self, value: Any, depth: int) -> None:
+        """`_begin` returned False."""
+        self._measure.again(self._numbers[id(value)], depth)
+
+    def _end(self, value: Any, depth: int, tag: bytes) -> None:
+        """A container that `_begin` counted is complete."""
+        self._open.discard(id(value))
+        if self.keeps_aliases:
+            self._measure.end(depth, tag)
+
     def _container(self, tag: bytes, value: Any, depth: int) -> None:
         if not self._begin(value):
+            self._again(value, depth)
             return
         self.out += tag
         deeper = _deeper(depth)
+        before = self._measure.elements
+        # As it is now: other threads, or a `to_tree`, may change it meanwhile.
         if tag == b"d":
-            self._run(list(value), deeper)
-            self._run(list(value.values()), deeper)
+            keys, values = list(value), list(value.values())
+            if len(keys) != len(values):
+                raise ValueTypeError("expected a dict that nobody changes while it is put")
+            self._run(keys, deeper)
+            self._check_hashed(before)
+            self._run(values, deeper)
         elif tag in (b"e", b"z"):
             self._set(value, deeper)
+            self._check_hashed(before)
         else:
-            self._run(value, deeper)
-        self._open.discard(id(value))
+            self._run(list(value), deeper)
+        self._end(value, depth, tag)
+
+    def _check_hashed(self, before: int) -> None:
+        if self._measure.elements - before > MAX_HASHED:
+            raise ValueTypeError(
+                f"expected at most {MAX_HASHED} elements in the keys of a dict or in a set, each "
+                "as often as it is met, found more"
+            )
 
     def _run(self, values: Sequence[Any], depth: int) -> None:
         out, count = self.out, len(values)
         out += _SIZE.pack(count)
         if not count:
             return
+        self._measure.elements += count
         kinds = set(map(type, values))
         kind = kinds.pop() if len(kinds) == 1 else None
         if kind is float:
@@ -325,8 +402,17 @@ class Encoder:
 
 def _deeper(depth: int) -> int:
     if depth == 0:
-        raise ValueTypeError(f"expected a value nested at most {MAX_DEPTH} deep, found one deeper")
+        raise _TooDeepError
     return depth - 1
+
+
+def _check_size(nbytes: int) -> None:
+    """Raise ValueTypeError where a structure has too many bytes."""
+    if nbytes > MAX_STRUCTURE_BYTES:
+        raise ValueTypeError(
+            f"expected at most {MAX_STRUCTURE_BYTES >> 20} MiB around the arrays of a value, "
+            "found more: keep numbers in arrays"
+        )
 
 
 class _Storing(Encoder):
@@ -349,6 +435,8 @@ class _Storing(Encoder):
                 known = registry.of_type(type(dtype))
                 if known is not None and self._begin(array):
                     self.registered(known, array, depth)
+                elif known is not None:
+                    self._again(array, depth)
                 return
             describe(dtype)
             number = self._part(np.asarray(array))
@@ -360,11 +448,13 @@ class _Storing(Encoder):
     def long(self, tag: bytes, data: bytes) -> None:
         self.out += tag + _SIZE.pack(self._part(np.frombuffer(data, np.uint8)))
 
-    def other(self, value: Any, depth: int) -> None:  # noqa: ARG002  # as the base's
+    def other(self, value: Any, depth: int) -> None:
         if not self._allow_pickle:
             raise ValueTypeError(_refusal(value))
         if self._begin(value):
-            self._pickled(value)
+            self._pickled(value, depth)
+        else:
+            self._again(value, depth)
 
     def registered(self, known: registry.Registered, value: Any, depth: int) -> None:
         """Encode a value of a registered type; pickled where it is one that `to_tree` refuses."""
@@ -372,12 +462,12 @@ class _Storing(Encoder):
             try:
                 tree = known.to_tree(value)
             except ValueTypeError:
-                self._pickled(value)
+                self._pickled(value, depth)
                 return
             known = known._replace(to_tree=lambda _: tree)
         super().registered(known, value, depth)
 
-    def _pickled(self, value: Any) -> None:
+    def _pickled(self, value: Any, depth: int) -> None:
         buffers: list[int] = []
 
         def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -392,9 +482,12 @@ class _Storing(Encoder):
             data = pickle.dumps(value, protocol=5, buffer_callback=keep)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise ValueTypeError(f"{_name(value)} cannot be pickled: {error}") from error
-        self.out += b"p" + _SIZE.pack(len(data)) + data + _SIZE.pack(len(buffers))
-        self.out += struct.pack(f"<{len(buffers)}I", *buffers)
-        self._open.discard(id(value))
+        if len(data) >= _LONG:
+            self.long(b"P", data)
+        else:
+            self.out += b"p" + _SIZE.pack(len(data)) + data
+        self.out += struct.pack(f"<{len(buffers) + 1}I", len(buffers), *buffers)
+        self._end(value, depth, b"p")
 
     def _part(self, array: np.ndarray) -> int:
         self.parts.append(array)
@@ -435,6 +528,7 @@ def take_apart(value: Any, *, allow_pickle: bool) -> Taken:
         encoder.node(value)
     except RecursionError as error:
         raise ValueTypeError("expected a value less deeply nested, found no stack left") from error
+    _check_size(len(encoder.out))
     return Taken(bytes(encoder.out), encoder.parts)
 
 
@@ -460,13 +554,35 @@ def put_together(structure: bytes, parts: Sequence[Any], *, allow_pickle: bool) 
         value = decoder.node()
         if decoder.at != len(structure):
             raise ValueError(f"{len(structure) - decoder.at} bytes more")
-    except ArrayChestError:
+    except (CorruptEntryError, PickleRefusedError, UnreadableValueError):
         raise
-    except (
-        struct.error, ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError
-    ) as error:  # fmt: skip
+    except (struct.error, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
         raise CorruptEntryError(f"expected a value tree, found something else: {error}") from error
     return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal: as Python says, arrays in them by dtype and elements."""
+    if one is other:
+        return True
+    if isinstance(one, _ARRAYS) or isinstance(other, _ARRAYS):
+        both = isinstance(one, _ARRAYS) and isinstance(other, _ARRAYS)
+        return both and one.dtype == other.dtype and bool(np.array_equal(one, other))
+    kind = type(one)
+    if kind is type(other):
+        if kind is list or kind is tuple:
+            return len(one) == len(other) and all(map(same, one, other))
+        if kind is dict:
+            return len(one) == len(other) and all(
+                key in other and same(value, other[key]) for key, value in one.items()
+            )
+        known = None if kind.__module__ == "builtins" else registry.of_type(kind)
+        if known is not None:
+            return same(known.to_tree(one), known.to_tree(other))
+    return bool(one == other)
+
+
+_ARRAYS = (np.ndarray, np.generic, CompressedArray)
 
 
 class _Decoder:
@@ -476,6 +592,7 @@ class _Decoder:
         self._parts = parts
         self._allow_pickle = allow_pickle
         self._met: list[Any] = []
+        self._measure = _Measure()
 
     def node(self, depth: int = MAX_DEPTH) -> Any:
         data, at = self._data, self.at
@@ -496,14 +613,16 @@ class _Decoder:
         if tag in _CONSTANTS:
             return _CONSTANTS[tag]
         if tag == b"m":
-            value = self._met[self._number()]
+            number = self._number()
+            value = self._met[number]
             if value is _UNFINISHED:
                 raise ValueError("a value contains itself")
+            self._measure.again(number, depth)
             return value
         if tag == b"R":
             return self._registered(depth)
-        if tag == b"p":
-            return self._pickled()
+        if tag in (b"p", b"P"):
+            return self._pickled(tag, depth)
         return self._rare(tag, depth)
 
     def _rare(self, tag: bytes, depth: int) -> Any:
@@ -526,12 +645,15 @@ class _Decoder:
                 raise ValueError(f"a {type(value).__name__} in place of a date or path")
             return value
         if tag == b"h":
-            return cast(dt.datetime, self.node(depth)).timetz()
+            value = self.node(_deeper(depth))
+            if type(value) is not dt.datetime:
+                raise ValueError(f"a {type(value).__name__} in place of a datetime")
+            return value.timetz()
         if tag in (b"r", b"x"):
             ends = [self.node(_deeper(depth)) for _ in range(3)]
             return range(*ends) if tag == b"r" else slice(*ends)
         if tag in (b"B", b"S"):
-            long = np.asarray(self._part()).tobytes()
+            long = self._long()
             return long if tag == b"B" else long.decode("utf-8", "surrogatepass")
         raise ValueError(f"a node {tag!r}")
 
@@ -550,24 +672,37 @@ class _Decoder:
     def _part(self) -> Any:
         return self._parts[self._number()]
 
-    def _container(self, tag: bytes, depth: int) -> Any:
-        number = len(self._met)
+    def _long(self) -> bytes:
+        return np.asarray(self._part()).tobytes()
+
+    def _begin(self) -> int:
         self._met.append(_UNFINISHED)
+        return self._measure.begin()
+
+    def _end(self, number: int, value: Any, depth: int, tag: bytes) -> Any:
+        self._met[number] = value
+        self._measure.end(depth, tag)
+        return value
+
+    def _container(self, tag: bytes, depth: int) -> Any:
+        number, before = self._begin(), self._measure.elements
         values = self._run(_deeper(depth))
         value: Any
+        if tag in _HASHING and self._measure.elements - before > MAX_HASHED:
+            raise ValueError(f"more than {MAX_HASHED} elements to hash")
         if tag == b"d":
             value = dict(zip(values, self._run(_deeper(depth)), strict=True))
             if len(value) != len(values):
                 raise ValueError("a key twice in a dict")
         else:
             value = values if tag == b"l" else _OF_CONTAINERS[tag](values)
-        self._met[number] = value
-        return value
+        return self._end(number, value, depth, tag)
 
     def _run(self, depth: int) -> list[Any]:
         count = self._number()
         if not count:
             return []
+        self._measure.elements += count
         data, start = self._data, self.at + 1
         kind = data[self.at : start]
         if kind in (b"f", b"i"):
@@ -595,8 +730,7 @@ class _Decoder:
         return [node(depth) for _ in range(count)]
 
     def _registered(self, depth: int) -> Any:
-        number = len(self._met)
-        self._met.append(_UNFINISHED)
+        number = self._begin()
         name = self._take().decode()
         tree = self.node(_deeper(depth))
         known = registry.of_name(name)
@@ -607,19 +741,18 @@ class _Decoder:
             )
         try:
             value = known.from_tree(tree)
-        except ArrayChestError:
+        except (CorruptEntryError, PickleRefusedError, UnreadableValueError, RecursionError):
             raise
         except Exception as error:
+            # Also ours: an AbsentKeyError of another chest would say that the key is not here.
             raise CorruptEntryError(
                 f"expected what {name} was taken apart into, found something else: {error}"
             ) from error
-        self._met[number] = value
-        return value
+        return self._end(number, value, depth, b"R")
 
-    def _pickled(self) -> Any:
-        number = len(self._met)
-        self._met.append(_UNFINISHED)
-        data = self._take()
+    def _pickled(self, tag: bytes, depth: int) -> Any:
+        number = self._begin()
+        data = self._take() if tag == b"p" else self._long()
         buffers = [self._part() for _ in range(self._counted())]
         if not self._allow_pickle:
             raise PickleRefusedError(
@@ -632,8 +765,11 @@ class _Decoder:
             )
         except (pickle.UnpicklingError, EOFError) as error:
             raise CorruptEntryError(f"expected a pickled object: {error}") from error
-        self._met[number] = value
-        return value
+        except (AttributeError, ImportError) as error:
+            raise UnreadableValueError(
+                f"an object in it was pickled, and its class is not here: {error}"
+            ) from error
+        return self._end(number, value, depth, tag)
 
     def _counted(self) -> int:
         count = self._number()
@@ -642,5 +778,6 @@ class _Decoder:
         return count
 
 
+_HASHING = frozenset({b"d", b"e", b"z"})
 _CONSTANTS: dict[bytes, Any] = {b"-": None, b"0": False, b"1": True, b".": Ellipsis}
 _OF_CONTAINERS: dict[bytes, Callable[[Any], Any]] = {tag: kind for kind, tag in _CONTAINERS.items()}

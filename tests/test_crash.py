@@ -26,8 +26,10 @@ HUGE = BUDGET // 8 + 100  # larger than the budget: goes straight to disk
 ABSENT = "absent"
 
 
-def filled(number: float, size: int) -> np.ndarray:
-    return np.full(size, float(number))
+def filled(number: float, size: int) -> Any:
+    """An array; of some numbers a value tree with the array in it."""
+    array = np.full(size, float(number))
+    return [number, {"array": array}] if number % 7 in (0, 6) else array
 
 
 # How the chests are opened; see `other`.
@@ -162,7 +164,12 @@ def possible(begun: int, ended: set[int]) -> dict[str, set[Any]]:
 
 def found_in(chest: Any) -> Iterator[tuple[str, Any]]:
     for key in chest:
-        array = np.asarray(chest[key])
+        value = chest[key]
+        number = None
+        if type(value) is list:
+            number, value = value[0], value[1]["array"]
+        array = np.asarray(value)
+        assert number is None or number == array[0], key
         assert array.ndim == 1, key
         assert array.dtype == np.float64, key
         assert array.size, key
