@@ -160,8 +160,9 @@ class _Measure:
             left = depth - 1
         # A frozenset knows its hash.
         self._sizes[number] = 1 if tag == b"z" else self.elements - elements + 1, depth - left
-        # `min` would take longer than all the rest.
-        self._least_left = left if left < outer else outer
+        self._least_left = left
+        if outer < left:
+            self._least_left = outer
 
     def again(self, number: int, depth: int) -> None:
         """A container is met once more."""
