@@ -132,6 +132,8 @@ class _Measure:
     for whoever hashes the value, and C's stack knows no limit then.
     """
 
+    __slots__ = ("_least_left", "_open", "_sizes", "elements")
+
     def __init__(self) -> None:
         # How many elements were met, and the least depth that was left at any of them.
         self.elements = 0
@@ -143,19 +145,24 @@ class _Measure:
 
     def begin(self) -> int:
         """A container begins; returns its number."""
-        number = len(self._sizes)
+        sizes = self._sizes
+        number = len(sizes)
         self._open.append((number, self.elements, self._least_left))
-        self._sizes.append((0, 0))
+        sizes.append((0, 0))
         self._least_left = MAX_DEPTH
         return number
 
     def end(self, depth: int, tag: bytes) -> None:
         """The container is complete that began last, at this depth."""
-        number, elements, least_left = self._open.pop()
-        levels = depth - min(self._least_left, depth - 1)
+        number, elements, outer = self._open.pop()
+        left = self._least_left
+        if left >= depth:
+            left = depth - 1
         # A frozenset knows its hash.
-        self._sizes[number] = 1 if tag == b"z" else self.elements - elements + 1, levels
-        self._least_left = min(least_left, depth - levels)
+        self._sizes[number] = 1 if tag == b"z" else self.elements - elements + 1, depth - left
+        self._least_left = left
+        if outer < left:
+            self._least_left = outer
 
     def again(self, number: int, depth: int) -> None:
         """A container is met once more."""

@@ -29,7 +29,7 @@ ABSENT = "absent"
 def filled(number: float, size: int) -> Any:
     """An array; of some numbers a value tree with the array in it."""
     array = np.full(size, float(number))
-    return [number, {"array": array}] if number % 7 in (0, 6) else array
+    return [number, {"array": array}] if number % 7 == 6 else array
 
 
 # How the chests are opened; see `other`.
@@ -471,7 +471,7 @@ def test_an_interrupted_read_of_the_catalog_keeps_no_old_snapshot(tmp_path):
 def test_an_interrupt_at_a_sampled_file_operation_leaves_the_chest_working(
     tmp_path, other, where, after
 ):
-    for number in range(1 + after, 400, 8):
+    for number in range(1 + after, 600, 8):
         if not interrupt_at(number, tmp_path / f"{number}", other, after, where):
             break
     else:

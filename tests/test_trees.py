@@ -1044,6 +1044,7 @@ class TestWhatTheChestTells:
             with pytest.raises(QuotaError):
                 c["b"] = [np.zeros(1 << 17)]
             c["a"] = None
+            c.flush()
             c["b"] = [np.zeros(1 << 17)]
             assert_same(c["b"], [np.zeros(1 << 17)])
         with arraychest.Chest(
