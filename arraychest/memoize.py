@@ -45,7 +45,7 @@ from arraychest.values import OnPut
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What results took to compute, remembered by each function of so many of them.
+# What results took to compute, remembered of so many of them.
 _MOST_COSTS = 65_536
 
 # A coroutine that waits for another's result looks again after so long, in seconds: at first, and
@@ -80,7 +80,13 @@ class CacheStats(NamedTuple):
 
 
 class Flights:
-    """Which results of one chest are being computed: each by one caller at a time."""
+    """Which results of one chest are being computed: each by one caller at a time.
+
+    Attributes
+    ----------
+    costs
+        What results took to compute, as far as that was asked for.
+    """
 
     def __init__(self, tiers: Tiers) -> None:
         self._tiers = tiers
@@ -88,6 +94,7 @@ class Flights:
         # In a temporary chest, which no other process uses: by key, and how many ask for each.
         self._locks: dict[str, threading.Lock] = {}
         self._asking: dict[str, int] = {}
+        self.costs: dict[str, Cost | None] = {}
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
@@ -236,13 +243,16 @@ class Cached(Generic[P, R]):
         }
         self.func = func
         self._name = _name_of(func)
-        self._print = FunctionPrint(func, version=version, helpers=helpers, defaults=False)
+        # Defaults are among the arguments, unless `key` says what counts of what was given.
+        defaults = key is not None
+        self._print = FunctionPrint(func, version=version, helpers=helpers, defaults=defaults)
         self._parameters = Parameters(func, ignore)
         self._key = key
         self._fingerprint = value_fingerprint
         self._expires_after = expires_after
         self._verbose = verbose
-        self._costs: dict[str, Cost | None] = {}
+        # Shared by all functions of the chest: the same one may be decorated twice.
+        self._costs = flights.costs
         self._hits = self._misses = 0
         self._seconds_computing = self._seconds_saved = 0.0
 

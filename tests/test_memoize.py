@@ -11,6 +11,7 @@ import gc
 import inspect
 import os
 import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -315,6 +316,16 @@ def test_key_says_what_counts_of_all_arguments(chest, computed):
     assert len(computed) == 2
 
 
+def test_with_key_the_defaults_are_part_of_the_function(chest):
+    def make(default: int) -> Any:
+        def scaled(a: int, by: int = default) -> int:
+            return a * by
+
+        return chest.cache(scaled, key=lambda a: a)
+
+    assert (make(2)(3), make(5)(3), make(2)(3)) == (6, 15, 6)
+
+
 def test_a_version_takes_the_place_of_the_code(named, computed):
     def make(source: str, **options: Any) -> Any:
         space: dict[str, Any] = {"LOG": LOG, "__name__": "made"}
@@ -584,6 +595,21 @@ def test_callable_objects_and_builtins(chest, computed):
     assert chest.cache(len)("abc") == 3
     assert chest.cache(str.upper)("abc") == "ABC"
     assert chest.cache(dict)(a=1) == {"a": 1}
+
+
+def test_a_function_keeps_its_chest_and_lets_it_go(nothing_left_behind):
+    cached = Chest(available_memory=LARGE * 8).cache(ramp)
+    for n in range(3):
+        cached(LARGE - n)
+    gc.collect()
+    assert not cached._chest.closed
+    assert cached(LARGE).size == LARGE
+    folder = cached._chest.path
+    assert folder is not None
+    assert os.path.isdir(folder)
+    del cached
+    gc.collect()
+    assert not os.path.exists(folder)
 
 
 def test_copies_of_a_cached_function_share_its_chest(chest, named):
@@ -1494,6 +1520,52 @@ def test_many_threads_compute_once(each_chest, computed, slow):
     assert not each_chest._flights._locks
 
 
+def test_a_wait_can_be_interrupted(each_chest, slow, computed):
+    cached = each_chest.cache(slowly)
+    working = Background(lambda: cached(1))
+    assert slow.started.wait(PATIENCE)
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            cached(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    slow.go_on.set()
+    assert working.wait() == 1
+    assert cached(1) == 1
+    assert len(computed) == 1
+    assert not each_chest._flights._locks
+
+
+def test_threads_that_evict_overwrite_and_ask_get_the_right_result(path, make_chest):
+    chest = make_chest(
+        path=path, available_memory="1 MiB", max_disk="1 MiB", on_full="evict", evict_by="cost"
+    )
+    make, twice, summing = map(chest.cache, (ramp, double, total))
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for n in rng.integers(0, 12, 40):
+            size = int(LARGE + n if n % 2 else n)
+            made = make(size)
+            assert summing(twice(made)) == size * (size - 1)
+            if n % 5 == 0:
+                make.invalidate(size)
+            elif n % 7 == 0:
+                twice.invalidate(made)
+
+    run_threads(*[functools.partial(work, seed) for seed in range(4)])
+    assert chest.verify().ok
+    chest.close()
+    audit(path)
+
+
 def test_different_calls_do_not_wait_for_each_other(each_chest, slow):
     slow.together = threading.Barrier(3)
     cached = each_chest.cache(meet)
@@ -1787,6 +1859,21 @@ def test_compact_removes_what_has_expired(each_chest, clock):
     each_chest.compact()
     assert set(each_chest) == {never.key(np.ones(5)), "mine"}
     assert [len(rows) for rows in facts(each_chest).values()] == [0, 1]
+
+
+def test_the_same_function_decorated_twice_knows_of_expiry(each_chest, clock, computed):
+    forever, shortly = each_chest.cache(ramp), each_chest.cache(ramp, expires_after=10)
+    forever(3)
+    assert shortly(3).size == 3
+    shortly.invalidate(3)
+    shortly(3)
+    assert forever(3).size == 3
+    clock.now += 11
+    assert not forever.check(3)
+    forever(3)
+    clock.now += 11
+    assert shortly.check(3)
+    assert len(computed) == 3
 
 
 def test_expiry_is_known_to_other_processes(path, clock, make_chest, computed):
