@@ -309,7 +309,8 @@ TREES = TREES.filter(lambda value: not isinstance(value, np.ndarray | np.generic
 @pytest.fixture
 def short_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strings of 256 bytes are parts already, which generated ones may have."""
-    monkeypatch.setattr(valuetree, "_LONG", 256)
+    for module in (valuetree.encoder, valuetree.storing):
+        monkeypatch.setattr(module, "LONG", 256)
 
 
 @pytest.mark.usefixtures("short_is_long")
@@ -655,7 +656,7 @@ class TestLimits:
     )
     def test_of_size_is_told_when_it_is_put(self, make, make_chest, monkeypatch):
         chest = make_chest({"x": 1})
-        monkeypatch.setattr(valuetree, "MAX_STRUCTURE_BYTES", 8000)
+        monkeypatch.setattr(valuetree.layout, "MAX_STRUCTURE_BYTES", 8000)
         with pytest.raises(ValueTypeError, match="keep numbers in arrays"):
             chest["x"] = make()
         assert chest["x"] == 1
@@ -666,7 +667,7 @@ class TestLimits:
 
     def test_of_size_is_not_for_arrays_and_long_strings(self, make_chest, monkeypatch):
         chest = make_chest(allow_pickle=True)
-        monkeypatch.setattr(valuetree, "MAX_STRUCTURE_BYTES", 8000)
+        monkeypatch.setattr(valuetree.layout, "MAX_STRUCTURE_BYTES", 8000)
         value = ["x" * 100_000, b"y" * 100_000, np.zeros(10_000), "\ud800" * 70_000]
         chest["x"] = value
         chest["y"] = Unregistered("z" * 200_000)
@@ -676,7 +677,8 @@ class TestLimits:
             chest.flush()
 
     def test_what_would_take_for_ever_to_hash_is_told_when_it_is_put(self, chest, monkeypatch):
-        monkeypatch.setattr(valuetree, "MAX_HASHED", 1000)
+        for module in (valuetree.encoder, valuetree.decoder):
+            monkeypatch.setattr(module, "MAX_HASHED", 1000)
         double: Any = (1,)
         for _ in range(12):
             double = (double, double)
