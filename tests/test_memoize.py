@@ -1551,7 +1551,7 @@ def test_threads_that_evict_overwrite_and_ask_get_the_right_result(path, make_ch
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        for n in rng.integers(0, 12, 40):
+        for n in rng.integers(0, 12, 12):
             size = int(LARGE + n if n % 2 else n)
             made = make(size)
             assert summing(twice(made)) == size * (size - 1)
