@@ -162,14 +162,19 @@ def possible(begun: int, ended: set[int]) -> dict[str, set[Any]]:
     return may
 
 
+def array_in(value: Any) -> np.ndarray:
+    """The array that `filled` made, or that is in the tree that it made."""
+    if type(value) is not list:
+        return np.asarray(value)
+    number, inner = value
+    array = np.asarray(inner["array"])
+    assert number == array[0]
+    return array
+
+
 def found_in(chest: Any) -> Iterator[tuple[str, Any]]:
     for key in chest:
-        value = chest[key]
-        number = None
-        if type(value) is list:
-            number, value = value[0], value[1]["array"]
-        array = np.asarray(value)
-        assert number is None or number == array[0], key
+        array = array_in(chest[key])
         assert array.ndim == 1, key
         assert array.dtype == np.float64, key
         assert array.size, key
