@@ -698,12 +698,17 @@ class Catalog:
                 raise ChestFormatError(f"expected checksums in {self.path}, found {rows!r:.200}")
         return rows
 
-    def note_written_in_place(self, generation: int) -> None:
-        """Note that a value's file changes while it is stored: no sums of it are right."""
+    def note_written_in_place(self, generation: int, change: int | None) -> None:
+        """Note that a value's file changes while it is stored: no sums of it are right.
+
+        Others are told (see `commit`): they may have the file mapped, and know what it contains.
+        """
         with self._transaction() as connection:
             connection.execute("DELETE FROM checksum WHERE file = ?", (generation,))
             connection.execute("INSERT INTO checksum VALUES (?, 0, 0, x'')", (generation,))
             connection.execute("DELETE FROM digest WHERE gen = ?", (generation,))
+            if change is not None:
+                self._tell(connection, change, (), ())
 
     def is_written_in_place(self, generation: int) -> bool:
         """Whether `note_written_in_place` was called for a value."""
@@ -712,31 +717,28 @@ class Catalog:
 
     def facts_of(self, generation: int) -> Facts:
         """What is known of a value.  Some 8 us."""
-        digests = self._read("SELECT part, digest FROM digest WHERE gen = ?", generation)
-        costs = self._read("SELECT seconds, expires FROM cost WHERE gen = ?", generation)
-        found = {part: digest for part, digest in digests if type(digest) is bytes}
-        seconds, expires = costs[0] if costs else (None, None)
-        if type(seconds) is not float or type(expires) not in (float, type(None)):
-            return Facts(generation, found)
-        return Facts(generation, found, Cost(seconds, expires))
+        digests = self._read(
+            f"SELECT part, digest FROM digest WHERE gen = ? {_GOOD_DIGEST}", generation
+        )
+        costs = self._read(
+            f"SELECT seconds, expires FROM cost WHERE gen = ? {_GOOD_COST}", generation
+        )
+        return Facts(generation, dict(digests), Cost(*costs[0]) if costs else None)
 
-    def add_digest(self, generation: int, part: int, digest: bytes) -> None:
-        """Note what a value contains, unless it is gone, or written to in place."""
+    def add_digest(self, code: bytes, generation: int, part: int, digest: bytes) -> None:
+        """Note what a key's value contains, unless it is gone, or written to in place."""
         with self._transaction() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO digest SELECT ?, ?, ? WHERE NOT EXISTS ("
+                "INSERT OR REPLACE INTO digest SELECT ?, ?, ? WHERE EXISTS ("
+                "SELECT 1 FROM entry WHERE key = ? AND gen = ?) AND NOT EXISTS ("
                 "SELECT 1 FROM checksum WHERE file = ? AND start = 0 AND sums = x'')",
-                (generation, part, digest, generation),
+                (generation, part, digest, code, generation, generation),
             )
 
     def costs(self) -> dict[int, Cost]:
         """What the values took to compute, by generation, of all that were computed."""
-        rows = self._read("SELECT gen, seconds, expires FROM cost")
-        return {
-            generation: Cost(seconds, expires)
-            for generation, seconds, expires in rows
-            if type(seconds) is float and type(expires) in (float, type(None))
-        }
+        rows = self._read(f"SELECT gen, seconds, expires FROM cost WHERE true {_GOOD_COST}")
+        return {generation: Cost(seconds, expires) for generation, seconds, expires in rows}
 
     def clear(self, gone: Sequence[str]) -> None:
         """Remove every entry and pack; the commit's number is 1, and these files go with it."""
@@ -781,6 +783,13 @@ class Catalog:
 
 _FIND = "SELECT * FROM entry WHERE key = ?"
 _FACTS = ("digest", "cost")
+
+# SQLite lets anything be anywhere; what is no fact, or too long to be one, is as good as missing.
+_GOOD_DIGEST = "AND typeof(digest) = 'blob' AND length(digest) < 100"
+_GOOD_COST = (
+    "AND typeof(seconds) = 'real' AND seconds BETWEEN 0 AND 1e300"
+    " AND typeof(expires) IN ('real', 'null')"
+)
 
 
 def _add_facts(connection: sqlite3.Connection, facts: Facts) -> None:

@@ -25,7 +25,6 @@ from typing import Any, Literal, NamedTuple, Self, cast, overload
 import numpy as np
 
 from arraychest.budget import Budget
-from arraychest.compressed import CompressedArray
 from arraychest.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
 from arraychest.entry import Entry
 from arraychest.errors import AbsentKeyError
@@ -47,6 +46,7 @@ from arraychest.tiers import Tiers
 from arraychest.transaction import Transaction
 from arraychest.units import format_bytes, parse_bytes
 from arraychest.values import OnPut, Own
+from arraychest.valuetree import same
 
 _MISSING: Any = object()
 
@@ -156,7 +156,7 @@ class Chest(MutableMapping[Any, Any]):
         How values are stored that are neither arrays nor NumPy scalars, in place of being taken
         apart: ``dump(value, file)`` writes one to a file, as text or bytes, and ``load(file)``
         reads it, as ``json.dump`` and ``json.load`` do.  It is written when it is put, and read at
-        each get.
+        each get; what `load` raises is raised as `CorruptEntryError`.
     key_to_filename
         What the file of a key's value is called, for people to find it: a function from the key to
         a str.  The chest adds a number and the ending; characters that would lead to another
@@ -446,14 +446,17 @@ class Chest(MutableMapping[Any, Any]):
         return _Values(self)
 
     def __eq__(self, other: object) -> bool:
-        """Whether `other` is a mapping with the same keys and equal arrays; reads every value."""
+        """Whether `other` is a mapping with the same keys and equal values; reads every value.
+
+        Arrays are equal if their dtypes and elements are, also in lists, dicts and so on.
+        """
         if self is other:
             return True
         if not isinstance(other, Mapping):
             return NotImplemented
         if len(self) != len(other):
             return False
-        return all(key in other and _same(self[key], other[key]) for key in self)
+        return all(key in other and same(self[key], other[key]) for key in self)
 
     __hash__ = None  # type: ignore[assignment]  # as dict's
 
@@ -1223,14 +1226,3 @@ class _Values(ValuesView[Any]):
 def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
     if found not in expected:
         raise ValueError(f"expected {name} to be one of {', '.join(expected)}, found {found!r}")
-
-
-def _same(mine: Any, other: Any) -> bool:
-    if mine is other:
-        return True
-    if (
-        not isinstance(other, np.ndarray | np.generic | CompressedArray)
-        or mine.dtype != other.dtype
-    ):
-        return False
-    return bool(np.array_equal(mine, other))

@@ -27,6 +27,7 @@ from arraychest.codecs.tree import Tree
 from arraychest.compression import Compression, How
 from arraychest.entry import (
     GENERATION,
+    KEY,
     PACK,
     SEQ,
     STORED,
@@ -81,6 +82,8 @@ class Job(NamedTuple):
     batch: Batch | None = None
     compact: int | None = None
     sums: bool = False
+    # Of `arrays`: their slots may have values of other kinds by the time that these are written.
+    kinds: Sequence[Kind] = ()
 
     @property
     def only_deletes(self) -> bool:
@@ -139,6 +142,8 @@ class Committer:
         Packs that have become sparse.
     source
         Gives what digests of stored arrays are asked for at, as long as it is there.
+    private
+        Whether it is a temporary chest's.
     """
 
     def __init__(
@@ -156,6 +161,7 @@ class Committer:
         self.open_store = open_store
         self.counters = Counters()
         self.source: Callable[[], Source | None] = _nobody
+        self.private = False
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
@@ -310,12 +316,12 @@ class Committer:
         if job.batch is not None:
             rows = store.append(*_batch_values(job.batch))
         elif job.small:
-            rows = store.append(*_small_values(job.slots, job.arrays))
+            rows = store.append(*_small_values(job))
         else:
             rows = [
-                self._write(slot.key, slot.seq, array, slot.kind, slot.compression)
+                self._write(slot.key, slot.seq, array, kind, slot.compression)
                 # Not a variable: a zip keeps the last pair, which would then look held by a user.
-                for slot, array in zip(job.slots, job.arrays, strict=True)
+                for slot, array, kind in zip(job.slots, job.arrays, job.kinds, strict=True)
             ]
         try:
             spilled = self._commit(job, rows)
@@ -334,7 +340,13 @@ class Committer:
         text += named
         code = encode_key(key)
         if isinstance(array, Tree):
-            choices = [self._compression.choice(part, "array", asked) for part in array.parts]
+            choices = [
+                # A frame for a few bytes would be larger than they are.
+                self._compression.choice(part, "array", asked)
+                if part.nbytes >= PACK_THRESHOLD
+                else None
+                for part in array.parts
+            ]
             if not any(choices):
                 return store.write(code, seq, list(array.buffers()), form, text)
             with self._threads_to_compress() as nthreads:
@@ -569,7 +581,8 @@ class Committer:
             if slots[at].kind in ("array", "pickle"):
                 slots[at].view = weakref.ref(arrays[at])
                 if rows[at][PACK] is None:
-                    origins.note(arrays[at], self.source, rows[at][GENERATION], 0)
+                    code, generation = rows[at][KEY], rows[at][GENERATION]
+                    origins.note(arrays[at], self.source, code, generation, 0, private=self.private)
 
     def write_directly(
         self, key: Any, array: np.ndarray | Tree, kind: Kind, asked: How | None = None
@@ -853,11 +866,10 @@ def _batch_values(batch: Batch) -> _Columns:
     return _columns(batch.keys, batch.numbers, batch.arrays, None)
 
 
-def _small_values(slots: list[Slot], arrays: Sequence[np.ndarray | Tree]) -> _Columns:
-    kinds: list[Kind] | None = [slot.kind for slot in slots]
-    if set(kinds or ()) == {"array"}:
-        kinds = None
-    return _columns([slot.key for slot in slots], [slot.seq for slot in slots], arrays, kinds)
+def _small_values(job: Job) -> _Columns:
+    slots = job.slots
+    kinds = None if set(job.kinds) == {"array"} else list(job.kinds)
+    return _columns([slot.key for slot in slots], [slot.seq for slot in slots], job.arrays, kinds)
 
 
 def _columns(

@@ -86,6 +86,10 @@ class Cost(NamedTuple):
     seconds: float
     expires: float | None = None
 
+    def has_expired(self, now: float) -> bool:
+        """Whether it is no longer good at a time."""
+        return self.expires is not None and self.expires <= now
+
 
 class Facts(NamedTuple):
     """What the catalog knows of a value beside its row.

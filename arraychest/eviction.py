@@ -101,7 +101,7 @@ class Evictor:
             if row.pack is not None:
                 taken = row.stored / _BYTES_PER_SECOND if cost is None else cost.seconds
                 seconds[row.pack] = seconds.get(row.pack, 0.0) + taken
-                if cost is None or cost.expires is None or cost.expires > now:
+                if cost is None or not cost.has_expired(now):
                     good.add(row.pack)
                 continue
             name = file_name(row)
@@ -118,7 +118,7 @@ class Evictor:
         return [(self._rank(each, cost, now), each.name, each) for each, cost in found]
 
     def _rank(self, candidate: Candidate, cost: Cost | None, now: float) -> float:
-        if cost is not None and cost.expires is not None and cost.expires <= now:
+        if cost is not None and cost.has_expired(now):
             return -math.inf
         if self._by == "lru":
             return candidate.used

@@ -355,7 +355,12 @@ def _name(value: Any) -> str:
     if module is None:
         module = getattr(getattr(value, "__self__", None), "__name__", None)
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    return f"{module}.{name}"
+    return f"{_module_name(module)}.{name}"
+
+
+def _module_name(module: Any) -> Any:
+    # What `multiprocessing` calls a script's module in a child that it spawns.
+    return "__main__" if module == "__mp_main__" else module
 
 
 def _has_name(value: Any) -> bool:
@@ -636,7 +641,7 @@ class _Functions(_Prints):
         if value is _MISSING and name not in vars(builtins):
             self.out += b"?"  # not there, or not yet
         self.out += b"n"
-        self.text(module)
+        self.text(_module_name(module))
         self.text(name)
         if self._watched is not None:
             self._watched.names.append((spaces, name, value))

@@ -14,7 +14,7 @@ from arraychest.files import Files
 from arraychest.loader import Loader
 from arraychest.mapping import MmapMode
 from arraychest.parallel import default_threads
-from arraychest.tiers import Tiers
+from arraychest.tiers import Tiers, entry_of
 from arraychest.values import Own, value_of
 
 
@@ -40,13 +40,13 @@ class Handle:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The array's shape."""
-        return parse_form(self._row.form).shape
+        """The array's shape; as `Chest.entry` says, also of what is none."""
+        return entry_of(parse_form(self._row.form)).shape
 
     @property
     def dtype(self) -> np.dtype:
         """The array's dtype."""
-        return parse_form(self._row.form).dtype
+        return entry_of(parse_form(self._row.form)).dtype
 
     @property
     def generation(self) -> int:

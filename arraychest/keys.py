@@ -150,7 +150,19 @@ def fitting_stem(name: str) -> str:
     bytes at most.
     """
     fit = "".join([char if char.isprintable() and char != "/" else "-" for char in name])
-    return fit.encode("utf-8")[:120].decode("utf-8", "ignore").strip(".- ") or "key"
+    return _cut(fit).strip(".- ") or "key"
+
+
+def harmless_stem(name: str) -> str:
+    """What a catalog calls a file as the readable part of its name, whoever wrote it.
+
+    It leaves as it is what `fitting_stem` made, also with a Python that knew other characters.
+    """
+    return _cut(name.replace("/", "-").replace("\0", "-"))
+
+
+def _cut(name: str) -> str:
+    return name.encode("utf-8", "replace")[:120].decode("utf-8", "ignore")
 
 
 _READABLE = bytes(

@@ -22,7 +22,7 @@ from arraychest.compressed import CompressedArray
 from arraychest.entry import Form, RawRow, Row, parse_form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, READ_FLAGS, Files
-from arraychest.keys import decode_key, file_stem, fitting_stem
+from arraychest.keys import decode_key, file_stem, harmless_stem
 from arraychest.mapping import MmapMode, map_file
 from arraychest.scalars import scalar_of
 from arraychest.values import Dumped, copied
@@ -40,7 +40,7 @@ def value_name(row: Row) -> str:
     generation = row.generation
     kind = "b2nd" if row.is_frame else "npy"
     # Whatever a stranger's catalog calls a file, it is in this folder.
-    stem = file_stem(row.key) if row.stem is None else fitting_stem(row.stem)
+    stem = file_stem(row.key) if row.stem is None else harmless_stem(row.stem)
     return f"{DATA}/{generation & 255:02x}/{stem}-{generation:x}.{kind}"
 
 

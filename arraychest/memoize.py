@@ -12,37 +12,40 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import datetime as dt
 import functools
 import hashlib
 import sys
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from arraychest.committer import logger
+from arraychest.compressed import CompressedArray
 from arraychest.entry import Cost, Entry
 from arraychest.errors import (
     AbsentKeyError,
     ClosedChestError,
     CorruptEntryError,
-    SpillError,
+    UnreadableValueError,
     ValueTypeError,
 )
 from arraychest.keys import encode_key
 from arraychest.locks import KeyLock
 from arraychest.origins import digest_of
-from arraychest.resident import owner_of
+from arraychest.resident import is_held
 from arraychest.tiers import Tiers
 from arraychest.values import OnPut
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What results took to compute, remembered by each function of so many of them.
+# What results took to compute, remembered of so many of them.
 _MOST_COSTS = 65_536
 
 # A coroutine that waits for another's result looks again after so long, in seconds: at first, and
@@ -77,7 +80,13 @@ class CacheStats(NamedTuple):
 
 
 class Flights:
-    """Which results of one chest are being computed: each by one caller at a time."""
+    """Which results of one chest are being computed: each by one caller at a time.
+
+    Attributes
+    ----------
+    costs
+        What results took to compute, as far as that was asked for.
+    """
 
     def __init__(self, tiers: Tiers) -> None:
         self._tiers = tiers
@@ -85,44 +94,59 @@ class Flights:
         # In a temporary chest, which no other process uses: by key, and how many ask for each.
         self._locks: dict[str, threading.Lock] = {}
         self._asking: dict[str, int] = {}
+        self.costs: dict[str, Cost | None] = {}
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
-        """Keep all others from computing a result; waits for whoever does."""
-        if key in _computing.get():
+        """Keep all others from computing a result; waits for whoever does.
+
+        Where nothing is kept nobody waits: there would be nothing to wait for.
+        """
+        if key in _computing.get() or not self._tiers.may_write():
             yield
             return
         with self._taken(key) as lock:
-            lock.acquire()
+            try:
+                lock.acquire()
+            except OSError as error:
+                # As with too many files open: better twice than not at all.
+                logger.debug("the result of %s is computed beside others: %s", key, error)
+                lock = None
             try:
                 with self._noted(key):
                     yield
             finally:
-                lock.release()
+                if lock is not None:
+                    lock.release()
 
     @contextlib.asynccontextmanager
     async def alone_async(self, key: str) -> AsyncIterator[None]:
         """As `alone`, of a coroutine: others go on while it waits."""
         import asyncio  # whoever calls this has imported it; others should not pay for it
 
-        if key in _computing.get():
+        if key in _computing.get() or not self._tiers.may_write():
             yield
             return
         with self._taken(key) as lock:
             pause = _FIRST_WAIT_SECONDS
-            while not lock.acquire(blocking=False):
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _MAX_WAIT_SECONDS)
+            try:
+                while not lock.acquire(blocking=False):
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _MAX_WAIT_SECONDS)
+            except OSError as error:
+                logger.debug("the result of %s is computed beside others: %s", key, error)
+                lock = None
             try:
                 with self._noted(key):
                     yield
             finally:
-                lock.release()
+                if lock is not None:
+                    lock.release()
 
     @contextlib.contextmanager
     def _taken(self, key: str) -> Iterator[Any]:
         tiers = self._tiers
-        if not tiers.temporary and tiers.may_write():
+        if not tiers.temporary:
             yield KeyLock(tiers.open_store().root, encode_key(key).canonical)
             return
         with self._lock:
@@ -142,7 +166,9 @@ class Flights:
         try:
             yield
         finally:
-            _computing.reset(token)
+            # In another context where a coroutine is closed that was never finished.
+            with contextlib.suppress(ValueError):
+                _computing.reset(token)
 
 
 class Cached(Generic[P, R]):
@@ -189,12 +215,26 @@ class Cached(Generic[P, R]):
             expires_after = expires_after.total_seconds()
         if expires_after is not None and not expires_after > 0:
             raise ValueError(f"expected expires_after to be positive, found {expires_after}")
+        # As an attribute of a class: bound methods, partials and such have their first argument.
+        self._binds = hasattr(type(func), "__get__") and not isinstance(
+            func, staticmethod | types.MethodType
+        )
+        if isinstance(func, staticmethod):
+            func = func.__func__
+        # First, with the function's own attributes: none of ours may be overwritten, nor hidden.
+        functools.update_wrapper(self, func, updated=())
+        for name, value in vars(func).items() if isinstance(func, types.FunctionType) else ():
+            if not hasattr(type(self), name):
+                setattr(self, name, value)
+        self.__wrapped__ = func
+        if isinstance(ignore, Iterable) and not isinstance(ignore, str):
+            ignore = tuple(ignore)
         self._tiers = tiers
         self._flights = flights
         # A chest that nobody holds is closed.
         self._chest = chest
         self._options = {
-            "ignore": tuple(ignore) if not isinstance(ignore, str) else ignore,
+            "ignore": ignore,
             "key": key,
             "version": version,
             "helpers": helpers,
@@ -203,18 +243,20 @@ class Cached(Generic[P, R]):
         }
         self.func = func
         self._name = _name_of(func)
-        self._print = FunctionPrint(func, version=version, helpers=helpers, defaults=False)
+        # Defaults are among the arguments, unless `key` says what counts of what was given.
+        defaults = key is not None
+        self._print = FunctionPrint(func, version=version, helpers=helpers, defaults=defaults)
         self._parameters = Parameters(func, ignore)
         self._key = key
         self._fingerprint = value_fingerprint
         self._expires_after = expires_after
         self._verbose = verbose
-        self._costs: dict[str, Cost | None] = {}
+        # Shared by all functions of the chest: the same one may be decorated twice.
+        self._costs = flights.costs
         self._hits = self._misses = 0
         self._seconds_computing = self._seconds_saved = 0.0
-        functools.update_wrapper(self, func)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result: the one that is kept, or else computed now and kept.
 
         Raises
@@ -233,28 +275,35 @@ class Cached(Generic[P, R]):
             if found:
                 return value  # type: ignore[no-any-return]
             with self._timed(key) as timed:
-                result = self.func(*args_, **kwargs_)
-            return self._kept(key, result, timed.seconds, args_, kwargs_)  # type: ignore[no-any-return]
+                # In a list: nothing else of ours refers to it.
+                result = [self.func(*args_, **kwargs_)]
+            return self._kept(key, result, timed.seconds)  # type: ignore[no-any-return]
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of the chest under which the result of a call is kept."""
         return self._called(args, kwargs)[0]
 
-    def check(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def check(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Whether the result of a call is there, and still good; reads nothing of it."""
         return self._is_good(self.key(*args, **kwargs))
 
-    def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry:
+    def entry(self, /, *args: P.args, **kwargs: P.kwargs) -> Entry:
         """What the chest knows of the result of a call, which is computed if it is missing.
 
         What is there is not read: see `Chest.entry`.
+
+        Raises
+        ------
+        AbsentKeyError
+            It was computed, and could not be kept.
         """
-        key = self.key(*args, **kwargs)
+        # Of an iterator, what came out of it.
+        key, args_, kwargs_ = self._called(args, kwargs)
         if not self._is_good(key):
-            self(*args, **kwargs)
+            self(*args_, **kwargs_)
         return self._tiers.entry(key)
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Remove the result of a call; returns whether there was one."""
         key = self.key(*args, **kwargs)
         try:
@@ -284,7 +333,7 @@ class Cached(Generic[P, R]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: what it is called on is its first argument."""
-        return self if instance is None else BoundCached(self, instance)
+        return BoundCached(self, instance) if self._binds and instance is not None else self
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """In another process it is the decorated function there, or one of the same chest."""
@@ -306,25 +355,37 @@ class Cached(Generic[P, R]):
     ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         """The key of a call, and what the function is to be called with."""
         call = self._parameters.bind(args, kwargs)
-        if self._key is None:
-            given = call.fingerprint(digest_of)
-        else:
-            given = self._fingerprint(self._key(*call.args, **call.kwargs), digest_of)
-        both = hashlib.blake2b(self._print.digest() + given, digest_size=16)
+        try:
+            code = self._print.digest()
+        except ValueTypeError as error:
+            hint = "" if self._options["version"] is not None else "; or give a version="
+            raise ValueTypeError(f"what {self._name} depends on: {error}{hint}") from error
+        try:
+            if self._key is None:
+                given = call.fingerprint(digest_of)
+            else:
+                args, kwargs = _afresh(call.args, call.kwargs)
+                given = self._fingerprint(self._key(*args, **kwargs), digest_of)
+        except ValueTypeError as error:
+            raise ValueTypeError(f"an argument of {self._name}: {error}") from error
+        both = hashlib.blake2b(code + given, digest_size=16)
         return f"{self._name}({both.hexdigest()})", call.args, call.kwargs
 
     def _found(self, key: str) -> tuple[bool, Any]:
         """Whether a result is there, and it."""
         try:
             value = self._tiers.get_plain(key)
+            cost = self._cost(key)
         except AbsentKeyError:
             return False, None
-        except CorruptEntryError as error:
+        except (
+            CorruptEntryError, UnreadableValueError, OSError, AttributeError, ImportError
+        ) as error:  # fmt: skip
+            # The last two by unpickling an object of a class that is no more.
             logger.warning("the result of %s is computed again: %s", self._name, error)
             return False, None
-        cost = self._cost(key)
         if cost is not None:
-            if cost.expires is not None and cost.expires <= time.time():
+            if cost.has_expired(time.time()):
                 return False, None
             self._seconds_saved += cost.seconds
         self._hits += 1
@@ -336,12 +397,12 @@ class Cached(Generic[P, R]):
         if not self._tiers.contains(key):
             return False
         cost = self._cost(key)
-        return cost is None or cost.expires is None or cost.expires > time.time()
+        return cost is None or not cost.has_expired(time.time())
 
     def _cost(self, key: str) -> Cost | None:
         """What a result took to compute; asked for once, and again once it has expired."""
         known = self._costs.get(key)
-        if known is None or (known.expires is not None and known.expires <= time.time()):
+        if known is None or known.has_expired(time.time()):
             known = self._tiers.cost_of(key)
             if len(self._costs) >= _MOST_COSTS:
                 self._costs.clear()
@@ -363,31 +424,39 @@ class Cached(Generic[P, R]):
         if self._verbose:
             self._say(f"{key} took {timed.seconds:.3g} s")
 
-    def _kept(
-        self, key: str, result: Any, seconds: float, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Keep a result; returns what the chest gives of it, or where it keeps none the result."""
+    def _kept(self, key: str, result: list[Any], seconds: float) -> Any:
+        """Keep a result; returns what the chest gives of it, or where it keeps none the result.
+
+        It comes in a list, and nothing else of ours refers to it.
+        """
         tiers = self._tiers
         if tiers.closed or not tiers.may_write():
-            return result
+            return result[0]
         expires = None if self._expires_after is None else time.time() + self._expires_after
         cost = Cost(seconds, expires)
-        # What the function was given stays the caller's, also where it is what it returned.
-        on_put: OnPut | None = "copy" if _shares(result, [*args, *kwargs.values()]) else None
+        # An argument, a global or an attribute stays what it is, also where it is what is returned.
+        on_put: OnPut = "freeze" if _are_ours(result) else "copy"
         try:
-            tiers.put_any(key, result, cost=cost, on_put=on_put)
+            tiers.put_any(key, result[0], cost=cost, on_put=on_put)
+        except ValueTypeError as error:
+            raise ValueTypeError(f"the result of {self._name} cannot be kept: {error}") from error
+        except (OSError, ClosedChestError) as error:
+            logger.warning("the result of %s is not kept: %s", self._name, error)
+            return result[0]
+        self._costs[key] = cost
+        try:
             if not tiers.temporary and tiers.own_changes() is None:
                 # Before anybody else may compute it: other processes see what is stored.
                 tiers.spill(key)
-        except ValueTypeError as error:
-            raise ValueTypeError(f"the result of {self._name} cannot be kept: {error}") from error
-        except (SpillError, ClosedChestError, AbsentKeyError) as error:
-            logger.warning("the result of %s is not kept: %s", self._name, error)
-        self._costs[key] = cost
-        try:
             return tiers.get_plain(key)
         except (AbsentKeyError, ClosedChestError):
-            return result
+            return result[0]
+        except (OSError, CorruptEntryError) as error:
+            # Rather computed again than in the way of a close, which would raise that it is lost.
+            logger.warning("the result of %s is not kept: %s", self._name, error)
+            with contextlib.suppress(AbsentKeyError, ClosedChestError, OSError):
+                tiers.delete(key)
+            return result[0]
 
     def _say(self, text: str) -> None:
         sys.stderr.write(f"[arraychest] {text}\n")
@@ -396,7 +465,11 @@ class Cached(Generic[P, R]):
 class CachedCoroutine(Cached[P, R]):
     """A coroutine function whose results a chest keeps."""
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _mark_as_coroutine_function(self)
+
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         """As of a function; to be awaited.  Other tasks go on while it waits for a result."""
         key, args_, kwargs_ = self._called(args, kwargs)
         found, value = self._found(key)
@@ -407,15 +480,36 @@ class CachedCoroutine(Cached[P, R]):
             if found:
                 return value
             with self._timed(key) as timed:
-                result: Any = await self.func(*args_, **kwargs_)  # type: ignore[misc]
-            return self._kept(key, result, timed.seconds, args_, kwargs_)
+                result: list[Any] = [await self.func(*args_, **kwargs_)]  # type: ignore[misc]
+            return self._kept(key, result, timed.seconds)
 
-    async def entry(self, *args: P.args, **kwargs: P.kwargs) -> Entry:  # type: ignore[override]
+    async def entry(self, /, *args: P.args, **kwargs: P.kwargs) -> Entry:  # type: ignore[override]
         """As of a function; to be awaited."""
-        key = self.key(*args, **kwargs)
+        key, args_, kwargs_ = self._called(args, kwargs)
         if not self._is_good(key):
-            await self(*args, **kwargs)
+            await self(*args_, **kwargs_)
         return self._tiers.entry(key)
+
+
+def _mark_as_coroutine_function(function: Any) -> None:
+    """See to it that the standard library takes a callable object for a coroutine function."""
+    import asyncio
+    import inspect
+
+    if hasattr(inspect, "markcoroutinefunction"):  # 3.12
+        inspect.markcoroutinefunction(function)
+    else:
+        function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+
+
+def _is_coroutine_function(func: Any) -> bool:
+    import inspect
+
+    asks = inspect.iscoroutinefunction
+    if not hasattr(inspect, "markcoroutinefunction") and "asyncio" in sys.modules:
+        asks = sys.modules["asyncio"].iscoroutinefunction  # who marks one has imported it
+    call = getattr(type(func), "__call__", None)  # noqa: B004
+    return any(map(asks, (func, call)))
 
 
 class BoundCached:
@@ -424,16 +518,45 @@ class BoundCached:
     def __init__(self, cached: Cached[..., Any], instance: Any) -> None:
         self.__func__ = cached
         self.__self__ = instance
+        self.__doc__ = cached.__doc__
+        self.__module__ = cached.__module__
+        if isinstance(cached, CachedCoroutine):
+            _mark_as_coroutine_function(self)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def __signature__(self) -> Any:
+        """Without the object."""
+        import inspect
+
+        found = inspect.signature(self.__func__)
+        return found.replace(parameters=list(found.parameters.values())[1:])
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """As the function, with the object as its first argument."""
         return self.__func__(self.__self__, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        # What an object has that is being copied, and has nothing yet, is not asked of itself.
+        if name in ("__func__", "__self__", "__setstate__"):
+            raise AttributeError(name)
         found = getattr(self.__func__, name)
         if name in ("key", "check", "entry", "invalidate"):
             return functools.partial(found, self.__self__)
         return found
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BoundCached):
+            return NotImplemented
+        return self.__func__ is other.__func__ and self.__self__ is other.__self__
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BoundCached, (self.__func__, self.__self__)
+
+    def __repr__(self) -> str:
+        return f"<{self.__func__!r} of {self.__self__!r}>"
 
 
 class _Timed:
@@ -444,13 +567,8 @@ def cached(
     tiers: Tiers, flights: Flights, chest: Any, func: Callable[..., Any], **options: Any
 ) -> Cached[..., Any]:
     """The memoised form of a function, or of a coroutine function; see `Chest.cache`."""
-    import inspect
-
-    if not inspect.iscoroutinefunction(func):
-        return Cached(tiers, flights, chest, func, **options)
-    made = CachedCoroutine[..., Any](tiers, flights, chest, func, **options)
-    if hasattr(inspect, "markcoroutinefunction"):  # from Python 3.12 on
-        inspect.markcoroutinefunction(made)
+    kind: Any = CachedCoroutine if _is_coroutine_function(func) else Cached
+    made: Cached[..., Any] = kind(tiers, flights, chest, func, **options)
     return made
 
 
@@ -463,20 +581,51 @@ def _name_of(func: Any) -> str:
         func = func.func
     module = getattr(func, "__module__", None)
     name = getattr(func, "__qualname__", None) or type(func).__qualname__
+    # What `multiprocessing` calls a script's module in a child that it spawns.
+    module = "__main__" if module == "__mp_main__" else module
     return f"{module}.{name}" if module else str(name)
 
 
-def _shares(result: Any, arguments: Iterable[Any]) -> bool:
-    """Whether an array in a result lies in the buffer of an array among the arguments."""
-    theirs = {id(owner_of(array)) for array in _arrays_in(arguments)}
-    return bool(theirs) and any(id(owner_of(array)) in theirs for array in _arrays_in([result]))
+def _afresh(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments to be looked at, in which iterators over lists are others over the same lists."""
+    told: dict[int, Any] = {}
+
+    def tell(value: Any) -> Any:
+        if type(value) is not _LIST_ITERATOR:
+            return value
+        # One given twice is one.
+        return told.setdefault(id(value), copy.copy(value))
+
+    return tuple(map(tell, args)), {name: tell(value) for name, value in kwargs.items()}
 
 
-def _arrays_in(values: Iterable[Any], depth: int = 4) -> Iterator[np.ndarray]:
-    for value in values:
-        if isinstance(value, np.ndarray):
-            yield value
-        elif depth and isinstance(value, list | tuple):
-            yield from _arrays_in(value, depth - 1)
-        elif depth and isinstance(value, dict):
-            yield from _arrays_in(value.values(), depth - 1)
+_LIST_ITERATOR: type = type(iter([]))
+
+# What has no arrays in it.
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
+
+
+def _are_ours(values: Any) -> bool:
+    """Whether nothing refers to these values but what they are in, nor to any array in them.
+
+    Then the chest may keep the arrays themselves.  What an object holds, nobody can say.
+    """
+    for value, held in zip(values, is_held(values), strict=True):
+        kind = type(value)
+        if kind in _PLAIN or isinstance(value, np.generic):
+            continue
+        if kind is np.ndarray:
+            # A view is copied in any case, unless nothing else refers to what it is a view of.
+            if held:
+                return False
+        elif kind is list or kind is tuple:
+            if (held and value) or not _are_ours(value):
+                return False
+        elif kind is dict:
+            if (held and value) or not _are_ours(value.values()):
+                return False
+        elif kind is not CompressedArray:
+            return False
+    return True

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 logger = logging.getLogger("arraychest")
 
 # Packages bring their types along by an entry point of this group: a function without parameters,
@@ -116,15 +118,20 @@ def register(
 def of_type(kind: type) -> Registered | None:
     """What is registered for a type; None if nothing is, also by the packages installed."""
     found = _by_type.get(kind)
-    if found is None and _search(kind.__module__):
-        found = _by_type.get(kind)
+    if found is None:
+        module = kind.__module__
+        # NumPy says of any class of dtypes that it is its own; that of the scalars tells whose.
+        if issubclass(kind, np.dtype) and kind.type.__module__ != "builtins":
+            module = kind.type.__module__
+        while found is None and _search(module):
+            found = _by_type.get(kind)
     return found
 
 
 def of_name(name: str) -> Registered | None:
     """What is registered under a name; None if nothing is, also by the packages installed."""
     found = _by_name.get(name)
-    if found is None and _search(name):
+    while found is None and _search(name):
         found = _by_name.get(name)
     return found
 

@@ -287,6 +287,7 @@ class WriteBehind:
     def _job(self, slots: list[Slot]) -> Job:
         versions = []
         arrays = []
+        kinds = []
         nbytes = 0
         small = slots[0].is_small and not self._packing
         for slot in slots:
@@ -295,10 +296,11 @@ class WriteBehind:
             slot.writing = slot.version
             versions.append(slot.version)
             arrays.append(array)
+            kinds.append(slot.kind)
             nbytes += array.nbytes
         if small:
             self._packing = True
-        return Job(slots, versions, arrays, nbytes, small)
+        return Job(slots, versions, arrays, nbytes, small, kinds=kinds)
 
     # --- the writer threads ----------------------------------------------------------------
 

@@ -456,7 +456,8 @@ class Store:
 
         It has no checksum, and shares its file with no other chest.  Called in `exclusive`.
         """
-        self.catalog.note_written_in_place(row.generation)
+        with self._announced() as change:
+            self.catalog.note_written_in_place(row.generation, change)
 
     def may_write_in_place(self, row: Row) -> bool:
         """Whether a value has a file that nothing else shares."""

@@ -75,6 +75,10 @@ MAX_KEPT_VIEWS = 16_384
 MAX_KEPT_FRAMES = 64
 
 
+# Of so many stored values it is remembered that nobody writes to their files.
+_MOST_NOT_IN_PLACE = 65_536
+
+
 class Changes(Protocol):
     """What a thread has changed in a transaction; see `transaction`."""
 
@@ -89,7 +93,12 @@ class Changes(Protocol):
     def cost(self, key: Any) -> Cost | None: ...  # noqa: D102
 
     def put(  # noqa: D102
-        self, key: Any, value: Any, compression: How | None = None, cost: Cost | None = None
+        self,
+        key: Any,
+        value: Any,
+        compression: How | None = None,
+        cost: Cost | None = None,
+        on_put: OnPut | None = None,
     ) -> None: ...
 
     def put_row(self, key: Any, row: Row) -> None: ...  # noqa: D102
@@ -131,9 +140,12 @@ class Tiers(Session):
         self._private = options.mmap_mode == "c"
         # Generations whose files are written to through our maps.
         self._in_place: dict[int, Row] = {}
+        # Generations whose files nobody wrote to as of a commit, by the counter's word.
+        self._not_in_place: dict[int, int] = {}
         super().__init__(path, budget, options)
         # What digests of our arrays are asked for at, and told.
         self.source = self.committer.source = ref(self)
+        self.committer.private = self.temporary
         self.index.pinned = self._loading.__contains__
         # A name of its own for what every put asks.
         self._slots = self.index.slots
@@ -341,13 +353,9 @@ class Tiers(Session):
             return slot.value
         array = slot.array
         if array is not None:
-            if isinstance(array, Tree):
-                return array.copied() if self._private else array
-            if slot.kind in ("scalar", "dump"):
-                return at_hand(array, slot.kind)
-            if self._private:
-                return copied(array)
-            return array if self._shows_resident else None
+            if self._shows_resident or self._private or slot.kind not in ("array", "pickle"):
+                return at_hand(array, slot.kind, private=self._private)
+            return None
         return slot.view() if slot.view is not None and self._shows_resident else None
 
     def _keep(self, slot: Slot, raw: RawRow, value: Any) -> Any:
@@ -363,15 +371,17 @@ class Tiers(Session):
             if raw[PACK] is None:
                 for number, part in enumerate(value.parts, 1):
                     if part.nbytes >= PACK_THRESHOLD:
-                        origins.note(part, self.source, raw[GENERATION], number)
+                        self._note_origin(part, raw, number)
             if raw[PACK] is None and self._shows_resident:
                 slot.view = value.itself
-                self._kept.append(slot)
-                if len(self._kept) > MAX_KEPT_VIEWS:
-                    _let_go_oldest(self._kept)
+                is_compressed = any([type(part) is CompressedArray for part in value.parts])
+                kept = self._kept_frames if is_compressed else self._kept
+                kept.append(slot)
+                if len(kept) > (MAX_KEPT_FRAMES if is_compressed else MAX_KEPT_VIEWS):
+                    _let_go_oldest(kept)
             return value
         if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray):
-            origins.note(value, self.source, raw[GENERATION], 0)
+            self._note_origin(value, raw, 0)
         if type(value) is CompressedArray:
             slot.value = value
             self._kept_frames.append(slot)
@@ -389,6 +399,10 @@ class Tiers(Session):
         if len(self._kept) > MAX_KEPT_VIEWS:
             _let_go_oldest(self._kept)
         return value
+
+    def _note_origin(self, array: np.ndarray | CompressedArray, raw: RawRow, part: int) -> None:
+        private = self.temporary
+        origins.note(array, self.source, raw[KEY], raw[GENERATION], part, private=private)
 
     def load(self, key: Any) -> Any:
         """A value as a get gives it, its arrays in RAM; raises as `get`.
@@ -417,11 +431,14 @@ class Tiers(Session):
     def _in_ram(self, array: np.ndarray | CompressedArray) -> np.ndarray:
         if isinstance(array, CompressedArray):
             found = np.asarray(array)
-        elif self._private or not is_map(owner_of(array)):
+            origin = origins.of(array)
+            if origin is not None and self.options.mmap_mode == "r":
+                origins.note_again(found, origin)
+        elif self._private or (self._shows_resident and not is_map(owner_of(array))):
             return array
         else:
             found = copied(array)
-        found.setflags(write=self.options.mmap_mode == "r+")
+        found.setflags(write=not self._shows_resident)
         return found
 
     def _keep_copy(self, key: Any, value: CompressedArray, copy: np.ndarray) -> None:
@@ -455,25 +472,41 @@ class Tiers(Session):
 
     def find_digest(self, generation: int, part: int) -> bytes | None:
         """What the catalog says that a stored array contains; None if it says nothing."""
-        with self.writer.lock:
-            store = self._store
-            if store is None:
-                return None
-            return store.catalog.facts_of(generation).digests.get(part)
+        with self.writer.lock, contextlib.suppress(OSError, ArrayChestError):
+            if self._store is not None:
+                return self._store.catalog.facts_of(generation).digests.get(part)
+        return None
 
     def is_written_in_place(self, generation: int) -> bool:
         """Whether a value may change while it is stored."""
+        store, word = self._store, self.counter.words[0]
+        if store is None:
+            return not self.temporary
+        # Whoever begins to write to one commits that.
+        if self._not_in_place.get(generation) == word and store.tells:
+            return False
         with self.writer.lock:
             store = self._store
-            return store is None or store.catalog.is_written_in_place(generation)
+            if store is None:
+                return not self.temporary
+            try:
+                self.follow()
+                if store.catalog.is_written_in_place(generation):
+                    return True
+            except (OSError, ArrayChestError):
+                return True
+        if len(self._not_in_place) >= _MOST_NOT_IN_PLACE:
+            self._not_in_place.clear()
+        self._not_in_place[generation] = word
+        return False
 
-    def record_digest(self, generation: int, part: int, digest: bytes) -> None:
+    def record_digest(self, origin: origins.Origin, digest: bytes) -> None:
         """Note what a stored array contains.  Says nothing where it may not."""
         if self._no_puts or self.own_changes() is not None:
             return
         try:
             with self.at_work(), self.committer.committing() as store:
-                store.catalog.add_digest(generation, part, digest)
+                store.catalog.add_digest(origin.code, origin.generation, origin.part, digest)
                 store.catalog.raise_interrupt()
         except (OSError, ArrayChestError) as error:
             logger.debug("a digest was not recorded: %s", error)
@@ -649,7 +682,7 @@ class Tiers(Session):
         changes = self.own_changes()
         if changes is not None:
             if not (only_absent and self.contains(key)):
-                changes.put(key, value, compression, cost)
+                changes.put(key, value, compression, cost, on_put)
             return
         on_put = on_put or self.options.on_put
         array, kind, shown = accept(value, self.options.own)
@@ -842,10 +875,10 @@ class Tiers(Session):
                 raise AbsentKeyError(key)
             array, row = slot.array, slot.row
             if isinstance(array, Tree):
-                return _entry(form_of(array.nbytes), None, None, None, resident=True)
+                return entry_of(form_of(array.nbytes))
             if array is not None:
                 form = Form(array.dtype, array.shape, "C", slot.kind)
-                return _entry(form, None, None, None, resident=True)
+                return entry_of(form)
             assert row is not None
         return self._stored_entry(key, row)
 
@@ -855,7 +888,7 @@ class Tiers(Session):
         except ValueError as error:
             raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
         layout = self.open_store().loader.layout(row, key) if row.is_frame else None
-        return _entry(form, row, self.file_of(row), layout, resident=False)
+        return entry_of(form, row, self.file_of(row), layout)
 
     def file_of(self, row: Row) -> str:
         """The path of the file that holds a stored value."""
@@ -951,9 +984,9 @@ class Tiers(Session):
         SpillError
             Deletions could not be committed, or values not be moved; nothing is lost.
         """
-        for key in self._expired_keys():
+        for key, version in self._expired():
             with contextlib.suppress(AbsentKeyError):
-                self.delete(key)
+                self.delete(key, version)
         self.flush()
         store = self._store
         if store is None:
@@ -964,22 +997,28 @@ class Tiers(Session):
                 self.committer.compact_pack(identity)
         return dead
 
-    def _expired_keys(self) -> list[Any]:
-        """The keys of stored values that are no longer good."""
+    def _expired(self) -> list[tuple[Any, int]]:
+        """The keys of values that are no longer good, and the versions of their slots."""
         with self.writer.lock:
             self.follow()
             costs = {} if self._store is None else self._store.catalog.costs()
+            # What was put with a cost has a slot.
+            kept = [slot.key for slot in self.resident.slots() if slot.cost is not None]
         now = time.time()
-        expired = {
-            generation
-            for generation, cost in costs.items()
-            if cost.expires is not None and cost.expires <= now
-        }
+        good = {generation for generation, cost in costs.items() if not cost.has_expired(now)}
         found = []
-        for key in self.keys() if expired else ():
-            row = self.stored_row(key)
-            if row is not None and row.generation in expired:
-                found.append(key)
+        for key in self.keys() if len(good) < len(costs) else kept:
+            with self.writer.lock:
+                slot = self.index.find(key)
+                if slot is None:
+                    continue
+                if slot.array is not None:
+                    expired = slot.cost is not None and slot.cost.has_expired(now)
+                else:
+                    generation = None if slot.raw is None else slot.raw[GENERATION]
+                    expired = generation in costs and generation not in good
+                if expired:
+                    found.append((key, slot.version))
         return found
 
 
@@ -999,9 +1038,10 @@ def _let_go_oldest(kept: deque[Slot]) -> None:
         return
 
 
-def _entry(
-    form: Form, row: Row | None, file: str | None, layout: Layout | None, *, resident: bool
+def entry_of(
+    form: Form, row: Row | None = None, file: str | None = None, layout: Layout | None = None
 ) -> Entry:
+    """What is told of a value of this form; without a row it is in RAM."""
     dtype, shape = form.dtype, form.shape
     if form.kind == "scalar":
         if dtype.kind in "US":
@@ -1018,7 +1058,7 @@ def _entry(
         codec=None if row is None else "npy" if row.pack is None else "pack",
         file=file,
         generation=None if row is None else row.generation,
-        resident=resident,
+        resident=row is None,
     )
     if layout is None:
         return found

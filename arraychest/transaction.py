@@ -22,7 +22,7 @@ from arraychest.index import BATCH_BYTES, BATCH_VALUES
 from arraychest.keys import PLAIN_TYPES, encode_key
 from arraychest.loader import value_name
 from arraychest.tiers import Tiers
-from arraychest.values import accept, array_to_keep, at_hand, freeze, freeze_handed_over
+from arraychest.values import OnPut, accept, array_to_keep, at_hand, freeze, freeze_handed_over
 
 _DELETED: Final = object()
 _SMALL: Final = object()
@@ -66,7 +66,8 @@ class Transaction:
     def get(self, key: Any) -> Any:
         """What was put, as `values.value_of` takes it; AbsentKeyError if the key was deleted."""
         if key in self._small:
-            return at_hand(*self._small[key])
+            array, kind = self._small[key]
+            return at_hand(array, kind, private=self._tiers.options.mmap_mode == "c")
         row = self._changes[key]
         if not isinstance(row, Row):
             raise AbsentKeyError(key)
@@ -111,9 +112,14 @@ class Transaction:
     # --- changes -------------------------------------------------------------------------------
 
     def put(
-        self, key: Any, value: Any, compression: How | None = None, cost: Cost | None = None
+        self,
+        key: Any,
+        value: Any,
+        compression: How | None = None,
+        cost: Cost | None = None,
+        on_put: OnPut | None = None,
     ) -> None:
-        """Write a value; `compression` and `cost` as `Tiers.put_any` takes them.
+        """Write a value; what else there is is as `Tiers.put_any` takes it.
 
         Raises
         ------
@@ -124,7 +130,7 @@ class Transaction:
         array, kind, _ = accept(value, tiers.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
-        on_put = tiers.options.on_put
+        on_put = on_put or tiers.options.on_put
         if array.nbytes < PACK_THRESHOLD and kind != "pickle":
             kept = array if kind in ("scalar", "dump") else array_to_keep(array, on_put)
             freeze(kept)

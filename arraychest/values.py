@@ -8,14 +8,20 @@ import io
 import operator
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
+from arraychest import registry
 from arraychest.codecs.tree import Tree
 from arraychest.compressed import CompressedArray
 from arraychest.entry import Kind, describe
-from arraychest.errors import ArrayChestError, UnreadableValueError, ValueTypeError
+from arraychest.errors import (
+    ArrayChestError,
+    CorruptEntryError,
+    UnreadableValueError,
+    ValueTypeError,
+)
 from arraychest.mapping import is_map
 from arraychest.resident import owner_of
 from arraychest.scalars import array_of_scalar, scalar_of
@@ -112,10 +118,13 @@ def _accepted_scalar(value: np.generic, own: Own) -> Accepted:
         raise ValueTypeError(
             f"expected a NumPy scalar without Python objects, found dtype {value.dtype}"
         )
-    if is_of_registered_dtype(value.dtype):
-        return _taken_apart(value, own)
     array = array_of_scalar(value)
-    describe(array.dtype)
+    try:
+        describe(array.dtype)
+    except ValueTypeError:
+        if registry.of_type(type(value)) is None:
+            raise
+        return _taken_apart(value, own)
     # One of a structured dtype could be written to.
     return Accepted(array, "scalar", None if isinstance(value, np.void) else value)
 
@@ -135,9 +144,15 @@ def _dumped(value: Any, dump: Callable[[Any, Any], object]) -> np.ndarray:
 
 
 class _Dump(io.BytesIO):
-    """A file that takes bytes or text, whichever comes."""
+    """A file that takes bytes or text, whichever comes.
+
+    To close it does nothing: an `io.TextIOWrapper` around it does, whenever that is collected.
+    """
 
     text = False
+
+    def close(self) -> None:
+        pass
 
     def write(self, data: Any, /) -> int:
         if isinstance(data, str):
@@ -146,14 +161,28 @@ class _Dump(io.BytesIO):
             return len(data)
         return super().write(data)
 
+    def writelines(self, lines: Any, /) -> None:
+        for line in lines:
+            self.write(line)
 
-def at_hand(array: np.ndarray | Tree, kind: Kind) -> Any:
-    """What `value_of` makes the value of, of what is kept in RAM."""
-    if isinstance(array, Tree):
-        return array
+
+def at_hand(array: np.ndarray | Tree, kind: Kind, *, private: bool) -> Any:
+    """What `value_of` makes the value of, of what is kept in RAM.
+
+    Parameters
+    ----------
+    private
+        Whether arrays are copied: ``mmap_mode="c"``.
+    """
     if kind == "scalar":
-        return scalar_of(array)
-    return Dumped(array) if kind == "dump" else array
+        return scalar_of(cast(np.ndarray, array))
+    if kind == "dump":
+        return Dumped(cast(np.ndarray, array))
+    if not private:
+        return array
+    if isinstance(array, Tree):
+        return Tree(array.structure, [copied(part) for part in array.parts])
+    return copied(array)
 
 
 def value_of(found: Any, key: Any, own: Own) -> Any:
@@ -176,9 +205,18 @@ def value_of(found: Any, key: Any, own: Own) -> Any:
                 "with the load= that reads it"
             )
         data = found.data.tobytes()
-        if data[:1] == b"t":
-            return own.load(io.StringIO(data[1:].decode("utf-8", "surrogatepass"), newline=""))
-        return own.load(io.BytesIO(data[1:]))
+        try:
+            if data[:1] == b"t":
+                return own.load(io.StringIO(data[1:].decode("utf-8", "surrogatepass"), newline=""))
+            return own.load(io.BytesIO(data[1:]))
+        except RecursionError:
+            raise
+        except Exception as error:
+            # Not as it is: a KeyError would say that there is no such key.
+            raise CorruptEntryError(
+                f"the value of key {key!r:.200}: expected what the chest's load= reads, found "
+                f"something else: {error!r:.200}"
+            ) from error
     return found
 
 
@@ -228,7 +266,7 @@ def copied(array: np.ndarray) -> np.ndarray:
     """A copy in the same order, Fortran's only where the array is contiguous in no other."""
     if not array.dtype.itemsize:
         # NumPy's own copy of strings of no characters has strings of one.
-        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        order: Literal["C", "F"] = "F" if array.flags.fnc else "C"
         return np.ndarray(array.shape, array.dtype, order=order)
     return array.copy(order="A")
 
@@ -265,8 +303,3 @@ def _is_sole_view(array: np.ndarray) -> bool:
         # The view's own reference, our name, and the argument of getrefcount.
         and sys.getrefcount(base) == 3
     )
-
-
-def _name(value: object) -> str:
-    kind = type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"

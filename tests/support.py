@@ -22,8 +22,22 @@ IMPORT_ROOT = str(Path(arraychest.__file__).parent.parent)
 def assert_identical(found: Any, expected: Any, *, order: bool = True) -> None:
     """Same type, dtype in every detail, shape, order in memory, and value bit by bit.
 
-    A compressed array is as good as the array that it decompresses to.
+    A compressed array is as good as the array that it decompresses to.  So it is in lists, tuples
+    and dicts; what else is no array is the same if it is equal.
     """
+    if not isinstance(expected, np.ndarray | np.generic):
+        assert type(found) is type(expected)
+        if type(expected) in (list, tuple):
+            assert len(found) == len(expected)
+            for each, other in zip(found, expected, strict=True):
+                assert_identical(each, other, order=order)
+        elif type(expected) is dict:
+            assert list(found) == list(expected)
+            for key, other in expected.items():
+                assert_identical(found[key], other, order=order)
+        else:
+            assert found == expected
+        return
     if type(found) is arraychest.CompressedArray:
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
         found = np.asarray(found)

@@ -12,6 +12,7 @@ import pytest
 import arraychest
 from arraychest import catalog as catalog_module
 from arraychest.catalog import FILE_NAME, FORMAT_VERSION
+from arraychest.entry import Cost, Facts
 from arraychest.errors import ArrayChestError, ChestFormatError
 from tests.support import assert_identical, audit
 
@@ -35,7 +36,7 @@ class TestFormat:
 
     def test_is_the_one_that_the_docstring_specifies(self, database):
         documented = catalog_module.__doc__
-        for table in ("entry", "pack", "meta"):
+        for table in ("entry", "pack", "digest", "cost", "meta"):
             for _, column, *_ in database.execute(f"PRAGMA table_info({table})"):
                 assert f" {column} " in documented.replace("\n", " \n"), (table, column)
 
@@ -171,3 +172,62 @@ def test_a_chest_of_an_unfinished_creation_is_created_anew(path):
         chest["x"] = np.arange(3)
     with arraychest.open(path, "r") as chest:
         assert_identical(chest["x"], np.arange(3))
+
+
+class TestFacts:
+    def test_are_what_was_put_and_nothing_else(self, path):
+        facts = Facts(7, {0: b"x" * 17, 3: b"y" * 17}, Cost(1.5, 2e9))
+        with arraychest.Chest(path=path) as chest:
+            catalog = chest._tiers.open_store().catalog
+            catalog.commit(facts=[facts, Facts(8, {}, Cost(0.0, None))])
+            assert catalog.facts_of(7) == facts
+            assert catalog.facts_of(8) == Facts(8, {}, Cost(0.0, None))
+            assert catalog.facts_of(9) == Facts(9, {}, None)
+            assert catalog.costs() == {7: Cost(1.5, 2e9), 8: Cost(0.0, None)}
+            catalog.commit(forgotten=[7])
+            assert catalog.facts_of(7) == Facts(7, {}, None)
+            assert catalog.costs() == {8: Cost(0.0, None)}
+            catalog.commit(forgotten=[8])
+
+    def test_of_what_is_gone_are_not_added(self, path):
+        with arraychest.Chest(path=path) as chest:
+            chest["a"] = np.arange(20_000)
+            chest.flush()
+            row = chest._tiers.stored_row("a")
+            catalog = chest._tiers.open_store().catalog
+            for code, generation in ((row.key, row.generation + 1), (b"sb", row.generation)):
+                catalog.add_digest(code, generation, 0, b"x" * 17)
+                assert not catalog.facts_of(generation).digests
+            catalog.add_digest(row.key, row.generation, 0, b"x" * 17)
+            assert catalog.facts_of(row.generation).digests == {0: b"x" * 17}
+
+    def test_of_what_is_written_in_place_go_and_do_not_come_back(self, path):
+        with arraychest.Chest(path=path) as chest:
+            chest["a"] = np.arange(20_000)
+            chest.flush()
+            row = chest._tiers.stored_row("a")
+            store = chest._tiers.open_store()
+            store.catalog.add_digest(row.key, row.generation, 0, b"x" * 17)
+            with chest._tiers.committer.committing():
+                store.write_in_place(row)
+            store.catalog.add_digest(row.key, row.generation, 0, b"x" * 17)
+            assert not store.catalog.facts_of(row.generation).digests
+            assert store.catalog.is_written_in_place(row.generation)
+
+    def test_of_many_values_cost_no_look_at_each(self, path):
+        with arraychest.Chest(path=path) as chest:
+            for number in range(3000):
+                chest[number] = np.arange(3)
+            chest.flush()
+        connection = sqlite3.connect(os.path.join(path, FILE_NAME))
+        try:
+            for sql in (
+                "SELECT part, digest FROM digest WHERE gen = 1",
+                "SELECT seconds, expires FROM cost WHERE gen = 1",
+                "SELECT 1 FROM entry WHERE key = x'00' AND gen = 1",
+            ):
+                plan = str(connection.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall())
+                assert "SEARCH" in plan
+                assert "SCAN" not in plan
+        finally:
+            connection.close()

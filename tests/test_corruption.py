@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
@@ -16,13 +17,13 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import ChestFormatError, CorruptEntryError
+from arraychest import ChestFormatError, CorruptEntryError, valuetree
 from arraychest.keys import encode_key
 from tests.faults import Say, in_child
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 
-VALUES: dict[Any, np.ndarray] = {
+VALUES: dict[Any, Any] = {
     "large": np.arange(LARGE, dtype=float),
     "large twin": -np.arange(LARGE, dtype=float),
     "large other": np.arange(2 * LARGE, dtype=np.int64).reshape(2, LARGE),
@@ -32,6 +33,8 @@ VALUES: dict[Any, np.ndarray] = {
     "empty": np.zeros((0, 3)),
     "scalar": np.float32(1.5),
     "text": np.str_("words"),
+    "large tree": [1, np.arange(LARGE, dtype=float), {"a": np.arange(3)}],
+    "small tree": [None, {"a": np.arange(3)}, "text"],
 }
 LARGE_KEYS = [key for key in VALUES if str(key).startswith("large")]
 SMALL_KEYS = [key for key in VALUES if key not in LARGE_KEYS]
@@ -43,7 +46,7 @@ def original(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     path = tmp_path_factory.mktemp("original") / "chest"
     with arraychest.open(path, "w", compression=request.param) as chest:
         for key, value in VALUES.items():
-            chest[key] = value.copy()
+            chest[key] = copy.deepcopy(value)
     return path
 
 
@@ -64,6 +67,8 @@ def got(chest: Any, key: Any) -> Any:
 
 
 def same(found: Any, expected: Any) -> bool:
+    if not isinstance(expected, np.ndarray | np.generic):
+        return type(found) is type(expected) and valuetree.same(found, expected)
     return (
         type(found) is type(expected)
         and found.dtype == expected.dtype

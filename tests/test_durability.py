@@ -33,7 +33,7 @@ import arraychest.files
 from arraychest import Chest
 from tests.faults import Say, in_child, injected
 from tests.support import audit
-from tests.test_crash import LARGE, SMALL, filled, orphans
+from tests.test_crash import LARGE, SMALL, array_in, filled, orphans
 
 pytestmark = pytest.mark.usefixtures("each_codec")
 
@@ -310,8 +310,8 @@ def steps(work: Work) -> None:
 
     def transaction() -> None:
         with chest.transaction():
-            chest["L0"], chest["s0"] = filled(300, LARGE), filled(301, SMALL)
-            chest["new"] = filled(302, LARGE)
+            chest["L0"], chest["s0"] = filled(303, LARGE), filled(301, SMALL)
+            chest["new"] = filled(307, LARGE)  # a value tree
             del chest["L1"], chest["s1"]
 
     def edit(key: str, number: float) -> Callable[[], None]:
@@ -327,7 +327,7 @@ def steps(work: Work) -> None:
 
     work.whole(
         transaction,
-        {"L0": (300, LARGE), "s0": (301, SMALL), "new": (302, LARGE), "L1": ABSENT, "s1": ABSENT},
+        {"L0": (303, LARGE), "s0": (301, SMALL), "new": (307, LARGE), "L1": ABSENT, "s1": ABSENT},
     )
     work.whole(edit("L0", 310), {"L0": (310, LARGE)})
     work.whole(edit("s0", 311), {"s0": (311, SMALL)})
@@ -518,7 +518,7 @@ def may_be(found: dict[str, Value], promise: Promise) -> bool:
 def contents(chest: Chest) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for key in chest:
-        array = chest[key]
+        array = array_in(chest[key])
         whole = array.size and (array == array[0]).all()
         found[key] = (float(array[0]), array.size) if whole else "a mixture"
     return found

@@ -22,7 +22,7 @@ import pytest
 import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
 from tests.faults import Countdown, Failing, Say, in_child, injected, raising
-from tests.support import audit, fill_disk
+from tests.support import assert_identical, audit, fill_disk
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -98,6 +98,37 @@ def test_a_failed_spill_keeps_the_value_is_told_with_its_cause_and_tried_again(
     audit(path)
     with arraychest.open(path, "r") as chest:
         assert right(chest, {"x": 1, "y": 2})
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("compression", [None, "lz4"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_failed_spill_of_a_value_tree_is_told_and_tried_again(path, point, compression, size):
+    def value() -> Any:
+        return [filled(1, size), {"a": None, "b": filled(2, size)}]
+
+    fault = failing(errno.ENOSPC, point)
+    with injected(fault), arraychest.open(path, "w", compression=compression) as chest:
+        fault.on = True
+        mine = value()
+        chest["x"] = mine
+        for spill in (chest.flush, lambda: chest.spill("x")):
+            with pytest.raises(SpillError):
+                spill()
+            assert_identical(chest["x"], value())
+            assert np.shares_memory(chest["x"][0], mine[0])
+            assert chest.entry("x").resident
+            assert chest.memory_usage > 16 * size
+        with pytest.raises(SpillError), chest.transaction():
+            chest["y"] = value()
+        fault.on = False
+        chest.flush()
+        assert chest.memory_usage == 0
+        assert_identical(chest["x"], value())
+    audit(path)
+    with arraychest.open(path, "r") as chest:
+        assert list(chest) == ["x"]
+        assert_identical(chest["x"], value())
 
 
 def test_a_failure_in_the_background_is_told_by_the_next_put_once(path):

@@ -8,6 +8,7 @@ somebody who changes its folder while it is in use.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import random
 import resource
@@ -15,8 +16,12 @@ import shutil
 import socket
 import sqlite3
 import struct
+import sys
 import tempfile
+import time
 import traceback
+import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,15 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import ArrayChestError, ChestFormatError
+from arraychest import (
+    ArrayChestError,
+    ChestFormatError,
+    CorruptEntryError,
+    PickleRefusedError,
+    UnreadableValueError,
+    registry,
+    valuetree,
+)
 from tests.faults import Say, in_child
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -37,8 +50,28 @@ VALUES: dict[Any, Any] = {
     5: np.float32(1.5),
     "text": np.str_("words"),
     "struct": np.zeros(3, [("a", "<i4"), ("b", "<f8")]),
+    "tree": [1, {"a": np.arange(5), "b": (None, "text", {2.5})}, np.float32(1)],
+    "large tree": {"a": np.arange(LARGE), "b": ["x" * 70_000, np.arange(LARGE, dtype=float)]},
 }
 ROOM = 2 << 30
+
+
+# What `summed` keeps.
+RESULTS = 2
+
+
+def large_one(n: int) -> np.ndarray:
+    return np.full(n, 3.0)
+
+
+def sum_of(array: np.ndarray) -> float:
+    return float(array.sum())
+
+
+def summed(chest: Any) -> None:
+    """A chain of cached functions, whose results are right."""
+    made = chest.cache(large_one)(LARGE)
+    assert chest.cache(sum_of)(made) == 3.0 * LARGE
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +81,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with arraychest.open(path, "w") as chest:
         for key, value in VALUES.items():
             chest[key] = value.copy()
+        # The catalog knows what was computed, and what it contains.
+        summed(chest)
         chest["hole"] = np.arange(20.0)
         chest.flush()
         del chest["hole"]
@@ -105,6 +140,9 @@ class Tried:
 
 def touch(value: Any) -> None:
     """Read a value's first and last bytes."""
+    if isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            touch(each)
     if isinstance(value, np.ndarray) and value.size and value.ndim and not value.dtype.hasobject:
         repr(value[(0,) * value.ndim])
         repr(value[(-1,) * value.ndim])
@@ -140,6 +178,9 @@ def read_all(chest: Any, tried: Tried) -> list[Any]:
     with tried():
         repr(chest)
         chest.stats()
+    with tried():
+        chest.cache(large_one).check(LARGE)
+        chest.cache(large_one)(LARGE)
     return keys
 
 
@@ -161,6 +202,8 @@ def change_all(chest: Any, keys: list[Any], tried: Tried) -> None:
             case 3:
                 with tried(), chest.edit(key) as array:
                     array[...] = array
+                with tried():
+                    chest["a tree", number] = [np.full(40, 1.0), {"a": np.full(LARGE, 2.0)}]
             case 4:
                 with tried():
                     chest.pop(key)
@@ -200,6 +243,18 @@ def use(path: Path, mine: Path, *, everything: bool = True) -> Tried:
     if everything:
         with tried(), arraychest.open(path, "a") as chest:
             change_all(chest, read_all(chest, tried), tried)
+        for by in ("lru", "cost"):
+            with (
+                tried(),
+                arraychest.open(
+                    path, "a", max_disk=4 * LARGE * 8, on_full="evict", evict_by=by
+                ) as chest,
+            ):
+                for number in range(4):
+                    with tried():
+                        chest["much", number] = np.full(LARGE, 5.0)
+                        chest.flush()
+        with tried(), arraychest.open(path, "a") as chest:
             chest.clear()
         with tried():
             arraychest.open(path, "w").close()
@@ -499,6 +554,25 @@ ROWS = {
     "key: long": "UPDATE entry SET key = zeroblob(3000000) WHERE key = CAST('ssmall' AS BLOB)",
     "checksum: huge": "INSERT INTO checksum VALUES (4294967296, 0, 1 << 60, zeroblob(1000000))",
     "checksum: words": "INSERT INTO checksum VALUES ('x', 'y', 'z', 'w')",
+    **{f"digest: {name}": f"UPDATE digest SET digest = {value}" for name, value in {
+        "nothing": "x''", "short": "x'78'", "long": "zeroblob(3000000)", "text": "'xxxxxxxxxxxxxxxxx'",
+        "no text": "CAST(x'fffefdfcff' AS TEXT)", "a number": "7", "another function's": "zeroblob(17)",
+    }.items()},
+    "digest: of no part": "UPDATE digest SET part = -1",
+    "digest: of a word": "UPDATE digest SET part = 'word'",
+    "digest: of nobody": "INSERT INTO digest VALUES (9223372036854775807, 0, zeroblob(17))",
+    "digest: many": "INSERT INTO digest SELECT e.gen, value, zeroblob(17) FROM entry e, "
+    "json_each('[1,2,3,4,5,-7]')",
+    **{f"cost: {name}": f"UPDATE cost SET seconds = {value}" for name, value in {
+        "infinite": "9e999", "negative": "-1e300", "a word": "'word'", "bytes": "x'ff'",
+        "no text": "CAST(x'fffe' AS TEXT)", "huge": "1.7e308", "a whole number": "1 << 62",
+    }.items()},
+    **{f"cost: expires {name}": f"UPDATE cost SET expires = {value}" for name, value in {
+        "at the end": "9e999", "before all": "-9e999", "a word": "'word'", "bytes": "x'ff'",
+        "no text": "CAST(x'fffe' AS TEXT)", "long": "zeroblob(3000000)",
+    }.items()},
+    "cost: of nobody": "INSERT INTO cost VALUES (-5, 1.0, 2.0)",
+    "cost: of all": "INSERT OR REPLACE INTO cost SELECT gen, 1e299, -1.0 FROM entry",
 }  # fmt: skip
 
 
@@ -506,6 +580,27 @@ ROWS = {
 def test_a_row_made_by_hand_is_told_and_does_no_harm(top, statement):
     sql(top, statement)
     check(top)
+
+
+FACTS = {name: statement for name, statement in ROWS.items() if name.startswith(("digest", "cost"))}
+
+
+@pytest.mark.parametrize("statement", FACTS.values(), ids=FACTS)
+def test_facts_made_by_hand_lead_to_no_wrong_result(top, statement):
+    sql(top, statement)
+    with arraychest.open(top / "chest", "r") as chest:
+        summed(chest)
+        assert chest.cache(sum_of)(np.zeros(LARGE)) == 0.0
+    with arraychest.open(top / "chest", "a") as chest:
+        summed(chest)
+        # What is wrong is not what an array contains.
+        assert chest.cache(sum_of).key(chest["large"]) == chest.cache(sum_of).key(VALUES["large"])
+        assert chest.cache(sum_of)(chest["large"]) == VALUES["large"].sum()
+        chest.compact()
+        summed(chest)
+        assert chest.verify().ok
+        assert chest.repair().ok
+        summed(chest)
 
 
 FORMS = [
@@ -606,7 +701,7 @@ def test_folders_nested_without_end_are_left_alone(top):
 
     def child(say: Say) -> None:
         with arraychest.open(top / "chest") as chest:
-            assert len(chest) == len(VALUES)
+            assert len(chest) == len(VALUES) + RESULTS
 
     limited(20, child)
     remove_deep(top / "chest" / "data" / "d")
@@ -660,6 +755,8 @@ COLUMNS = {
     "pack": ("id", "stamp", "bytes", "live", "sealed"),
     "checksum": ("file", "start", "bytes", "sums"),
     "change": ("n", "session", "keys", "gone"),
+    "digest": ("gen", "part", "digest"),
+    "cost": ("gen", "seconds", "expires"),
     "session": ("number",),
     "meta": ("name", "value"),
 }
@@ -786,3 +883,359 @@ def test_chance_finds_no_way_out_for_longer(top, original):
         count, no = fuzzed(top, original, range(start, min(start + 500, first + most)))
         tried, refused = tried + count, refused + no
     print(f"{most} chests, {tried} operations tried, {refused} refused")
+
+
+# --- value trees -------------------------------------------------------------------------------------
+
+
+def u4(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def text(data: bytes) -> bytes:
+    return u4(len(data)) + data
+
+
+def one(node: bytes, tag: bytes = b"l") -> bytes:
+    """A container of one node."""
+    return tag + u4(1) + b"*" + node
+
+
+def key(node: bytes) -> bytes:
+    """A dict with one key."""
+    return b"d" + u4(1) + b"*" + node + u4(1) + b"*-"
+
+
+def references(count: int, of_each: int) -> bytes:
+    """Tuples, each of the one before, as often as asked: of few bytes much, or deep, to hash."""
+    links = b"".join(b"t" + u4(of_each) + b"*" + (b"m" + u4(n)) * of_each for n in range(1, count))
+    return b"l" + u4(count + 1) + b"*t" + u4(0) + links + key(b"m" + u4(count))
+
+
+MOST = (1 << 32) - 1
+BOMB = b"cposix\nsystem\n(S'touch /tmp/arraychest-was-here'\ntR."
+NAMES = [
+    b"os.system", b"builtins.eval", b"posix", b"", b".", b"\0", b"\xff\xfe", b"planted.Thing",
+    b"planted", b"x" * 100_000, b"arraychest.Chest", b"numpy", b"numpy.nothing", b"..planted",
+    b"tests.faults.die",
+]  # fmt: skip
+STRUCTURES: dict[str, bytes] = {
+    "nothing": b"",
+    "no tag": b"\0",
+    "two values": b"--",
+    **{f"count {tag!r} of {kind!r}": tag + u4(MOST) + kind for tag in (b"l", b"t", b"e", b"z", b"d")
+       for kind in (b"*", b"f", b"i", b"s", b"?", b"")},
+    **{f"a count that fits {kind!r}": b"l" + u4(1 << 20) + kind + bytes(1 << 20)
+       for kind in (b"*", b"f", b"i", b"s", b"?")},
+    **{f"length {tag!r}": tag + u4(MOST) + b"x" for tag in (b"s", b"b", b"I", b"k", b"g", b"p", b"R")},
+    **{f"half a number {tag!r}": tag + b"\1\2\3" for tag in (b"f", b"i", b"c", b"a", b"m", b"S", b"l")},
+    **{f"deep {node[:1]!r}": node * 200_000 + b"-" for node in (
+        b"l" + u4(1) + b"*", b"t" + u4(1) + b"*", b"z" + u4(1) + b"*", b"d" + u4(1) + b"*",
+        b"x", b"r", b"h", b"R" + text(b"x"))},
+    **{f"part {tag!r} {number}": tag + u4(number) for tag in (b"a", b"S", b"B") for number in (9, MOST)},
+    "strings of negative length": b"l" + u4(2) + b"s" + u4(MOST, MOST) + b"xx",
+    "bad text": b"s" + text(b"\xff\xfe"),
+    "bad text of a part": b"S" + u4(0),
+    "text of floats": b"S" + u4(1),
+    "itself": one(b"m" + u4(0)),
+    "itself in a tuple": one(one(b"m" + u4(1), b"t")),
+    "itself as a key": key(b"m" + u4(0)),
+    "an unborn one": one(b"m" + u4(7)),
+    "no such reference": b"m" + u4(MOST),
+    "a list as a key": key(b"l" + u4(0)),
+    "a dict in a set": one(b"d" + u4(0, 0), b"e"),
+    "an array as a key": key(b"a" + u4(1)),
+    "a slice in a frozenset": one(b"x---", b"z"),
+    "a key twice": b"d" + u4(2) + b"*11" + u4(2) + b"*--",
+    "keys without values": b"d" + u4(1) + b"*1" + u4(0),
+    "much to hash": references(60, 2),
+    "more to hash": references(20, 40),
+    "deep to hash": references(300_000, 1),
+    "deep to hash in a set": references(99, 1) + b"",
+    "a range of nothing": b"r---",
+    "a range without step": b"r" + 3 * (b"i" + bytes(8)),
+    "a range of strings": b"r" + 3 * (b"s" + text(b"a")),
+    "a slice of itself": one(b"xm" + u4(0) + b"--"),
+    "a time of nothing": b"h-",
+    "a time of a date": b"hk" + text(b"d2020-01-01"),
+    "a zone elsewhere": b"k" + text(b"Z" + b"".join(
+        struct.pack(">I", len(part)) + part for part in (b"z../../etc/passwd", b"0", b"2020-01-01T00:00"))),
+    "a zone with a long name": b"k" + text(b"Z" + b"".join(
+        struct.pack(">I", len(part)) + part for part in (b"z" + b"x" * 10_000, b"0", b"2020-01-01"))),
+    "a key's code of a tuple": b"k" + text(b"("),
+    "a key's code of a str": b"k" + text(b"sx"),
+    "a time delta without end": b"k" + text(b"l" + b"f" * 5000),
+    "a scalar of objects": b"g" + text(b"- Cs |O") + text(bytes(8)),
+    "a scalar of too few bytes": b"g" + text(b"- Cs <f8") + text(bytes(7)),
+    "a scalar of many": b"g" + text(b"4294967296,4294967296 Cs <f8") + text(bytes(8)),
+    "a scalar that is code": b"g" + text(b"- Cs [__import__('os').system('false')]") + text(bytes(8)),
+    "an array in place of a scalar": b"g" + text(b"- C <f8") + text(bytes(8)),
+    "a long int": b"I" + text(b"\x7f" * (1 << 20)),
+    **{f"registered {name[:20]!r}": b"R" + text(name) + b"-" for name in NAMES},
+    "registered, deep": b"".join(b"R" + text(b"x") for _ in range(50)) + b"-",
+    "pickled": b"p" + text(BOMB) + u4(0),
+    "pickled, long": b"P" + u4(2, 0),
+    "pickled with many buffers": b"p" + text(BOMB) + u4(MOST),
+    "pickled with no such buffer": b"p" + text(BOMB) + u4(1, 77),
+    "pickled in a registered one": b"R" + text(b"os.system") + b"p" + text(BOMB) + u4(0),
+}  # fmt: skip
+
+
+def parts() -> list[Any]:
+    return [np.full(9, 255, np.uint8), np.arange(3.0), np.frombuffer(BOMB, np.uint8)]
+
+
+def put_together(structure: bytes) -> bool:
+    """Whether it is a value; otherwise one of the errors that a get may raise was raised."""
+    try:
+        valuetree.put_together(structure, parts(), allow_pickle=False)
+    except (CorruptEntryError, PickleRefusedError, UnreadableValueError) as error:
+        assert len(str(error)) < 1000
+        return False
+    return True
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that must not be imported because a file names it."""
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("planted")
+def test_structures_made_by_hand_are_told_and_run_nothing():
+    def child(say: Say) -> None:
+        registry.of_name("numpy.x")  # what is installed may look what it knows
+        modules = set(sys.modules)
+        for name, structure in STRUCTURES.items():
+            say(name)
+            began = time.monotonic()
+            good = put_together(structure)
+            assert not good or name in ("a long int", "deep to hash in a set"), name
+            assert time.monotonic() - began < 5, name
+        new = {name.partition(".")[0] for name in set(sys.modules) - modules}
+        assert new <= {"zoneinfo", "_zoneinfo"}, new
+        assert not os.path.exists("/tmp/arraychest-was-here")
+
+    limited(60, child)
+
+
+GOOD = [
+    None, [1, 2.5, -(2**70), True, "text", b"bytes", ..., 1j], {"a": [1.0, 2.0], "b": (1, 2), 3: {4}},
+    [frozenset({(1, "x")}), slice(1, None), range(3), np.float32(1), np.str_("x")],
+    [dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.time(1), dt.timedelta(1), Path("/x"), uuid.UUID(int=1)],
+    [np.arange(3), {"again": [np.arange(3.0)]}, "y" * 70_000], [[], (), [[]], {}, set()],
+]  # fmt: skip
+
+
+def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    bad = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at = rng.randrange(len(bad) + 1)
+        match rng.randrange(7):
+            case 0 | 1:
+                bad[at : at + 1] = bytes([rng.choice(b"-01.iIfcsSbBkhgarxltezdRpPm*\0\1\2\xff")])
+            case 2:
+                bad[at : at + 1] = rng.randbytes(1)
+            case 3:
+                bad[at : at + 4] = u4(rng.choice((0, 1, 2, 3, 255, 65_536, MOST)))
+            case 4:
+                del bad[at:]
+            case 5:
+                cut = sorted(rng.choices(range(len(other) + 1), k=2))
+                bad[at : at + rng.randrange(8)] = other[slice(*cut)]
+            case _:
+                del bad[at : at + rng.randrange(8)]
+    return bytes(bad)
+
+
+def fuzz_structures(seeds: range) -> tuple[int, int]:
+    """Returns how many of the structures were values all the same, and how many were not."""
+
+    def child(say: Say) -> tuple[int, int]:
+        good = [valuetree.take_apart(value, allow_pickle=True).structure for value in GOOD]
+        good.append(valuetree.take_apart([object()], allow_pickle=True).structure)
+        fared = [0, 0]
+        for seed in seeds:
+            rng = random.Random(seed)
+            bad = mutated(rng.choice(good), rng.choice(good), rng)
+            if seed % 500 == 0:
+                say(seed)
+            fared[put_together(bad)] += 1
+        return fared[1], fared[0]
+
+    return limited(30 + len(seeds) / 500, child)
+
+
+def test_chance_finds_no_way_out_of_structures():
+    values, refused = fuzz_structures(range(20_000))
+    assert values > 1000
+    assert refused > 1000
+
+
+@pytest.mark.stress
+def test_chance_finds_no_way_out_of_structures_for_longer():
+    for start in range(100_000, 2_000_000, 100_000):
+        fuzz_structures(range(start, start + 100_000))
+
+
+def tree_bytes(
+    structure: bytes,
+    table: list[tuple[bytes, int, int, int]],
+    behind: bytes = b"",
+    count: int | None = None,
+) -> bytes:
+    """A value tree with a head made by hand: of each part its form, place, size, and a flag."""
+    head = u4(len(table) if count is None else count)
+    for form, start, nbytes, flag in table:
+        head += text(form) + struct.pack("<QQB", start, nbytes, flag)
+    head += structure
+    data = struct.pack("<4sII", b"ATr1", len(head), zlib.crc32(head)) + head
+    return data.ljust(4096, b"\0") + behind
+
+
+A = b"a" + u4(0)
+TABLES: dict[str, bytes] = {
+    "too short": b"ATr1",
+    "no magic": b"XXXX" + bytes(5000),
+    "a head without end": struct.pack("<4sII", b"ATr1", MOST, 0) + bytes(5000),
+    "another checksum": tree_bytes(b"-", [])[:8] + b"1234" + tree_bytes(b"-", [])[12:],
+    "many parts": tree_bytes(A, [(b"1 C <f8", 4096, 8, 0)], bytes(64), MOST),
+    "a form without end": tree_bytes(A, [(b"9" * 60_000 + b" C <f8", 4096, 8, 0)], bytes(70_000)),
+    "beyond the end": tree_bytes(A, [(b"1 C <f8", 1 << 40, 8, 0)], bytes(64)),
+    "across the end": tree_bytes(A, [(b"131072 C <f8", 4096, 1 << 20, 0)], bytes(64)),
+    "at the end of the world": tree_bytes(A, [(b"1 C <f8", (1 << 64) - 64, 8, 0)], bytes(64)),
+    "of a size that wraps": tree_bytes(A, [(b"1 C <f8", 4096, (1 << 64) - 64, 0)], bytes(64)),
+    "in the head": tree_bytes(A, [(b"1 C <f8", 0, 8, 0)], bytes(64)),
+    "between two elements": tree_bytes(A, [(b"1 C <f8", 4097, 8, 0)], bytes(64)),
+    "overlapping": tree_bytes(A, [(b"16 C <f8", 4096, 128, 0)] * 2, bytes(256)),
+    "one before another": tree_bytes(
+        A, [(b"1 C <f8", 4160, 8, 0), (b"1 C <f8", 4096, 8, 0)], bytes(256)
+    ),
+    "of another size": tree_bytes(A, [(b"2 C <f8", 4096, 8, 0)], bytes(64)),
+    "of objects": tree_bytes(A, [(b"1 C |O", 4096, 8, 0)], bytes(64)),
+    "of pickled objects": tree_bytes(A, [(b"1 Cp |O", 4096, 8, 0)], bytes(64)),
+    "a tree of a tree": tree_bytes(A, [(b"64 Ct |u1", 4096, 64, 0)], bytes(64)),
+    "of code": tree_bytes(A, [(b"1 C [__import__('os')]", 4096, 8, 0)], bytes(64)),
+    "of much": tree_bytes(A, [(b"4294967296,4294967296 C <f8", 4096, 8, 0)], bytes(64)),
+    "of nothing, much": tree_bytes(A, [(b"0,9223372036854775807,99 C <f8", 4096, 0, 0)], bytes(64)),
+    "compressed garbage": tree_bytes(A, [(b"1000 C <f8", 4096, 3000, 1)], bytes(range(250)) * 20),
+    "compressed nothing": tree_bytes(A, [(b"1000 C <f8", 4096, 0, 1)], bytes(64)),
+    "compressed, of much": tree_bytes(A, [(b"4294967296,99999 C <f8", 4096, 3000, 1)], bytes(3000)),
+    "compressed text": tree_bytes(b"S" + u4(0), [(b"1000 C |u1", 4096, 3000, 1)], b"b2frame" * 700),
+    "a flag of no meaning": tree_bytes(A, [(b"1 C <f8", 4096, 8, 77)], bytes(64)),
+    "no structure": tree_bytes(b"", [(b"1 C <f8", 4096, 8, 0)], bytes(64)),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_trees_made_by_hand_are_told_and_run_nothing(tmp_path, size):
+    trees = {**TABLES}
+    for name, structure in STRUCTURES.items():
+        if len(structure) < 3000:
+            trees["structure: " + name] = tree_bytes(structure, [])
+    forged = {
+        name: data.ljust(arraychest.PACK_THRESHOLD, b"\0") if size == "large" else data
+        for name, data in trees.items()
+    }
+    path = tmp_path / "chest"
+    with arraychest.open(path, "w", compression=None) as chest:
+        for name, data in forged.items():
+            chest[name] = np.frombuffer(data, np.uint8).copy()
+        chest["good"] = [1, np.arange(3)]
+    connection = sqlite3.connect(path / "catalog.sqlite")
+    connection.execute(r"UPDATE entry SET form = replace(form, ' C |u1', ' Ct |u1')")
+    connection.commit()
+    connection.close()
+
+    def child(say: Say) -> None:
+        for mode, mmap_mode in (("r", "r"), ("r", "c"), ("a", "r+")):
+            with arraychest.open(path, mode, mmap_mode=mmap_mode) as chest:
+                for name in forged:
+                    say((mmap_mode, name))
+                    for get in (
+                        chest.__getitem__,
+                        chest.load,
+                        lambda name: chest.handle(name).array(),
+                    ):
+                        with contextlib.suppress(
+                            CorruptEntryError, PickleRefusedError, UnreadableValueError
+                        ):
+                            found = get(name)
+                            touch(found)
+                            assert name.removeprefix("structure: ") in (
+                                "deep to hash in a set",
+                                "of nothing, much",
+                                "a long int",
+                            ), found
+                    assert chest.entry(name).kind == "tree"
+                assert chest["good"][1].tolist() == [0, 1, 2]
+                if mode == "a":
+                    chest.verify()
+                    chest.compact()
+                    for name in forged:
+                        chest[name] = [name]
+                    chest.flush()
+
+    limited(120, child)
+
+
+def test_damaged_files_of_trees_are_told_and_run_nothing(tmp_path):
+    _damaged_trees(tmp_path, 300)
+
+
+@pytest.mark.stress
+def test_thousands_of_damaged_files_of_trees_are_told_and_run_nothing(tmp_path):
+    _damaged_trees(tmp_path, 10_000)
+
+
+def _damaged_trees(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "chest"
+    value = {"a": np.linspace(0, 1, LARGE), "b": [1, {"c": "x" * 70_000}], "d": np.arange(9)}
+    other = [np.linspace(0, 1, LARGE), np.arange(LARGE), "y" * 9]
+    for compression in (None, "lz4"):
+        with arraychest.open(path, "w", compression=compression) as chest:
+            chest["x"], chest["y"] = value, other
+            chest.flush()
+            files = [Path(chest.key_to_filename(name)) for name in "xy"]
+        data, theirs = (file.read_bytes() for file in files)
+
+        def child(say: Say, data: bytes = data, theirs: bytes = theirs) -> list[int]:
+            fared = [0, 0]
+            for seed in range(count):
+                rng = random.Random(seed)
+                bad = bytearray(data)
+                # Where the head is, or anywhere.
+                where = rng.choice((600, len(data)))
+                for _ in range(rng.choice((1, 1, 3))):
+                    at = rng.randrange(where)
+                    match rng.randrange(4):
+                        case 0:
+                            bad[at] ^= 1 << rng.randrange(8)
+                        case 1:
+                            bad[at : at + 9] = theirs[at : at + 9]
+                        case 2:
+                            bad[at : at + 4] = u4(rng.choice((0, MOST, 1 << 20)))
+                        case _:
+                            cut = rng.randrange(200)
+                            bad[at : at + cut] = bytes(cut)
+                del bad[len(data) :]
+                bad.extend(data[len(bad) :])
+                files[0].unlink()  # never written over: others may have it mapped
+                files[0].write_bytes(bad)
+                with arraychest.open(path, "r") as chest:
+                    try:
+                        found = chest.load("x")
+                        assert found["b"][0] == 1
+                        assert found["d"].shape == (9,)
+                        fared[1] += 1
+                    except CorruptEntryError as error:
+                        assert "'x'" in str(error)
+                        fared[0] += 1
+                    assert chest.verify().ok == (bad == data) or where == 600
+            return fared
+
+        told, right = limited(60 + count / 10, child)
+        assert told > count / 10
+        assert right > count / 20

@@ -65,6 +65,7 @@ RANKS = {
     "": 17,  # the package itself
     "cli": 18,
     "dask": 18,
+    "integrations": 18,
     "__main__": 19,
 }
 

@@ -833,3 +833,128 @@ def test_the_report_reads_well(folder):
         assert "huge" in text
         assert "damaged" in text
         assert str(chest.repair()).count("\n") == 1
+
+
+# --- what is known beside the values -----------------------------------------------------------
+
+
+def made_of(n: int) -> np.ndarray:
+    return np.full(n, 1.5)
+
+
+def sum_of(array: np.ndarray) -> float:
+    return float(array.sum())
+
+
+def facts_of_nobody(folder: Path) -> list[Any]:
+    """Rows of `digest` and `cost` that are of no value."""
+    statements = [
+        f"SELECT * FROM {table} WHERE gen NOT IN (SELECT gen FROM entry)"
+        for table in ("digest", "cost")
+    ]
+    return [row for rows in sql(folder, *statements) for row in rows]
+
+
+@pytest.fixture
+def computed(path: str) -> Path:
+    """A chest with results, whose digests and costs are known."""
+    with Chest(path=path) as chest:
+        for n in range(3):
+            chest.cache(sum_of)(chest.cache(made_of)(LARGE + n))
+        chest["x"] = np.full(LARGE, 2.0)
+        chest.flush()
+        chest.cache(sum_of)(chest["x"])
+    assert len(sql(Path(path), "SELECT * FROM digest")[0]) == 4
+    assert len(sql(Path(path), "SELECT * FROM cost")[0]) == 7
+    return Path(path)
+
+
+def test_a_repair_leaves_no_facts_of_what_is_gone(computed):
+    file = file_of(computed, "x")
+    file.unlink()
+    with arraychest.open(computed) as chest:
+        assert not chest.repair().ok
+        assert "x" not in chest
+        assert chest.verify().ok
+        assert chest.cache(sum_of).func(chest.cache(made_of)(LARGE)) == 1.5 * LARGE
+    assert not facts_of_nobody(computed)
+    assert len(sql(computed, "SELECT * FROM digest")[0]) == 3
+    audit(str(computed))
+
+
+def test_a_result_that_is_damaged_is_told_and_computed_again(computed):
+    with arraychest.open(computed) as chest:
+        file = Path(chest.cache(made_of).entry(LARGE).file)
+        key = chest.cache(made_of).key(LARGE)
+    flip(file, 20_000)
+    with arraychest.open(computed) as chest:
+        (finding,) = chest.verify().findings
+        assert (finding.kind, finding.key) == ("damaged", key)
+        chest.repair()
+        assert not chest.cache(made_of).check(LARGE)
+        assert (chest.cache(made_of)(LARGE) == 1.5).all()
+        assert chest.cache(sum_of)(chest.cache(made_of)(LARGE)) == 1.5 * LARGE
+        assert chest.verify().ok
+    assert not facts_of_nobody(computed)
+
+
+def test_a_catalog_made_anew_knows_the_results_and_not_what_they_cost(computed):
+    (computed / "catalog.sqlite").unlink()
+    arraychest.repair(computed)
+    with arraychest.open(computed) as chest:
+        assert chest.cache(made_of).check(LARGE)
+        assert chest.cache(sum_of)(chest.cache(made_of)(LARGE)) == 1.5 * LARGE
+        assert chest.cache(made_of).stats().seconds_saved == 0.0
+    assert not facts_of_nobody(computed)
+
+
+@pytest.mark.parametrize(
+    "how", ["delete", "overwrite", "pop", "clear", "clear a function", "transaction", "mode w"]
+)
+def test_facts_go_with_their_values(computed, how):
+    with arraychest.open(computed, "w" if how == "mode w" else "a") as chest:
+        match how:
+            case "delete":
+                for key in list(chest):
+                    del chest[key]
+            case "overwrite":
+                for key in list(chest):
+                    chest[key] = np.zeros(LARGE)
+            case "pop":
+                while chest:
+                    chest.popitem()
+            case "clear":
+                chest.clear()
+            case "clear a function":
+                chest.cache(made_of).clear()
+                chest.cache(sum_of).clear()
+                del chest["x"]
+            case "transaction":
+                with chest.transaction():
+                    for key in list(chest):
+                        del chest[key]
+                    chest["y"] = np.ones(3)
+    assert sql(computed, "SELECT * FROM digest", "SELECT * FROM cost") == [[], []]
+    audit(str(computed))
+
+
+def test_facts_stay_where_values_are_moved(computed):
+    before = sql(computed, "SELECT * FROM digest", "SELECT * FROM cost")
+    with arraychest.open(computed) as chest:
+        for n in range(200):
+            chest["small", n] = np.full(50, n)
+        chest.flush()
+        for n in range(0, 200, 2):
+            del chest["small", n]
+        chest.compact()
+        assert chest.verify().ok
+    assert sql(computed, "SELECT * FROM digest", "SELECT * FROM cost") == before
+
+
+def test_a_chest_that_takes_over_values_asks_for_facts_of_its_own(computed, tmp_path):
+    with arraychest.open(computed) as chest, Chest(path=tmp_path / "other") as other:
+        other.update(chest)
+        assert other.cache(made_of).check(LARGE)
+        assert other.cache(sum_of)(other.cache(made_of)(LARGE)) == 1.5 * LARGE
+        assert other.cache(sum_of)(other["x"]) == 2.0 * LARGE
+    assert not facts_of_nobody(tmp_path / "other")

@@ -67,6 +67,13 @@ def put_large(chest: arraychest.Chest) -> None:
     chest.flush()
 
 
+def put_trees(chest: arraychest.Chest) -> None:
+    chest["T"] = [filled(7, LARGE), {"a": [None, "x" * 100_000]}]
+    for number in range(50):
+        chest["t", number] = [filled(number, SMALL), {"a": number}]
+    chest.flush()
+
+
 def overwrite_large(chest: arraychest.Chest) -> None:
     chest[0] = filled(-1, LARGE)
     chest.flush()
@@ -150,6 +157,7 @@ def hand_out(chest: arraychest.Chest) -> None:
 
 OPERATIONS: dict[Callable[[arraychest.Chest], None], After] = {
     put_large: {"new": 7},
+    put_trees: {"T": 7, **{("t", number): number for number in range(50)}},
     overwrite_large: {0: -1},
     put_larger_than_the_budget: {"new": 7},
     put_small: {("m", number): number for number in range(300)},
@@ -177,6 +185,8 @@ def number_of(chest: arraychest.Chest, key: Any) -> float | None:
         array = chest[key]
     except AbsentKeyError:
         return None
+    if type(array) is list:
+        array, _ = array
     assert (array == array[0]).all(), f"a torn value of {key}"
     return float(array[0])
 

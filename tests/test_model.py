@@ -54,6 +54,8 @@ NARROW = [
 
 
 def copy_of(value: Any) -> Any:
+    if type(value) is list:
+        return [copy_of(each) for each in value]
     return value.copy(order="A") if isinstance(value, np.ndarray) else value
 
 
@@ -128,6 +130,10 @@ class ChestMachine(RuleBasedStateMachine):
             return np.asfortranarray(array.reshape(2, -1))
         if shape == "view":
             return np.concatenate([array, array])[:size]
+        if shape == "tree":
+            return [self.stamp, array, "x" * (size % 50), array[size // 2 :], array]
+        if shape == "no array":
+            return [None, self.stamp]
         return array
 
     def put(self, put: Any, key: Any, value: Any) -> bool:
@@ -141,7 +147,7 @@ class ChestMachine(RuleBasedStateMachine):
 
     recovering = False
 
-    shapes = st.sampled_from(["plain", "plain", "fortran", "view", "scalar"])
+    shapes = st.sampled_from(["plain", "plain", "fortran", "view", "scalar", "tree", "no array"])
 
     # --- rules -----------------------------------------------------------------------------
 
@@ -177,9 +183,14 @@ class ChestMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def write_to_what_was_got(self, key):
-        if key not in self.model or self.model[key].ndim == 0:
+        if key not in self.model:
             return
         found = self.chest[key]
+        if type(found) is list:
+            found[0] = "another"
+            found, *_ = [each for each in found if isinstance(each, np.ndarray)] or [np.empty(0)]
+        if not found.ndim:
+            return
         if self.options["mmap_mode"] == "c":
             found[...] = 77
         elif found.size:
@@ -231,18 +242,18 @@ class ChestMachine(RuleBasedStateMachine):
             return
         assert_identical(found, self.model.setdefault(key, expected))
 
-    @rule(pairs=st.lists(st.tuples(KEYS, SIZES), max_size=5), overwrite=st.booleans())
+    @rule(pairs=st.lists(st.tuples(KEYS, SIZES, shapes), max_size=5), overwrite=st.booleans())
     def update(self, pairs, overwrite):
         if self.faults.failing or self.recovering:
             return  # part of it would be put
-        new = [(key, self.new_value(size, "plain")) for key, size in pairs]
+        new = [(key, self.new_value(size, shape)) for key, size, shape in pairs]
         for key, value in new:
             if overwrite or key not in self.model:
                 self.model[key] = copy_of(value)
         self.chest.update(new, overwrite=overwrite)
 
     @rule(
-        pairs=st.lists(st.tuples(KEYS, SIZES), max_size=5),
+        pairs=st.lists(st.tuples(KEYS, SIZES, shapes), max_size=5),
         overwrite=st.booleans(),
         flushed=st.booleans(),
     )
@@ -251,8 +262,8 @@ class ChestMachine(RuleBasedStateMachine):
             return
         with arraychest.Chest(available_memory=100_000) as other:
             copied: dict[Any, Any] = {}
-            for key, size in pairs:
-                value = self.new_value(size, "plain")
+            for key, size, shape in pairs:
+                value = self.new_value(size, shape)
                 copied[key] = copy_of(value)
                 other[key] = value
             if flushed:

@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[Callable[[], np.ndarray], bool]] = {
     "slice of a base that is gone": (lambda: owner()[10:], False),
     "every other element": (lambda: owner()[::2], False),
     "broadcast": (lambda: np.broadcast_to(owner(), (3, N)), False),
-    "of bytes": (lambda: np.frombuffer(bytes(NBYTES), float), False),
+    "of bytes": (lambda: np.frombuffer(bytes(NBYTES), float), True),
     "of a bytearray": (lambda: np.frombuffer(bytearray(NBYTES), float), False),
     "of a memoryview": (lambda: np.frombuffer(memoryview(bytearray(NBYTES)), float), False),
     "of a memoryview of an array": (lambda: np.frombuffer(memoryview(owner()), float), False),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import random
+import sqlite3
 import threading
 import time
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import arraychest
+from arraychest.entry import Cost
 from arraychest.errors import QuotaError, SpillError
 from tests.faults import Say, in_child
 from tests.support import audit
@@ -381,3 +383,151 @@ def test_a_wrong_argument_is_refused(options, message):
 def test_the_error_is_one_that_a_full_disk_raises_too():
     assert issubclass(QuotaError, SpillError)
     assert arraychest.QuotaError is QuotaError
+
+
+# --- by cost, and by age ---------------------------------------------------------------------------
+
+HOUR = 3600.0
+
+
+def put_costly(chest: Any, key: Any, value: np.ndarray, cost: Cost | None) -> None:
+    chest._tiers.put_any(key, value, cost=cost)
+    chest.flush()
+
+
+def age(chest: Any, seconds: dict[Any, float]) -> None:
+    """Let the files of values have been used so long ago."""
+    now = time.time()
+    for key, ago in seconds.items():
+        os.utime(chest.entry(key).file, (now - ago, now - ago))
+
+
+def facts(path: str) -> list[int]:
+    """How many rows the catalog has of digests and costs; each is of an entry."""
+    with contextlib.closing(sqlite3.connect(os.path.join(path, "catalog.sqlite"))) as db:
+        for table in ("digest", "cost"):
+            sql = f"SELECT count(*) FROM {table} WHERE gen NOT IN (SELECT gen FROM entry)"
+            assert db.execute(sql).fetchone() == (0,)
+        return [
+            db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("digest", "cost")
+        ]
+
+
+def filled(path: str, by: str, costs: dict[Any, Cost | None], ages: dict[Any, float]) -> set[Any]:
+    """What is left of ten values after three more were put."""
+    options: dict[str, Any] = {"max_disk": QUOTA, "on_full": "evict", "evict_by": by}
+    with arraychest.Chest(path=path, **options) as chest:
+        for number in range(10):
+            put_costly(chest, number, large(number), costs.get(number))
+        age(chest, {number: ages.get(number, HOUR) for number in range(10)})
+    # Costs and ages are on disk: they are not this process's memory.
+    with arraychest.open(path, "a", **options) as chest:
+        for number in range(10, 13):
+            put_costly(chest, number, large(number), Cost(100.0))
+        left = set(chest)
+        assert chest.verify().ok
+    facts(path)
+    counted(path)
+    audit(path)
+    assert {10, 11, 12} <= left
+    assert 7 <= len(left) <= 10
+    return left
+
+
+def test_by_cost_the_cheap_ones_go_first(path):
+    costs: dict[Any, Cost | None] = {number: Cost(10.0) for number in range(10)}
+    costs |= {3: Cost(0.01), 7: Cost(0.02), 8: Cost(0.03), 9: Cost(0.04)}
+    left = filled(path, "cost", costs, {})
+    assert left >= {0, 1, 2, 4, 5, 6}
+    assert 3 not in left
+
+
+def test_by_age_costs_do_not_count(path):
+    costs: dict[Any, Cost | None] = {number: Cost(10.0**number) for number in range(10)}
+    left = filled(path, "lru", costs, {number: HOUR * (number + 1) for number in range(10)})
+    assert left >= {0, 1, 2, 3, 4, 5}
+    assert 9 not in left
+
+
+def test_by_cost_age_counts_too(path):
+    costs: dict[Any, Cost | None] = {number: Cost(1.0) for number in range(10)}
+    ages = {0: 1000 * HOUR, 1: 900 * HOUR, 2: 800 * HOUR, 3: 700 * HOUR}
+    left = filled(path, "cost", costs, ages)
+    assert left >= {4, 5, 6, 7, 8, 9}
+    assert 0 not in left
+
+
+def test_by_cost_what_is_dear_outlives_what_is_young(path):
+    costs: dict[Any, Cost | None] = {number: Cost(0.001) for number in range(10)}
+    costs[5] = Cost(1000.0)
+    assert 5 in filled(path, "cost", costs, {5: 100 * HOUR})
+
+
+def test_by_cost_what_nobody_timed_counts_as_cheap(path):
+    costs: dict[Any, Cost | None] = {number: Cost(5.0) for number in range(10)}
+    costs |= {2: None, 4: None, 6: None, 8: None}
+    left = filled(path, "cost", costs, {})
+    assert left >= {0, 1, 3, 5, 7, 9}
+    assert len(left & {2, 4, 6, 8}) < 4
+
+
+@pytest.mark.parametrize("by", ["lru", "cost"])
+def test_what_has_expired_goes_first(path, by):
+    costs: dict[Any, Cost | None] = {number: Cost(1.0, time.time() + HOUR) for number in range(10)}
+    costs |= {number: Cost(1e6, time.time() - 1.0) for number in (4, 5, 6, 7)}
+    ages = dict.fromkeys((4, 5, 6, 7), 0.0)  # dear, used just now, and good for nothing
+    left = filled(path, by, costs, ages)
+    assert left >= {0, 1, 2, 3, 8, 9}
+    assert not left >= {4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("by", ["lru", "cost"])
+def test_by_cost_packs_go_as_a_whole(path, by):
+    quota = 4 << 20
+    options: dict[str, Any] = {"max_disk": quota, "on_full": "evict", "evict_by": by}
+    with arraychest.Chest(path=path, available_memory="1 MiB", **options) as chest:
+        # Two kinds of small values, in packs of their own.
+        for kind, seconds in (("dear", 100.0), ("cheap", 1e-6)):
+            for number in range(1000):
+                chest._tiers.put_any((kind, number), small(number), cost=Cost(seconds))
+            chest.flush()
+        settle()
+        for number in range(30):
+            put_costly(chest, number, large(number), Cost(1.0))
+        assert on_disk(path) <= quota
+        assert chest.verify().ok
+        assert all(chest[key] is not None for key in chest)
+    facts(path)
+    counted(path)
+    audit(path)
+
+
+def ramp(n: int) -> np.ndarray:
+    return np.arange(float(n))
+
+
+def total(array: np.ndarray) -> float:
+    return float(array.sum())
+
+
+def test_results_that_were_evicted_are_computed_again(path):
+    options: dict[str, Any] = {"max_disk": QUOTA, "on_full": "evict", "evict_by": "cost"}
+    with arraychest.Chest(path=path, **options) as chest:
+        made, summed = chest.cache(ramp), chest.cache(total)
+        for _ in range(2):
+            for n in range(20):
+                size = LARGE // 8 + n
+                assert summed(made(size)) == size * (size - 1) / 2
+                assert on_disk(path) <= QUOTA
+        assert made.stats().misses > 20
+        assert chest.verify().ok
+    assert sum(facts(path)) > 0
+    audit(path)
+
+
+def test_nothing_else_than_lru_and_cost(path):
+    with pytest.raises(ValueError, match="evict_by"):
+        arraychest.Chest(path=path, max_disk=QUOTA, on_full="evict", evict_by="size")  # type: ignore[arg-type]
+    with arraychest.Chest(path=path, max_disk=QUOTA, on_full="evict", evict_by="cost") as chest:
+        assert pickle.loads(pickle.dumps(chest))._arguments["evict_by"] == "cost"

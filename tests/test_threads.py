@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import random
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 import arraychest
 from arraychest import Chest, ClosedChestError, SpillError
 from tests.faults import injected, raising
-from tests.support import audit
+from tests.support import assert_identical, audit
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -131,15 +132,23 @@ class Churn:
         self.gets = 0
 
     @staticmethod
-    def value(key: int, ticket: int) -> np.ndarray:
+    def value(key: int, ticket: int) -> Any:
         number = 1000 * ticket + key
         size = (SMALL, LARGE, 3 * SMALL, LARGE + 1000)[number % 4] + number % 7
-        return filled(number, size)
+        array = filled(number, size)
+        # Of some a value tree with the array in it.
+        return [number, (array, str(number))] if ticket % 3 == 0 else array
 
-    def verify(self, key: int, array: np.ndarray) -> None:
+    def verify(self, key: int, found: Any) -> None:
+        array = found[1][0] if type(found) is list else found
         number = int(array[0])
+        expected = self.value(key, number // 1000)
+        assert type(found) is type(expected) or type(expected) is np.ndarray
+        if type(found) is list:
+            assert (found[0], found[1][1]) == (number, str(number))
+            expected = expected[1][0]
         assert number % 1000 == key
-        assert array.shape == self.value(key, number // 1000).shape
+        assert array.shape == expected.shape
         assert (array == number).all()
         self.gets += 1
 
@@ -234,7 +243,7 @@ def churn(path: Path, rounds: int, **options: Any) -> None:
         assert chest.keys() == kept.keys()
         for key, array in kept.items():
             work.verify(key, chest[key])
-            assert (chest[key] == array).all()
+            assert_identical(chest[key], array)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -528,6 +537,48 @@ def test_what_befalls_a_value_while_it_is_written_is_what_counts(tmp_path, how, 
     audit(str(path))
     with arraychest.open(path, "r") as chest:
         assert ("x" in chest) == (how != "deleted")
+
+
+KINDS: dict[str, Callable[[int], Any]] = {
+    "array": lambda size: np.arange(float(size)),
+    "tree": lambda size: [np.arange(float(size))],
+    "no array": lambda size: "x" * size,
+    "scalar": lambda size: np.str_("x" * size),
+    "dump": lambda size: Path("x" * size),
+    "objects": lambda size: np.array([None] * size),
+}
+
+
+@pytest.mark.parametrize("size", [3, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("second", KINDS)
+@pytest.mark.parametrize("first", KINDS)
+def test_a_value_of_another_kind_that_is_put_before_one_is_written_is_what_counts(
+    make_chest, caplog, first, second, size
+):
+    options: dict[str, Any] = {"allow_pickle": True}
+    if "dump" in (first, second):
+        options.update(dump=pickle.dump, load=pickle.load)
+    chest = make_chest(**options)
+    committer = chest._tiers.committer
+    open_store = committer.open_store
+    gate = Gate(lambda name, args: True)
+    # After it was picked, and before it is taken apart into what is written.
+    committer.open_store = lambda: gate("open_store", (), open_store)
+    chest["x"] = KINDS[first](size)
+    spilling = Background(lambda: chest.spill("x"))
+    gate.wait()
+    chest["x"] = KINDS[second](size)
+    gate.open()
+    spilling.wait()
+    chest.spill("x")
+    # Nothing had failed that the next put or flush would tell of.
+    assert "spill failed" not in caplog.text
+    for _ in range(2):
+        assert_identical(chest["x"], KINDS[second](size))
+        assert "x" not in chest.inmem
+        chest.flush()
+    assert chest.verify().ok
+    assert chest.memory_usage == 0
 
 
 def test_a_flush_returns_only_once_what_is_being_written_is_committed(tmp_path):

@@ -102,10 +102,6 @@ class Tree:
         """The tree: what keeps it, where a weak reference would not."""
         return self
 
-    def copied(self) -> Tree:
-        """One whose parts are the caller's own, to be written to."""
-        return Tree(self.structure, [part.copy(order="A") for part in self.parts])
-
     def buffers(self) -> Iterator[bytes | memoryview]:
         """Its bytes, nothing compressed; no part is copied."""
         layout = self.layout
