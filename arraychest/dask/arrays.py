@@ -72,15 +72,16 @@ def to_dask(handle: Handle, chunks: Any = "auto") -> da.Array:
     """A dask array over a stored array; see `Chest.to_dask`."""
     if handle.kind != "array":
         raise ValueTypeError(
-            f"expected an array under key {handle.key!r:.200}, found what is stored as {handle.kind}"
+            f"expected an array under key {handle.key!r:.200}, found a value of kind {handle.kind}"
         )
     stored = StoredArray(handle)
-    previous = stored.chunks
-    if previous is not None:
+    steps = stored.chunks
+    previous = None
+    if steps is not None:
         # Blocks of whole chunks of the file: a chunk is decompressed once.
         previous = tuple(
             tuple(min(step, n - at) for at in range(0, n, step)) or (0,)
-            for n, step in zip(stored.shape, previous, strict=True)
+            for n, step in zip(stored.shape, steps, strict=True)
         )
     chunks = normalize_chunks(
         chunks, shape=stored.shape, dtype=stored.dtype, previous_chunks=previous
