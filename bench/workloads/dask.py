@@ -35,7 +35,7 @@ _DEFAULT = "dask's spill buffer"
 _ZICT = "zict.Buffer over zict.File"
 
 # What a worker may use: dask spills from 60 % on.
-_LIMIT = 1 << 30
+_LIMIT = 768 << 20
 
 # Of the ground in one block: 9 MB.
 _DAYS = 16
@@ -53,13 +53,13 @@ _QUIET = {
 
 def run(bench: Bench) -> list[Row]:
     load("distributed")
-    # Blocks of 17 MiB.
-    side = bench.pick(20_000, 2_000)
-    chunk = bench.pick(1_500, 500)
+    # Blocks of 15 MiB: x is twice what the worker may use, and what is made of it as much again.
+    side = bench.pick(14_000, 2_000)
+    chunk = bench.pick(1_400, 500)
     tasks: dict[str, Task] = {
         "((x + x.T) - x.mean(0)).std()": _Statistics(side, chunk),
         "transpose, rechunk, tensordot": _Tensordot(side, chunk),
-        "terrain over time": _Terrain(bench.pick(352, 16)),
+        "terrain over time": _Terrain(bench.pick(176, 16)),
     }
     # The small scale spills, too.
     target = 12_000_000 if bench.small else int(0.6 * _LIMIT)
@@ -165,7 +165,7 @@ class _Tensordot(_Statistics):
     def lazy(self) -> Any:
         da = importlib.import_module("dask.array")
         x = self.source()
-        y = x.T.rechunk((self._chunk // 6, -1)) + x.rechunk((self._chunk // 6, -1))
+        y = x.T.rechunk((self._chunk // 4, -1)) + x.rechunk((self._chunk // 4, -1))
         w = da.ones((self._side, 4), chunks=(self._chunk, 4))
         return da.tensordot(y.rechunk(self._chunk), w, axes=1).sum()
 
