@@ -206,6 +206,8 @@ def test_a_worker_is_killed_in_the_middle(sessions, tmp_path):
     )
 
 
+# How much memory three tasks have at one moment, the machine decides as well.
+@pytest.mark.stress
 def test_reading_more_than_the_worker_may_have_neither_pauses_nor_ends_it(sessions, tmp_path):
     # dask's own mapping is ended four times over this, and the computation fails.
     output = run(
