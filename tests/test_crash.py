@@ -476,7 +476,7 @@ def test_an_interrupted_read_of_the_catalog_keeps_no_old_snapshot(tmp_path):
 def test_an_interrupt_at_a_sampled_file_operation_leaves_the_chest_working(
     tmp_path, other, where, after
 ):
-    for number in range(1 + after, 600, 8):
+    for number in range(1 + after, 600, 16):
         if not interrupt_at(number, tmp_path / f"{number}", other, after, where):
             break
     else:
