@@ -84,7 +84,9 @@ def run(bench: Bench) -> list[Row]:
     right = {title: task.expected() for title, task in tasks.items()}
 
     def contestant(name: str, options: dict[str, Any]) -> Contestant:
-        return Contestant(name, lambda folder: _compute(folder, tasks, right, **options))
+        return Contestant(
+            name, lambda folder: _compute(folder, tasks, right, **options), once=name == _ZICT
+        )
 
     samples = bench.interleave(
         [
