@@ -78,7 +78,8 @@ async def soon(true, seconds=30):
 def environment(**more: str) -> dict[str, str]:
     # Warnings of dask, tornado and psutil are theirs, and no error.
     found = {name: text for name, text in os.environ.items() if name != "PYTHONWARNINGS"}
-    return {**found, "PYTHONPATH": IMPORT_ROOT, **more}
+    places = [IMPORT_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**found, "PYTHONPATH": os.pathsep.join(places), **more}
 
 
 def members(session: int) -> list[psutil.Process]:
@@ -221,7 +222,8 @@ def test_reading_more_than_the_worker_may_have_neither_pauses_nor_ends_it(sessio
             return sum(int(array.sum()) for _ in range(3) for array in arrays)
 
         with LocalCluster(
-            n_workers=1, threads_per_worker=3, memory_limit="600 MB", data=(WorkerChest, {}), **QUIET
+            n_workers=1, threads_per_worker=3, memory_limit="600 MB",
+            data=(WorkerChest, {"target": "100 MB"}), **QUIET,  # what is in RAM is not the question
         ) as cluster, Client(cluster) as client:
             arrays = client.map(make, range(40))
             wait(arrays)
