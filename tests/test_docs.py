@@ -8,13 +8,12 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import arraychest
-from tests.support import run_python
+from tests.support_docs import blocks, prose, python_blocks, run_blocks
 
 PACKAGE = Path(arraychest.__file__).parent
 MODULES = sorted(
@@ -25,7 +24,6 @@ MODULES = sorted(
 
 # Beside the tests, wherever they are run from.
 README = Path(__file__).parent.parent / "README.md"
-BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -53,33 +51,17 @@ def test_some_docstrings_have_examples():
     assert any(test.examples for test in finder.find(module))
 
 
-def blocks() -> Iterator[tuple[int, str, str]]:
-    """Line, language and text of each block of code in the README; none while there is none."""
-    if not README.exists():
-        return
-    text = README.read_text(encoding="utf-8")
-    for match in BLOCK.finditer(text):
-        yield text.count("\n", 0, match.start()) + 2, match[1], match[2]
-
-
-PYTHON = [(line, text) for line, language, text in blocks() if language in ("python", "py")]
 SESSIONS = [
-    (line, text)
-    for line, language, text in blocks()
-    if language in ("pycon", "python", "py", "") and ">>>" in text
+    (block.line, block.text)
+    for block in (blocks(README) if README.exists() else [])
+    if block.language in ("pycon", "python", "py", "") and ">>>" in block.text
 ]
 
 
 @pytest.mark.parametrize("readme", [README] if README.exists() else [])
 def test_the_readmes_python_blocks_run_one_after_another(elsewhere, readme):
     """In one fresh interpreter, in an empty folder, as a reader would who goes along."""
-    program = "\n".join(
-        # Lines keep their numbers, so that an error says where it is in the README.
-        "exec(compile(" + repr("\n" * (line - 1) + text) + f", {str(readme)!r}, 'exec'))"
-        for line, text in PYTHON
-        if ">>>" not in text
-    )
-    run_python(program, timeout=120)
+    run_blocks(readme, python_blocks(readme))
 
 
 @pytest.mark.parametrize("line", [line for line, _ in SESSIONS])
@@ -94,7 +76,7 @@ def test_a_readme_session_shows_what_it_prints(elsewhere, line):
 
 @pytest.mark.parametrize("readme", [README] if README.exists() else [])
 def test_files_that_the_readme_links_to_exist(readme):
-    text = BLOCK.sub("", readme.read_text(encoding="utf-8"))
+    text = prose(readme)
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in target and not target.startswith("mailto:"):
             assert os.path.exists(readme.parent / target), target
