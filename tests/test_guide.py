@@ -1,0 +1,46 @@
+"""The guides: every block of code in them is run, or at least read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import arraychest
+from tests.support_docs import blocks, commands, prose, python_blocks, run_blocks
+
+FOLDER = Path(arraychest.__file__).parent / "guide"
+GUIDES = sorted(FOLDER.glob("*.md"))
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_is_a_guide_for_each_use():
+    assert {"pipelines", "out-of-core", "reopening"} <= {guide.stem for guide in GUIDES}
+
+
+@pytest.mark.parametrize(
+    "guide", [each for each in GUIDES if python_blocks(each)], ids=lambda guide: guide.stem
+)
+def test_the_python_blocks_of_a_guide_run_one_after_another(elsewhere, guide):
+    run_blocks(guide, python_blocks(guide))
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_every_block_of_a_guide_is_code_that_is_looked_at_or_marked_as_text(guide):
+    for block in blocks(guide):
+        assert block.language in ("python", "console", "text"), block.line
+        if block.language == "console":
+            assert all(commands(block)), block.line
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+def test_a_guide_has_one_title_and_its_links_lead_somewhere(guide):
+    text = prose(guide)
+    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        assert "://" in target or (FOLDER / target).exists(), target
