@@ -5,7 +5,7 @@ Nothing here, or below before a large array is met, imports Blosc2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from blosc2 import CParams
 
 # What a user may ask for.
-Asked: TypeAlias = Union[str, "CParams", None]  # evaluated without Blosc2
+Asked: TypeAlias = "str | CParams | None"
 
 # As it was understood.
 How = Choice | Literal["auto", "never"]
