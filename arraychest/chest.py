@@ -878,6 +878,164 @@ class Chest(MutableMapping[Any, Any]):
         arrays = importlib.import_module("arraychest.dask.arrays")
         return arrays.to_dask(handle_of(self._tiers, key), chunks)
 
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: Literal["npz", "npy", "hdf5", "zarr"] | None = None,  # noqa: A002
+        *,
+        keys: Iterable[Any] | None = None,
+        overwrite: bool = False,
+        allow_pickle: bool = False,
+        progress: ProgressAsked = False,
+    ) -> int:
+        """Write values to a file or folder that other programs read; `import_from` undoes it.
+
+        Each array is one of the format's own, under a name made of its key.  What the format has
+        no place for lies beside them, so that nothing is lost: keys with their types and order,
+        scalars, value trees (of which the arrays are numbered below the key's name), dtypes.
+
+        Parameters
+        ----------
+        path
+            It appears whole or not at all; killed, a process leaves a file ``.NAME-....part``.
+        format
+            ``"npz"``; ``"npy"``, a folder of such files; ``"hdf5"``, which takes h5py; ``"zarr"``,
+            a folder in Zarr's third format, which takes zarr.  None: what the name ends in, no
+            ending being a folder of ``.npy`` files.
+        keys
+            Which values; None: all.
+        overwrite
+            Whether a file, or an earlier export, is replaced; of other folders none is.
+        allow_pickle
+            Whether values are written that only pickle, or the chest's ``load=``, can read.
+        progress
+            As `verify` takes it.
+
+        Returns
+        -------
+        int
+            How many values were written; one deleted meanwhile is left out.
+
+        Raises
+        ------
+        FileExistsError
+            There is something already.
+        PickleRefusedError
+            A value is pickled.  As with all errors, nothing is left behind.
+        AbsentKeyError, CorruptEntryError
+            A key is not there, or its value cannot be read.
+        ImportError
+            h5py or zarr is missing: ``pip install 'arraychest[hdf5]'``, ``'arraychest[zarr]'``.
+        OSError
+            It cannot be written.
+
+        Notes
+        -----
+        Values larger than RAM are written in parts: compressed ones chunk by chunk, but row by row
+        into a ``.npz``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest({"x": np.arange(3), ("y", 1): np.float32(2.5)})
+        >>> chest.export("values.npz")
+        2
+        >>> np.load("values.npz")["x"].tolist()
+        [0, 1, 2]
+        """
+        exchange = importlib.import_module("arraychest.exchange")
+        return int(
+            exchange.export(
+                self,
+                path,
+                format,
+                keys=keys,
+                overwrite=overwrite,
+                allow_pickle=allow_pickle,
+                progress=progress,
+            )
+        )
+
+    def import_from(
+        self,
+        path: str | os.PathLike[str],
+        format: Literal["npz", "npy", "hdf5", "zarr"] | None = None,  # noqa: A002
+        *,
+        prefix: str = "",
+        overwrite: bool = False,
+        allow_pickle: bool = False,
+        progress: ProgressAsked = False,
+    ) -> int:
+        """Put what lies in a file or folder, as one transaction: all of it, or nothing.
+
+        What `export` wrote comes back as it was, keys and all.  Of other files names become keys
+        (``"group/array"``), and the attributes of an array or group a dict under the key ``(name,
+        "attributes")``.
+
+        Parameters
+        ----------
+        path
+            A ``.npz`` or ``.npy`` file, a folder of ``.npy`` files, an HDF5 file, a group or array
+            of Zarr.  Nothing in it is trusted: no objects are unpickled, and no links followed.
+        format
+            As `export` takes it; None: what is found there.
+        prefix
+            What keys that are strings begin with from then on; another key becomes the tuple
+            ``(prefix, key)``.
+        overwrite
+            Whether values of keys that are here already are replaced.
+        allow_pickle
+            Whether to take what `export` wrote with ``allow_pickle=True``; the chest must allow
+            it, too.
+        progress
+            As `verify` takes it.
+
+        Returns
+        -------
+        int
+            How many values were put.
+
+        Raises
+        ------
+        ValueTypeError
+            A key is here already, or a value is none that a chest takes.
+        CorruptEntryError
+            The file is damaged, or not what it says.
+        PickleRefusedError
+            It holds Python objects.
+        SpillError
+            It could not be stored.
+        ImportError
+            As `export`.
+
+        Notes
+        -----
+        Arrays above 256 MiB are copied part by part, and stored as they are; others are compressed
+        as the chest's are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> np.savez("theirs.npz", x=np.arange(3))
+        >>> chest = Chest()
+        >>> chest.import_from("theirs.npz", prefix="theirs/")
+        1
+        >>> chest["theirs/x"].tolist()
+        [0, 1, 2]
+        """
+        exchange = importlib.import_module("arraychest.exchange")
+        return int(
+            exchange.import_from(
+                self,
+                path,
+                format,
+                prefix=prefix,
+                overwrite=overwrite,
+                allow_pickle=allow_pickle,
+                progress=progress,
+            )
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A chest pickles to its path and options; what was put is flushed, for others to see."""
         tiers = self._tiers
