@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import arraychest
+from arraychest.cli import CommandError
 from arraychest.exchange import names
 
 _FORMATS = ("npz", "npy", "hdf5", "zarr")
@@ -46,8 +49,8 @@ def add_commands(commands: Any) -> None:
     imported = commands.add_parser(
         "import",
         help="put what lies in a file or folder into a chest",
-        description="Put the arrays of a .npz or .npy file, a folder of .npy files, an HDF5 file or "
-        "a Zarr group into a chest, which is made if there is none: all of them, or nothing.",
+        description="Put the arrays of a .npz or .npy file, a folder of .npy files, an HDF5 file "
+        "or a Zarr group into a chest, which is made if there is none: all of them, or nothing.",
         epilog="Examples:\n"
         "  arraychest import work.chest work.npz\n"
         "  arraychest import work.chest theirs.h5 --prefix theirs/",
@@ -63,13 +66,24 @@ def add_commands(commands: Any) -> None:
     imported.set_defaults(run=_import)
 
 
+@contextlib.contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    # A name without a known ending; h5py or zarr that is missing.
+    try:
+        yield
+    except arraychest.ArrayChestError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise CommandError(str(error)) from error
+
+
 def _export(arguments: argparse.Namespace) -> int:
-    with arraychest.open(arguments.path, "r") as chest:
+    with _told_in_one_line(), arraychest.open(arguments.path, "r") as chest:
         keys = None
         if arguments.keys:
             keys = [key for key in chest if _matches(key, arguments.keys)]
             if not keys:
-                raise arraychest.AbsentKeyError(
+                raise CommandError(
                     f"expected keys that match {', '.join(arguments.keys)}, found none"
                 )
         count = chest.export(
@@ -89,13 +103,14 @@ def _import(arguments: argparse.Namespace) -> int:
     is_new = not os.path.lexists(arguments.path)
     chest = arraychest.open(arguments.path)
     try:
-        count = chest.import_from(
-            arguments.source,
-            arguments.format,
-            prefix=arguments.prefix,
-            overwrite=arguments.overwrite,
-            progress=_shows_progress(),
-        )
+        with _told_in_one_line():
+            count = chest.import_from(
+                arguments.source,
+                arguments.format,
+                prefix=arguments.prefix,
+                overwrite=arguments.overwrite,
+                progress=_shows_progress(),
+            )
     except BaseException:
         if is_new:
             chest.drop()
