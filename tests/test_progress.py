@@ -293,7 +293,7 @@ def test_scarce_memory_is_warned_of_once(monkeypatch, path):
     with arraychest.open(path, "w") as chest:
         chest["before"] = np.zeros(200_000)
         left.available = gib
-        with pytest.warns(
+        with pytest.warns(  # noqa: PT031
             ArrayChestWarning, match="memory is scarce: expected up to 6 GiB"
         ) as seen:
             for number in range(20):
@@ -318,9 +318,8 @@ def test_a_network_file_system_is_warned_of_where_the_chest_is_opened(monkeypatc
 
 
 def test_the_log_tells_who_asks_for_it_and_nobody_else(filled, caplog, capfd):
-    with caplog.at_level(logging.INFO, "arraychest"):
-        with arraychest.open(filled) as chest:
-            chest.repair()
+    with caplog.at_level(logging.INFO, "arraychest"), arraychest.open(filled) as chest:
+        chest.repair()
     told = [(each.levelname, each.getMessage().split()[0]) for each in caplog.records]
     assert told == [("INFO", "opened"), ("INFO", "repaired"), ("INFO", "closed")]
     handlers = logging.getLogger("arraychest").handlers
