@@ -1,5 +1,7 @@
 """A dictionary of NumPy arrays that keeps what fits in RAM and spills the rest to disk."""
 
+import logging
+
 from arraychest.chest import Chest, Stats, open, repair
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.compressed import CompressedArray
@@ -8,6 +10,7 @@ from arraychest.entry import Entry
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestError,
+    ArrayChestWarning,
     ChestFormatError,
     ChestInUseError,
     ClosedChestError,
@@ -26,7 +29,11 @@ from arraychest.integrity import Finding, Report
 from arraychest.locks import KeyLock
 from arraychest.memoize import Cached, CacheStats
 from arraychest.mutation import Creation, Part
+from arraychest.progress import Progress
 from arraychest.registry import register
+
+# What is logged is for those who ask for it.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 
@@ -35,6 +42,7 @@ __all__ = [
     "PACK_THRESHOLD",
     "AbsentKeyError",
     "ArrayChestError",
+    "ArrayChestWarning",
     "CacheStats",
     "Cached",
     "Chest",
@@ -52,6 +60,7 @@ __all__ = [
     "KeyTypeError",
     "Part",
     "PickleRefusedError",
+    "Progress",
     "QuotaError",
     "ReadOnlyChestError",
     "Report",

@@ -33,6 +33,8 @@ _ADAPTIVE_SHARE = 0.6
 # It leaves this share of the limit free for others, and never shrinks below the floor.
 _RESERVE_SHARE = 0.1
 _FLOOR_BYTES = 32 << 20
+# Below this share of what it may grow to, its user should know.
+_SCARCE_SHARE = 0.25
 
 
 class MemoryReading(NamedTuple):
@@ -206,6 +208,16 @@ class Budget:
         if self.is_due():
             self._next_reading = time.monotonic() + REFRESH_SECONDS
             self._adapt(charged)
+
+    @property
+    def nominal(self) -> int:
+        """Bytes that the budget would be if nobody else needed memory."""
+        return int(self.limit * _ADAPTIVE_SHARE) if self.adaptive else self.bytes
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether others use so much memory that little is left of the budget."""
+        return self.adaptive and self.bytes < _SCARCE_SHARE * self.nominal
 
     def is_due(self) -> bool:
         """Whether `refresh` would read memory."""

@@ -39,6 +39,8 @@ from arraychest.memoize import Cached, Flights, P, R, cached
 from arraychest.mending import repair as repair_findings
 from arraychest.mutation import Creation, edited
 from arraychest.parallel import default_threads
+from arraychest.progress import Asked as ProgressAsked
+from arraychest.progress import is_asked, measured
 from arraychest.quota import EvictBy, OnFull, Quota
 from arraychest.rebuild import rebuild_if_lost
 from arraychest.session import Options
@@ -521,29 +523,40 @@ class Chest(MutableMapping[Any, Any]):
             system.
         overwrite
             Whether keys that are here already are replaced.
+        progress
+            Beside `other`, and only as True, False, None or a function: how far it has come, as
+            `verify` takes it.  Anything else so named is put, as under every other name; where
+            the key ``"progress"`` is to have such a value, say ``{"progress": True}``.
 
         Raises
         ------
         SpillError, ValueTypeError, KeyTypeError
             Nothing was put; in a temporary chest, what came before it was.
         """
+        asked: ProgressAsked = False
+        is_given = not isinstance(other, tuple) or bool(other)
+        if is_given and "progress" in named and is_asked(named["progress"]):
+            asked = named.pop("progress")
         if other is self:
             other = ()
         # As dict does it: whatever has keys is a mapping, anything else is pairs.
         keys = getattr(other, "keys", None)
         pairs: Any = other if keys is None else ((key, cast(Any, other)[key]) for key in keys())
-        if self._tiers.temporary and not isinstance(other, Chest):
-            # Nobody else can see a part of it, and it may stay in RAM.
-            for key, value in itertools.chain(pairs, named.items()):
-                self._tiers.put_any(key, value, only_absent=not overwrite)
-            return
-        with self._changing() as changes:
-            if isinstance(other, Chest):
-                update_from(self._tiers, other._tiers, changes, overwrite=overwrite)
-                pairs = ()
-            for key, value in itertools.chain(pairs, named.items()):
-                if overwrite or not self._tiers.contains(key):
-                    changes.put(key, value)
+        with measured(asked, "update", lambda: _bytes_in(other)) as meter:
+            if self._tiers.temporary and not isinstance(other, Chest):
+                # Nobody else can see a part of it, and it may stay in RAM.
+                for key, value in itertools.chain(pairs, named.items()):
+                    self._tiers.put_any(key, value, only_absent=not overwrite)
+                    meter.add(getattr(value, "nbytes", 0))
+                return
+            with self._changing() as changes:
+                if isinstance(other, Chest):
+                    update_from(self._tiers, other._tiers, changes, meter, overwrite=overwrite)
+                    pairs = ()
+                for key, value in itertools.chain(pairs, named.items()):
+                    if overwrite or not self._tiers.contains(key):
+                        changes.put(key, value)
+                    meter.add(getattr(value, "nbytes", 0))
 
     # --- several changes as one, and changes in place --------------------------------------------
 
@@ -862,8 +875,169 @@ class Chest(MutableMapping[Any, Any]):
         66.0
         """
         # By name, as it is built on this module: nothing below imports it.
-        arrays = importlib.import_module("arraychest.dask.arrays")
+        try:
+            arrays = importlib.import_module("arraychest.dask.arrays")
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install 'arraychest[dask]'") from error
         return arrays.to_dask(handle_of(self._tiers, key), chunks)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: Literal["npz", "npy", "hdf5", "zarr"] | None = None,  # noqa: A002
+        *,
+        keys: Iterable[Any] | None = None,
+        overwrite: bool = False,
+        allow_pickle: bool = False,
+        progress: ProgressAsked = False,
+    ) -> int:
+        """Write values to a file or folder that other programs read; `import_from` undoes it.
+
+        Each array is one of the format's own, under a name made of its key.  What the format has
+        no place for lies beside them, so that nothing is lost: keys with their types and order,
+        scalars, value trees (of which the arrays are numbered below the key's name), dtypes.
+
+        Parameters
+        ----------
+        path
+            It appears whole or not at all; killed, a process leaves a file ``.NAME-....part``.
+        format
+            ``"npz"``; ``"npy"``, a folder of such files; ``"hdf5"``, which takes h5py; ``"zarr"``,
+            a folder in Zarr's third format, which takes zarr.  None: what the name ends in, no
+            ending being a folder of ``.npy`` files.
+        keys
+            Which values; None: all.
+        overwrite
+            Whether a file, or an earlier export, is replaced; of other folders none is.
+        allow_pickle
+            Whether values are written that only pickle, or the chest's ``load=``, can read.
+        progress
+            As `verify` takes it.
+
+        Returns
+        -------
+        int
+            How many values were written; one deleted meanwhile is left out.
+
+        Raises
+        ------
+        FileExistsError
+            There is something already.
+        PickleRefusedError
+            A value is pickled.  As with all errors, nothing is left behind.
+        AbsentKeyError, CorruptEntryError
+            A key is not there, or its value cannot be read.
+        ImportError
+            h5py or zarr is missing: ``pip install 'arraychest[hdf5]'``, ``'arraychest[zarr]'``.
+        OSError
+            It cannot be written.
+
+        Notes
+        -----
+        Values larger than RAM are written in parts: compressed ones chunk by chunk, but row by row
+        into a ``.npz``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest({"x": np.arange(3), ("y", 1): np.float32(2.5)})
+        >>> chest.export("values.npz")
+        2
+        >>> np.load("values.npz")["x"].tolist()
+        [0, 1, 2]
+        """
+        exchange = importlib.import_module("arraychest.exchange")
+        return int(
+            exchange.export(
+                self,
+                path,
+                format,
+                keys=keys,
+                overwrite=overwrite,
+                allow_pickle=allow_pickle,
+                progress=progress,
+            )
+        )
+
+    def import_from(
+        self,
+        path: str | os.PathLike[str],
+        format: Literal["npz", "npy", "hdf5", "zarr"] | None = None,  # noqa: A002
+        *,
+        prefix: str = "",
+        overwrite: bool = False,
+        allow_pickle: bool = False,
+        progress: ProgressAsked = False,
+    ) -> int:
+        """Put what lies in a file or folder, as one transaction: all of it, or nothing.
+
+        What `export` wrote comes back as it was, keys and all.  Of other files names become keys
+        (``"group/array"``), and the attributes of an array or group a dict under the key ``(name,
+        "attributes")``.
+
+        Parameters
+        ----------
+        path
+            A ``.npz`` or ``.npy`` file, a folder of ``.npy`` files, an HDF5 file, a group or array
+            of Zarr.  Nothing in it is trusted: no objects are unpickled, and no links followed.
+        format
+            As `export` takes it; None: what is found there.
+        prefix
+            What keys that are strings begin with from then on; another key becomes the tuple
+            ``(prefix, key)``.
+        overwrite
+            Whether values of keys that are here already are replaced.
+        allow_pickle
+            Whether to take what `export` wrote with ``allow_pickle=True``; the chest must allow
+            it, too.
+        progress
+            As `verify` takes it.
+
+        Returns
+        -------
+        int
+            How many values were put.
+
+        Raises
+        ------
+        ValueTypeError
+            A key is here already, or a value is none that a chest takes.
+        CorruptEntryError
+            The file is damaged, or not what it says.
+        PickleRefusedError
+            It holds Python objects.
+        SpillError
+            It could not be stored.
+        ImportError
+            As `export`.
+
+        Notes
+        -----
+        Arrays above 256 MiB are copied part by part, and stored as they are; others are compressed
+        as the chest's are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> np.savez("theirs.npz", x=np.arange(3))
+        >>> chest = Chest()
+        >>> chest.import_from("theirs.npz", prefix="theirs/")
+        1
+        >>> chest["theirs/x"].tolist()
+        [0, 1, 2]
+        """
+        exchange = importlib.import_module("arraychest.exchange")
+        return int(
+            exchange.import_from(
+                self,
+                path,
+                format,
+                prefix=prefix,
+                overwrite=overwrite,
+                allow_pickle=allow_pickle,
+                progress=progress,
+            )
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A chest pickles to its path and options; what was put is flushed, for others to see."""
@@ -999,7 +1173,7 @@ class Chest(MutableMapping[Any, Any]):
         """
         self._tiers.flush()
 
-    def compact(self) -> int:
+    def compact(self, *, progress: ProgressAsked = False) -> int:
         """Give back the holes that deleted small values left; returns how many bytes they were.
 
         Results of cached functions that have expired are removed.
@@ -1007,14 +1181,19 @@ class Chest(MutableMapping[Any, Any]):
         Views of values that are moved stay valid.  A pack of which more than half is dead is
         compacted in the background anyway.
 
+        Parameters
+        ----------
+        progress
+            As `verify` takes it; what was moved before it is stopped stays so.
+
         Raises
         ------
         SpillError, OSError, CorruptEntryError
             What was not moved stays where it is.
         """
-        return self._tiers.compact()
+        return self._tiers.compact(progress)
 
-    def verify(self, *, read_data: bool = True) -> Report:
+    def verify(self, *, read_data: bool = True, progress: ProgressAsked = False) -> Report:
         """Look whether all that is stored is what was written; changes nothing.
 
         Every row, file, pack and checksum is looked at, and the catalog itself.  Others may go on
@@ -1025,6 +1204,9 @@ class Chest(MutableMapping[Any, Any]):
         read_data
             Whether the data are read and compared with their checksums, at some 3 GB/s; otherwise
             only sizes, headers and places are, which costs some 50 us a file.
+        progress
+            How far it has come: True, a bar on standard error; a function, which is called with a
+            `Progress` some ten times a second, and may raise to stop it.
 
         Returns
         -------
@@ -1040,15 +1222,21 @@ class Chest(MutableMapping[Any, Any]):
         ...     chest.verify().ok
         True
         """
-        return verify(self._tiers, read_data=read_data)
+        return verify(self._tiers, read_data=read_data, progress=progress)
 
-    def repair(self) -> Report:
+    def repair(self, *, progress: ProgressAsked = False) -> Report:
         """Mend what `verify` finds, and say what was done.
 
         What is damaged leaves the chest: what is left of it goes to the folder ``quarantine/``
         inside the chest's, and its key is absent from then on.  A file without a row whose key is
         absent is restored; values without a checksum are given one.  Others may go on reading and
         writing.  A catalog that is damaged itself needs `arraychest.repair`.
+
+        Parameters
+        ----------
+        progress
+            As `verify` takes it.  It is told while everything is read, and may stop it before
+            anything is mended.
 
         Returns
         -------
@@ -1062,7 +1250,7 @@ class Chest(MutableMapping[Any, Any]):
         ReadOnlyChestError
             The chest was opened with ``mode="r"``.
         """
-        return repair_findings(self._tiers)
+        return repair_findings(self._tiers, progress)
 
     def close(self) -> None:
         """Flush a named chest, remove a temporary one; a second call does nothing.
@@ -1135,13 +1323,18 @@ def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
     return Chest(None, path, available_memory, mode=mode, **options)
 
 
-def repair(path: str | os.PathLike[str]) -> Report:
+def repair(path: str | os.PathLike[str], *, progress: ProgressAsked = False) -> Report:
     """Mend the chest in a folder, also where its catalog is lost or damaged.
 
     A new catalog is made from what the value files say of themselves; the old one is moved to
     ``quarantine/``.  That knows nothing of deletions and of what was never committed: small values
     that were deleted, but not yet compacted away, come back, and so may those of a transaction that
     was interrupted.  Of each key the newest value counts.  Then `Chest.repair` does the rest.
+
+    Parameters
+    ----------
+    progress
+        As `Chest.repair` takes it.
 
     Returns
     -------
@@ -1170,8 +1363,17 @@ def repair(path: str | os.PathLike[str]) -> Report:
     folder = os.path.abspath(os.fsdecode(path))
     rebuilt = rebuild_if_lost(folder)
     with open(folder) as chest:
-        report = chest.repair()
+        report = chest.repair(progress=progress)
     return report._replace(findings=(*rebuilt, *report.findings))
+
+
+def _bytes_in(values: object) -> int:
+    """Bytes of a mapping's values; 0 where they are not at hand."""
+    if isinstance(values, Chest):
+        return values._tiers.stored_bytes() + values.memory_usage
+    if isinstance(values, dict):
+        return sum(getattr(value, "nbytes", 0) for value in values.values())
+    return 0
 
 
 def _reopen(kind: type[Chest], path: str, arguments: dict[str, Any]) -> Chest:

@@ -92,3 +92,12 @@ class ReadOnlyChestError(ArrayChestError, PermissionError):
 
 class ClosedChestError(ArrayChestError, ValueError):
     """The chest was closed.  Views it handed out before stay valid."""
+
+
+class ArrayChestWarning(UserWarning):
+    """What the user of a chest should know, and nothing has failed in their hands.
+
+    A spill failed in the background, and its values stay in RAM; memory is scarce, so that a chest
+    with ``available_memory=None`` spills early; a chest is written to on a network file system; an
+    import could not keep something.
+    """

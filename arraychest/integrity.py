@@ -21,11 +21,12 @@ from arraychest.codecs import directory, npy, pack
 from arraychest.codecs.b2nd import CheckedReader
 from arraychest.codecs.directory import Listed
 from arraychest.entry import Form, Row, parse_form
-from arraychest.errors import ChestFormatError
+from arraychest.errors import ArrayChestError, ChestFormatError
 from arraychest.files import READ_FLAGS, SPARE
 from arraychest.keys import decode_key
 from arraychest.loader import file_name, frame_shape, pack_name, value_name
 from arraychest.mapping import map_file
+from arraychest.progress import SILENT, Asked, Meter, measured
 from arraychest.store import Store, generation_of
 from arraychest.tiers import Tiers
 
@@ -124,16 +125,32 @@ class Report(NamedTuple):
         return "\n".join([*lines, *map(str, self.findings)])
 
 
-def verify(tiers: Tiers, *, read_data: bool = True) -> Report:
+def verify(tiers: Tiers, *, read_data: bool = True, progress: Asked = False) -> Report:
     """See `Chest.verify`."""
-    return Inspection(tiers, read_data=read_data).report()
+    with measured(progress, "verify", lambda: bytes_to_read(tiers)) as meter:
+        return Inspection(tiers, read_data=read_data, meter=meter).report()
+
+
+def bytes_to_read(tiers: Tiers) -> int:
+    """How many bytes an inspection looks at; 0 where a damaged catalog does not say."""
+    try:
+        return tiers.stored_bytes()
+    except (ArrayChestError, OSError):
+        return 0
 
 
 class Inspection:
-    """One look at everything."""
+    """One look at everything.
 
-    def __init__(self, tiers: Tiers, *, read_data: bool) -> None:
+    Parameters
+    ----------
+    meter
+        Is told of the bytes of each file that was looked at, while no lock is held.
+    """
+
+    def __init__(self, tiers: Tiers, *, read_data: bool, meter: Meter = SILENT) -> None:
         self._tiers = tiers
+        self._meter = meter
         self._read_data = read_data
         self._findings: list[Finding] = []
         self._entries = self._nbytes = self._unchecked = self._holes = 0
@@ -177,10 +194,14 @@ class Inspection:
             for raw in page:
                 self._entries += 1
                 if raw[5] is None:
+                    before = self._meter.done
                     self._inspect_value(raw)
+                    if type(raw[7]) is int:
+                        self._meter.reach(before + raw[7])
             after = page[-1][0]
         for known in self._catalog.packs():
             self._inspect_pack(known.id)
+            self._meter.add(known.bytes)
         self._inspect_files()
 
     def _find(
@@ -295,7 +316,7 @@ class Inspection:
         """Compare a compressed array with the checksums in its own file."""
         try:
             reader = _frame(fd, form, sealed)
-            found = reader.damage() if self._read_data else None
+            found = reader.damage(self._meter.add) if self._read_data else None
             if found is not None:
                 start, end = found
                 find("damaged", f"bytes {start} to {end} have changed", start, end - start)
@@ -317,7 +338,10 @@ class Inspection:
             self.unsummed.append(extent)
             return
         piece = checksums.PIECE_BYTES
-        found = list(checksums.sums(fd, 0, row.stored, piece))
+        found = []
+        for each in checksums.sums(fd, 0, row.stored, piece):
+            found.append(each)
+            self._meter.add(piece)
         self._nbytes += row.stored
         bad = [at for at, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1]
         if bad or len(expected) != len(found):

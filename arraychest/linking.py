@@ -7,17 +7,22 @@ from arraychest.committer import logger
 from arraychest.entry import Row, parse_form
 from arraychest.errors import AbsentKeyError, PickleRefusedError
 from arraychest.loader import pack_name, value_name
+from arraychest.progress import Meter
 from arraychest.tiers import Tiers
 from arraychest.transaction import Transaction
 
 
-def update_from(mine: Tiers, theirs: Tiers, changes: Transaction, *, overwrite: bool) -> None:
+def update_from(
+    mine: Tiers, theirs: Tiers, changes: Transaction, meter: Meter, *, overwrite: bool
+) -> None:
     """Put every value of another chest, in its order.
 
     Parameters
     ----------
     changes
         The transaction that they are put in.
+    meter
+        Is told of the bytes of each.
     overwrite
         Whether keys that are here already are replaced.
 
@@ -35,6 +40,7 @@ def update_from(mine: Tiers, theirs: Tiers, changes: Transaction, *, overwrite: 
         try:
             if row is not None:
                 changes.put_row(key, _link(mine, theirs, row, packs, changes))
+                meter.add(row.stored)
                 continue
         except (OSError, KeyError, ValueError) as error:
             # On another file system, or gone meanwhile.
@@ -44,6 +50,7 @@ def update_from(mine: Tiers, theirs: Tiers, changes: Transaction, *, overwrite: 
         except AbsentKeyError:
             continue  # deleted meanwhile
         changes.put(key, value)
+        meter.add(getattr(value, "nbytes", 0))
 
 
 def _link(

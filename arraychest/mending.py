@@ -11,11 +11,13 @@ import numpy as np
 
 from arraychest.catalog import Catalog, Pack
 from arraychest.codecs import pack
+from arraychest.committer import logger
 from arraychest.entry import Row, parse_form
 from arraychest.errors import SpillError
 from arraychest.files import PACKS, QUARANTINE, READ_FLAGS
-from arraychest.integrity import Finding, Inspection, Report, listed_rows
+from arraychest.integrity import Finding, Inspection, Report, bytes_to_read, listed_rows
 from arraychest.loader import pack_name
+from arraychest.progress import Asked, measured
 from arraychest.store import Store, generation_of
 from arraychest.tiers import Tiers
 
@@ -23,12 +25,14 @@ from arraychest.tiers import Tiers
 _MORE_LOOKS = 3
 
 
-def repair(tiers: Tiers) -> Report:
+def repair(tiers: Tiers, progress: Asked = False) -> Report:
     """See `Chest.repair`."""
     tiers.check_writable()
     tiers.flush()
-    inspection = Inspection(tiers, read_data=True)
-    found = inspection.report()
+    # Reading everything is what takes time; what is found is mended without a stop.
+    with measured(progress, "repair", lambda: bytes_to_read(tiers)) as meter:
+        inspection = Inspection(tiers, read_data=True, meter=meter)
+        found = inspection.report()
     findings = _Repair(tiers, inspection).mended(found.findings)
     # Where a row is gone its file is one without a row, which may be restored, and so on.
     more = findings
@@ -39,6 +43,7 @@ def repair(tiers: Tiers) -> Report:
         left = [each for each in again.report().findings if each.kind != "unknown file"]
         more = _Repair(tiers, again).mended(tuple(left))
         findings += more
+    logger.info("repaired %s: %d findings", tiers.path, len(findings))
     return found._replace(findings=tuple(findings))
 
 

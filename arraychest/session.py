@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,12 +18,13 @@ from arraychest.committer import Committer, logger
 from arraychest.compression import Compression
 from arraychest.counter import unmoved
 from arraychest.errors import (
+    ArrayChestWarning,
     ChestFormatError,
     ChestInUseError,
     ClosedChestError,
     ReadOnlyChestError,
 )
-from arraychest.filesystem import check_file_system
+from arraychest.filesystem import check_file_system, file_system_of
 from arraychest.folder import Mode, empty_folder, open_folder
 from arraychest.index import Index
 from arraychest.locks import FILE_NAME as LOCKS_NAME
@@ -100,6 +103,8 @@ class Session:
         mode = self.options.mode
         if mode != "r" and not self.options.allow_network:
             check_file_system(path)
+        elif mode != "r":
+            _warn_of_network(path)
         had_locks = os.path.lexists(os.path.join(path, LOCKS_NAME))
         locks, alone = open_folder(path, mode, durable=self.options.durable)
         try:
@@ -134,6 +139,7 @@ class Session:
         catalog.on_snapshot = lambda: self.writer.call_at_rest(catalog.end_snapshot)
         self.index.attach(catalog, empty=self.index.puts == 0 and alone)
         self.counter = store.counter
+        logger.info("opened %s, mode %s", path, mode)
 
     def _make_store(self, path: str, locks: LockFile | None, alone: bool) -> Store:
         options = self.options
@@ -271,6 +277,7 @@ class Session:
                 writer.changed.notify_all()
             if store is None:
                 return
+            logger.info("closed %s", self.path)
             if self.forked:
                 store.catalog.close()  # the child's own connection; the rest is its parent's
                 return
@@ -347,6 +354,28 @@ class Session:
         self._close_lock = threading.Lock()
         if self._store is not None:
             self._store.become_reader()
+
+
+def _is_ours(names: dict[str, Any]) -> bool:
+    return str(names.get("__name__")).partition(".")[0] == __package__
+
+
+def _warn_of_network(path: str) -> None:
+    found = file_system_of(path)
+    if found is None or not found.is_network:
+        return
+    # Where the caller opens the chest, however deep in this package that is done.
+    level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None and _is_ours(frame.f_globals):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(
+        f"{path} lies on {found.kind} at {found.mount_point}: the chest is safe as long as one "
+        "host uses it at a time",
+        ArrayChestWarning,
+        stacklevel=level,
+    )
 
 
 _alive: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -16,7 +16,8 @@ it ends, a thread computes the checksums of what was stored, and goes back to st
 there is something.
 
 A failed write leaves its values in RAM.  The failure is raised by the next put or flush, and the
-values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.
+values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.  Where nobody waits
+for it, the first of several failures is also a warning.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable
 
 from arraychest.budget import Budget
 from arraychest.committer import Committer, Job, logger
-from arraychest.errors import ArrayChestError, QuotaError, SpillError
+from arraychest.errors import ArrayChestError, ArrayChestWarning, QuotaError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES, Index
 from arraychest.resident import ResidentSet
 from arraychest.slot import Slot
@@ -97,6 +99,7 @@ class WriteBehind:
         self._last_failure: BaseException | None = None
         self._pause = 0.0
         self._retry_at = 0.0
+        self._scarcity_told = False
 
     def _take_locks(self) -> None:
         self.lock = self._committer.lock
@@ -365,11 +368,13 @@ class WriteBehind:
 
     def _do(self, job: Job) -> None:
         error: BaseException | None = None
+        self._tell_scarcity()
         try:
             if job.compact is not None:
                 self._committer.compact_pack(job.compact)
             else:
                 self._committer.store(job)
+                logger.debug("stored %d bytes in the background", job.nbytes)
         except BaseException as caught:  # whatever it was, the values stay and somebody is told
             error = caught
             # It is kept until it is told, and with it what its frames hold: the arrays, and a
@@ -399,11 +404,31 @@ class WriteBehind:
                         self._failed.add(slot)
             # The arrays leave RAM now, not when the thread finds its next job.
             job.arrays.clear()
+            news = False
             if error is None:
                 self._pause = 0.0
             elif job.compact is None:
+                # Who waits for it is given the error.
+                news = not (self._pause or self._flushing or self._awaited)
                 self._note_failure(error)
             self.changed.notify_all()
+        if news:
+            _warn(f"values could not be spilled and stay in RAM; they are tried again: {error}")
+
+    def _tell_scarcity(self) -> None:
+        """Warn, once, if a chest spills early because others use the memory."""
+        budget = self.budget
+        if self._scarcity_told or self._flushing or not (self._draining or self._awaited):
+            return
+        if budget.is_scarce:
+            self._scarcity_told = True
+            message = (
+                f"memory is scarce: expected up to {format_bytes(budget.nominal)} for values in "
+                f"RAM, found {format_bytes(budget.bytes)}, which is what others leave; the rest is "
+                "spilled early (available_memory= sets a budget that stays)"
+            )
+            logger.warning("%s", message)
+            _warn(message)
 
     def _note_failure(self, error: BaseException) -> None:
         self.failure = self._last_failure = error
@@ -539,3 +564,14 @@ class WriteBehind:
     def is_writer_thread(self) -> bool:
         """Whether the calling thread is one of the writers."""
         return threading.current_thread() in self._threads
+
+
+def _warn(message: str) -> None:
+    """Warn from a thread that nothing may end; to be called without the lock.
+
+    Where warnings are errors, or whoever is shown them fails, the log has said it.
+    """
+    try:
+        warnings.warn(message, ArrayChestWarning, stacklevel=2)
+    except Exception as error:
+        logger.debug("a warning was not shown: %r", error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import logging
 import threading
 import time
 from collections import deque
@@ -51,6 +52,7 @@ from arraychest.eviction import Uses, freed_by
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.loader import file_name, value_name
 from arraychest.mapping import is_map
+from arraychest.progress import Asked, measured
 from arraychest.quota import FILE_OVERHEAD
 from arraychest.resident import owner_of
 from arraychest.session import Options, Session
@@ -271,6 +273,8 @@ class Tiers(Session):
                     self.options.on_miss(slot.key)
                 # Not `self._store`: the chest may be closed meanwhile.
                 value = store.loader.load(Row._make(raw), slot.key)
+                if logger.isEnabledFor(logging.DEBUG):
+                    logger.debug("faulted in %r", slot.key)
             except CorruptEntryError:
                 # A commit that is under way may have moved or replaced it already, which its slot
                 # is told at the end.
@@ -975,9 +979,9 @@ class Tiers(Session):
             with contextlib.suppress(AbsentKeyError):  # deleted meanwhile
                 self.get(key)
 
-    def compact(self) -> int:
+    def compact(self, progress: Asked = False) -> int:
         """Remove what has expired, and rewrite every pack that has holes; returns the bytes that
-        were dead.
+        were dead.  Between two packs `progress` may stop it.
 
         Raises
         ------
@@ -991,10 +995,16 @@ class Tiers(Session):
         store = self._store
         if store is None:
             return 0
-        with self.at_work():
-            dead = store.dead_bytes()
-            for identity in store.sparse_packs(0.0):
-                self.committer.compact_pack(identity)
+        dead = store.dead_bytes()
+        sizes = {}
+        for identity in store.sparse_packs(0.0):
+            with contextlib.suppress(CorruptEntryError):  # compacted meanwhile
+                sizes[identity] = store.pack_record(identity).bytes
+        with measured(progress, "compact", sum(sizes.values())) as meter:
+            for identity, nbytes in sizes.items():
+                with self.at_work():
+                    self.committer.compact_pack(identity)
+                meter.add(nbytes)
         return dead
 
     def _expired(self) -> list[tuple[Any, int]]:

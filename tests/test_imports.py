@@ -17,6 +17,7 @@ ROOT = Path(arraychest.__file__).parent
 RANKS = {
     "errors": 0,
     "units": 0,
+    "progress": 0,
     "keys": 1,
     "entry": 1,
     "scalars": 1,
@@ -62,6 +63,7 @@ RANKS = {
     "rebuild": 15,
     "mending": 15,
     "chest": 16,
+    "exchange": 17,
     "": 17,  # the package itself
     "cli": 18,
     "dask": 18,

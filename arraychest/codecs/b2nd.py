@@ -290,10 +290,10 @@ class CheckedReader:
         else:
             mine[...] = self._frame.read(there)
 
-    def damage(self) -> tuple[int, int] | None:
+    def damage(self, told: Callable[[int], object] | None = None) -> tuple[int, int] | None:
         """From which byte to which chunks have changed since they were written; None: none has.
 
-        Every byte is compared with its checksum.
+        Every byte is compared with its checksum, and `told` is called with the bytes of each chunk.
         """
         bad = []
         for number, good in enumerate(self._good):
@@ -302,6 +302,8 @@ class CheckedReader:
                     self._check(number, self._all_blocks)
                 except ValueError:
                     bad.append(number)
+            if told is not None:
+                told(self._sizes[number])
         return (self._starts[bad[0]], self._starts[bad[-1] + 1]) if bad else None
 
     def _chunk(self, number: int) -> memoryview:
