@@ -1,7 +1,7 @@
 """The command line: ``arraychest COMMAND``, or ``python -m arraychest COMMAND``.
 
-Each command is a module of this package with a function ``add_command(commands)`` that adds its
-parser and sets ``run``, a function of the parsed arguments that returns the exit code.
+Each module of this package with a function ``add_commands(commands)`` adds parsers, which set
+``run``: a function of the parsed arguments that returns the exit code.
 
 Exit codes: 0; 1, the command failed; 2, a wrong argument; 130, interrupted.
 """
@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -48,10 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         After ``--help`` and ``--version`` (0) and a wrong argument (2).
     """
     arguments = _parser().parse_args(argv)
-    # A spill that fails is logged and raised: here the exception says it, once.
+    # A spill that fails is logged, warned of and raised: here the exception says it, once.
     logging.getLogger("arraychest").addHandler(logging.NullHandler())
     try:
-        return int(arguments.run(arguments))
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "values could not be spilled", arraychest.ArrayChestWarning
+            )
+            return int(arguments.run(arguments))
     except KeyboardInterrupt:
         message, code = "interrupted", 130
     except BrokenPipeError:
@@ -66,12 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> _Parser:
     # Here and not above: commands raise this module's `CommandError`.
-    from arraychest.cli import demo
+    from arraychest.cli import demo, exchange, guide, looking
 
     parser = _Parser(prog="arraychest", description=arraychest.__doc__)
     parser.add_argument(
         "--version", action="version", version=f"arraychest {arraychest.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo.add_command(commands)
+    for module in (looking, exchange, guide, demo):
+        module.add_commands(commands)
     return parser

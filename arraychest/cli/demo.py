@@ -55,7 +55,7 @@ for _kind in (Journal, Sample, arraychest.Stats):
 _PEEK = "from arraychest.cli.demo import peek; peek()"
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add ``demo`` to the command line."""
     parser = commands.add_parser(
         "demo",
