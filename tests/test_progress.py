@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -243,7 +244,11 @@ def spill_failing(path: str, times: int) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return call()
 
-    with arraychest.open(path, "w", 80 * size) as chest, injected(refusing):
+    with arraychest.open(path, "w", 80 * size) as chest, contextlib.ExitStack() as stack:
+        # So that the folder is there, and what fails is a spill.
+        chest["before"] = np.zeros(3)
+        chest.flush()
+        stack.enter_context(injected(refusing))
         for number in range(8):
             chest[number] = np.full(size, float(number))
         with chest._tiers.writer.lock:
