@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import logging
 import threading
 import time
 from collections import deque
@@ -273,8 +272,7 @@ class Tiers(Session):
                     self.options.on_miss(slot.key)
                 # Not `self._store`: the chest may be closed meanwhile.
                 value = store.loader.load(Row._make(raw), slot.key)
-                if logger.isEnabledFor(logging.DEBUG):
-                    logger.debug("faulted in %r", slot.key)
+                logger.debug("faulted in %r", slot.key)
             except CorruptEntryError:
                 # A commit that is under way may have moved or replaced it already, which its slot
                 # is told at the end.

@@ -24,6 +24,8 @@ from arraychest.handle import Handle
 _DATASET = "dataset"
 _VARIABLE = "variable"
 
+_EXPECTED = "expected a dataset that arraychest.xarray.save has stored"
+
 
 def save(
     dataset: xr.Dataset | xr.DataArray,
@@ -71,7 +73,8 @@ def save(
                 f"expected an index of one level, found several for {name!r}: use "
                 f"dataset.reset_index({name!r})"
             )
-    with arraychest.open(path, mode, **options) as chest:
+    # The dataset's arrays stay their owner's to write to.
+    with arraychest.open(path, mode, **{"on_put": "copy", **options}) as chest:
         for name, variable in dataset.variables.items():
             _store(chest, (_VARIABLE, name), variable)
         chest[_DATASET] = {
@@ -89,18 +92,13 @@ def _store(chest: arraychest.Chest, key: Any, variable: xr.Variable) -> None:
         array = np.asarray(variable.values)
         if array.dtype.kind == "O" and all(isinstance(each, str) for each in array.flat):
             array = array.astype(np.dtypes.StringDType())
-        # The dataset's arrays stay their owner's to write to.
-        chest[key] = array.copy()
+        chest[key] = array
         return
     import dask.array as da
 
-    with_room = chest.create(key, variable.shape, variable.dtype)
-    try:
-        da.store([variable.data], [_Target(with_room.__reduce__())], lock=False)
-    except BaseException:
-        with_room.discard()
-        raise
-    with_room.seal()
+    creation = chest.create(key, variable.shape, variable.dtype)
+    with creation:
+        da.store([variable.data], [_Target(creation.__reduce__())], lock=False)
 
 
 class _Target:
@@ -172,39 +170,34 @@ class ArrayChestBackend(BackendEntrypoint):
         """
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         with arraychest.open(filename_or_obj, "r") as chest:
-            told = _description(chest)
-            variables: dict[Hashable, xr.Variable] = {
-                name: _variable(chest, name, each["dims"], each["attrs"])
-                for name, each in told["variables"].items()
-                if name not in dropped
-            }
-        coords = [name for name in told["coords"] if name in variables]
-        return xr.Dataset(
-            {name: variable for name, variable in variables.items() if name not in coords},
-            {name: variables[name] for name in coords},
-            told["attrs"],
-        )
+            told = chest.get(_DATASET)
+            if told is None:
+                raise ChestFormatError(f"{_EXPECTED} in {chest.path}, found none")
+            try:
+                variables: dict[Hashable, xr.Variable] = {
+                    name: _variable(chest, name, each["dims"], each["attrs"])
+                    for name, each in told["variables"].items()
+                    if name not in dropped
+                }
+                coords = [name for name in told["coords"] if name in variables]
+                return xr.Dataset(
+                    {name: variable for name, variable in variables.items() if name not in coords},
+                    {name: variables[name] for name in coords},
+                    told["attrs"],
+                )
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                if isinstance(error, arraychest.ArrayChestError):
+                    raise
+                # What a stranger has put there.
+                raise ChestFormatError(
+                    f"{_EXPECTED} in {chest.path}, found something else: {error!r:.200}"
+                ) from error
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Whether it is a chest's folder."""
         return isinstance(filename_or_obj, str | os.PathLike) and os.path.isfile(
             os.path.join(filename_or_obj, "catalog.sqlite")
         )
-
-
-def _description(chest: arraychest.Chest) -> dict[str, Any]:
-    found = chest.get(_DATASET)
-    if (
-        isinstance(found, dict)
-        and set(found) == {"variables", "coords", "attrs"}
-        and isinstance(found["variables"], dict)
-        and all(set(each) == {"dims", "attrs"} for each in found["variables"].values())
-    ):
-        return found
-    raise ChestFormatError(
-        f"expected a dataset that arraychest.xarray.save has stored in {chest.path}, found "
-        + ("none" if found is None else "something else")
-    )
 
 
 def _variable(chest: arraychest.Chest, name: Hashable, dims: Any, attrs: Any) -> xr.Variable:

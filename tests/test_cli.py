@@ -44,6 +44,11 @@ def test_a_list_has_a_line_for_each_value_and_no_control_characters(full, capsys
     assert len(lines) == 4
 
 
+def test_an_empty_key_is_listed(path, capsys):
+    arraychest.Chest({"": np.arange(3)}, path).close()
+    assert printed(capsys, "ls", path)[1].startswith("''\t3\t")
+
+
 def test_a_list_is_sorted_filtered_and_turned(full, capsys):
     assert printed(capsys, "ls", full, "s*")[1].split("\t")[0] == "slope"
     _, out, _ = printed(capsys, "ls", full, "s*", "--sort", "size", "--reverse")

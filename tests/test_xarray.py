@@ -131,10 +131,24 @@ def test_what_no_chest_can_hold_is_refused_by_name(path):
     )
     with pytest.raises(arraychest.ValueTypeError, match="reset_index"):
         save(index.set_index(x=["a", "b"]), path)
-    with arraychest.open(path) as chest:
-        chest["dataset"] = {"variables": 1}
-    with pytest.raises(arraychest.ChestFormatError, match="something else"):
-        opened(path)
+
+
+def test_what_a_stranger_has_written_raises_only_our_errors(dataset, path):
+    save(dataset, path)
+    for forged in (
+        7,
+        {"variables": 1},
+        {"variables": {"height": 1}, "coords": [], "attrs": {}},
+        {"variables": {"height": {"dims": ["y"], "attrs": {}}}, "coords": [], "attrs": {}},
+        {"variables": {"height": {"dims": 3, "attrs": 4}}, "coords": [], "attrs": {}},
+        {"variables": {"absent": {"dims": [], "attrs": {}}}, "coords": [], "attrs": {}},
+        {"variables": {}, "coords": 1, "attrs": {}},
+        {"variables": {}, "coords": [], "attrs": 5},
+    ):
+        with arraychest.open(path) as chest:
+            chest["dataset"] = forged
+        with pytest.raises(arraychest.ChestFormatError, match="expected"):
+            opened(path)
 
 
 def test_a_chests_folder_is_known_without_naming_the_engine(dataset, path):

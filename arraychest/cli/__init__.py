@@ -9,7 +9,6 @@ Exit codes: 0; 1, the command failed; 2, a wrong argument; 130, interrupted.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import warnings
@@ -49,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         After ``--help`` and ``--version`` (0) and a wrong argument (2).
     """
     arguments = _parser().parse_args(argv)
-    # A spill that fails is logged, warned of and raised: here the exception says it, once.
-    logging.getLogger("arraychest").addHandler(logging.NullHandler())
     try:
+        # A spill that fails is warned of and raised: here the exception says it, once.
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "values could not be spilled", arraychest.ArrayChestWarning

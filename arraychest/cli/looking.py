@@ -7,6 +7,7 @@ control character in it, which could do anything there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import sys
@@ -66,7 +67,7 @@ def add_commands(commands: Any) -> None:
 
 def readable(text: str) -> str:
     """A text without what a terminal, or a line of output, would take for something else."""
-    return text if text.isprintable() else repr(text)
+    return text if text and text.isprintable() else repr(text)
 
 
 def _text_of(key: Any) -> str:
@@ -75,11 +76,12 @@ def _text_of(key: Any) -> str:
 
 def _list(arguments: argparse.Namespace) -> int:
     with arraychest.open(arguments.path, "r") as chest:
-        found = [
-            _Listed(key, text, chest.entry(key))
-            for key in chest
-            if (text := _text_of(key)) and _matches(text, arguments.glob)
-        ]
+        found = []
+        for key in chest:
+            text = _text_of(key)
+            if arguments.glob is None or fnmatch.fnmatchcase(text, arguments.glob):
+                with contextlib.suppress(arraychest.AbsentKeyError):  # deleted meanwhile
+                    found.append(_Listed(key, text, chest.entry(key)))
     if arguments.sort:
         found.sort(key=_ORDERS[arguments.sort], reverse=arguments.sort != "key")
     if arguments.reverse:
@@ -100,10 +102,6 @@ def _list(arguments: argparse.Namespace) -> int:
     ]
     _print_table(("key", "shape", "dtype", "size", "stored", "codec"), rows)
     return 0
-
-
-def _matches(text: str, glob: str | None) -> bool:
-    return glob is None or fnmatch.fnmatchcase(text, glob)
 
 
 def _record(each: _Listed) -> dict[str, Any]:
