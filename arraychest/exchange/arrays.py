@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from arraychest.progress import Meter
 PART_BYTES = 4 << 20
 
 Box = tuple[slice, ...]
+T = TypeVar("T")
 
 
 class Writer(Protocol):
@@ -275,3 +276,11 @@ def plain_dtype(dtype: np.dtype) -> np.dtype:
         return dtype
     plain: np.dtype = np.dtype(dtype.str)
     return plain
+
+
+def named(arrays: Mapping[str, T], name: str, where: str) -> T:
+    """The array of a name, which an index has told; raises CorruptEntryError where it is not."""
+    found = arrays.get(name)
+    if found is None:
+        raise CorruptEntryError(f"expected the array {name!r:.200} in {where}, found none")
+    return found

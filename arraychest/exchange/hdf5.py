@@ -15,6 +15,7 @@ from arraychest.exchange.arrays import (
     chunks_of,
     integer_of,
     is_plain_number,
+    named,
     no_array,
     plain_dtype,
     read_boxes,
@@ -174,9 +175,7 @@ class Hdf5Reader:
 
     def array(self, name: str) -> Found:
         """See `Reader`."""
-        node = self._nodes.get(name)
-        if node is None:
-            raise CorruptEntryError(f"expected the array {name!r:.200} in {self._path}, found none")
+        node = named(self._nodes, name, self._path)
         what = f"{name!r:.200} of {self._path}"
         with _reading(what):
             if node.is_virtual or node.external:

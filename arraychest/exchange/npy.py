@@ -26,6 +26,7 @@ from arraychest.exchange.arrays import (
     boxes,
     chunks_of,
     flat_bytes,
+    named,
     no_array,
     refuse_objects,
     runs,
@@ -194,9 +195,7 @@ class FolderReader:
 
     def array(self, name: str) -> Found:
         """See `Reader`."""
-        path = self._files.get(name)
-        if path is None:
-            raise CorruptEntryError(f"expected the array {name!r:.200} in {self._path}, found none")
+        path = named(self._files, name, self._path)
 
         def opened() -> IO[bytes]:
             return self._open(path)
@@ -304,9 +303,7 @@ class NpzReader:
 
     def array(self, name: str) -> Found:
         """See `Reader`."""
-        info = self._members.get(name)
-        if info is None:
-            raise CorruptEntryError(f"expected the array {name!r:.200} in {self._path}, found none")
+        info = named(self._members, name, self._path)
 
         def opened() -> IO[bytes]:
             return self._zip.open(info)

@@ -18,6 +18,7 @@ from arraychest.exchange.arrays import (
     chunks_of,
     integer_of,
     is_plain_number,
+    named,
     no_array,
     plain_dtype,
     read_boxes,
@@ -144,9 +145,7 @@ class ZarrReader:
 
     def array(self, name: str) -> Found:
         """See `Reader`."""
-        node = self._nodes.get(name)
-        if node is None:
-            raise CorruptEntryError(f"expected the array {name!r:.200} in {self._path}, found none")
+        node = named(self._nodes, name, self._path)
         what = f"{name!r:.200} of {self._path}"
         with _reading(what):
             self._check_codecs(node, name)
