@@ -22,6 +22,7 @@ for it, the first of several failures is also a warning.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -380,7 +381,9 @@ class WriteBehind:
             # It is kept until it is told, and with it what its frames hold: the arrays, and a
             # statement that was not read to its end, which keeps SQLite at an old snapshot.
             traceback.clear_frames(caught.__traceback__)
-            logger.warning("spill failed, values stay in RAM: %s", caught)
+            # What is tried again and again, as where a disk stays full, is told of once.
+            level = logging.DEBUG if self._pause else logging.WARNING
+            logger.log(level, "spill failed, values stay in RAM: %s", caught)
         with self.lock:
             self._in_flight -= job.nbytes
             self._nothing_fits = False

@@ -386,8 +386,6 @@ class WorkerChest(MutableMapping[Any, Any]):
 
     def _open(self) -> arraychest.Chest:
         if self._chest is None:
-            # It says so, too, each time that it is tried.
-            logging.getLogger("arraychest").addFilter(RateLimiterFilter("spill failed"))
             # Small: what is put here leaves RAM at once.  The folder is this worker's alone, on
             # whatever file system.
             self._chest = arraychest.Chest(
