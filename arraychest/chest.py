@@ -1302,6 +1302,10 @@ class Chest(MutableMapping[Any, Any]):
             f"{format_bytes(tiers.stored_bytes())} stored>"
         )
 
+    def _repr_html_(self) -> str:
+        """The chest as notebooks show it; reads no value, counts as no use, and raises nothing."""
+        return str(importlib.import_module("arraychest.display").chest_html(self._tiers))
+
 
 def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
     path: str | os.PathLike[str],

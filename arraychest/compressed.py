@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import operator
@@ -87,6 +88,10 @@ class CompressedArray(NDArrayOperatorsMixin):
     def __repr__(self) -> str:
         """Say what it is; nothing is read."""
         return f"CompressedArray(shape={self.shape}, dtype={self.dtype}, chunks={self.chunks})"
+
+    def _repr_html_(self) -> str:
+        """Its chunks, drawn, as notebooks show it; nothing is read."""
+        return str(importlib.import_module("arraychest.display").compressed_html(self))
 
     def __bool__(self) -> bool:
         """As an array: of one element only."""

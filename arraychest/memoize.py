@@ -16,6 +16,7 @@ import copy
 import datetime as dt
 import functools
 import hashlib
+import importlib
 import sys
 import threading
 import time
@@ -347,6 +348,12 @@ class Cached(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<{self._name}, cached in {self._tiers.path or 'a temporary chest'}>"
+
+    def _repr_html_(self) -> str:
+        """The statistics as notebooks show them."""
+        where = self._tiers.path or "a temporary chest"
+        display = importlib.import_module("arraychest.display")
+        return str(display.cached_html(self._name, where, self.stats(), self._options))
 
     # --- a call ------------------------------------------------------------------------------
 

@@ -58,11 +58,13 @@ RANKS = {
     "handle": 14,
     "integrity": 14,
     "linking": 15,
+    "listing": 15,
     "memoize": 15,
     "mutation": 15,
     "rebuild": 15,
     "mending": 15,
     "chest": 16,
+    "display": 17,
     "exchange": 17,
     "": 17,  # the package itself
     "cli": 18,

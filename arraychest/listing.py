@@ -1,0 +1,175 @@
+"""What a chest holds and where, looked at from aside: no value is read, and no use is counted.
+
+`Chest.entry` gives a key a slot, and opens the file of what is compressed.  What only shows a chest
+must leave it as it is: here what is in memory is read as it stands, and the rest page by page from
+the catalog.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import operator
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from arraychest.codecs.tree import Tree, form_of
+from arraychest.entry import EXACT, KEY, SEQ, Entry, Form, Kind, RawRow, Row, parse_form
+from arraychest.errors import ArrayChestError
+from arraychest.keys import decode_key
+from arraychest.slot import Slot
+from arraychest.tiers import Tiers, entry_of
+
+# In RAM and not stored; stored, and its decompressed copy in RAM; stored, and a view of it kept
+# open; only stored.
+Tier = Literal["RAM", "copy", "mapped", "disk"]
+
+# Rows that are read from the catalog at a time, under the chest's lock: some 1 ms.
+_PAGE = 1024
+
+# Slots that are looked through for values that are not stored, where only some are asked for.
+_MOST_SLOTS = 1 << 16
+
+
+class Listed(NamedTuple):
+    """One entry, as of when it was looked at.
+
+    Attributes
+    ----------
+    seq
+        Its place in the order of insertion.
+    key
+        Its key; of a row whose key cannot be read, its code as bytes.
+    tier
+        Where the value is.
+    entry
+        What is known of it, without its file; ``codec`` is ``"blosc2"`` where it is compressed.
+        None: its row is damaged.
+    problem
+        What is wrong with it; empty if nothing is.
+    """
+
+    seq: int
+    key: Any
+    tier: Tier
+    entry: Entry | None
+    problem: str = ""
+
+
+def listed(tiers: Tiers, most: int | None = None) -> Iterator[Listed]:
+    """The entries of a chest in the order of insertion.
+
+    Parameters
+    ----------
+    most
+        How many at most; None: all.  With a number the cost is O(it), whatever the chest holds;
+        values that are not stored may be left out behind 65,536 others.
+
+    Raises
+    ------
+    ClosedChestError
+        The chest is closed.
+    ChestFormatError, OSError
+        The catalog cannot be read.
+
+    Notes
+    -----
+    What a transaction has not committed is not among them.
+    """
+    with tiers.writer.lock:
+        tiers.check_open()
+        tiers.follow()
+        found = _unsaved(tiers, None if most is None else _MOST_SLOTS)
+        by_place = operator.itemgetter(0)
+        unsaved = sorted(found, key=by_place) if most is None else heapq.nsmallest(
+            most, found, key=by_place
+        )  # fmt: skip
+    both = heapq.merge(unsaved, _stored(tiers, min(most or _PAGE, _PAGE)), key=by_place)
+    return itertools.islice(_once(both), most)
+
+
+def _once(found: Iterator[Listed]) -> Iterator[Listed]:
+    """Without what came twice: committed meanwhile, or stored and put anew."""
+    last = None
+    overwritten = set()
+    for each in found:
+        if each.seq == last or (each.tier == "RAM" and each.key in overwritten):
+            continue
+        last = each.seq
+        if each.tier == "RAM":
+            overwritten.add(each.key)
+        yield each
+
+
+def _unsaved(tiers: Tiers, most: int | None) -> Iterator[Listed]:
+    """What has no row in the catalog; called under the lock."""
+    for slot in itertools.islice(tiers.index.slots.values(), most):
+        if slot.raw is None and slot.array is not None:
+            yield Listed(slot.seq, slot.key, "RAM", _resident_entry(slot.array, slot.kind))
+    resident = tiers.resident
+    batched = itertools.chain.from_iterable(
+        zip(batch.numbers, batch.keys, batch.arrays, strict=True) for batch in resident.batches
+    )
+    fresh = zip(
+        itertools.count(tiers.index.puts + 1), resident.fresh, resident.fresh.values(), strict=False
+    )
+    for values in (batched, fresh):
+        for place, key, array in itertools.islice(values, most):
+            yield Listed(place, key, "RAM", _resident_entry(array, "array"))
+
+
+def _resident_entry(array: np.ndarray | Tree, kind: Kind) -> Entry:
+    if isinstance(array, Tree):
+        return entry_of(form_of(array.nbytes))
+    return entry_of(Form(array.dtype, array.shape, "C", kind))
+
+
+def _stored(tiers: Tiers, page: int) -> Iterator[Listed]:
+    at = 0
+    while True:
+        with tiers.writer.lock:
+            tiers.check_open()
+            if tiers.path is None:
+                return  # a temporary chest that has stored nothing
+            rows = tiers.open_store().catalog.rows_after(at, page)
+            deleted = tiers.index.deleted()
+            found = [each for row in rows if (each := _of_row(tiers, row, deleted)) is not None]
+        if not rows:
+            return
+        at = rows[-1][SEQ]
+        yield from found
+
+
+def _of_row(tiers: Tiers, raw: RawRow, deleted: dict[Any, int | None]) -> Listed | None:
+    """What is told of a row; None if its entry was deleted.  Called under the lock."""
+    seq = raw[SEQ]
+    try:
+        key = decode_key(raw[KEY], raw[EXACT])
+    except ValueError as error:
+        return Listed(seq, raw[KEY], "disk", None, str(error))
+    if key in deleted and deleted[key] != seq:
+        return None
+    resident, slot = tiers.resident, tiers.index.slots.get(key)
+    if slot is not None and slot.array is not None:
+        return Listed(seq, key, "RAM", _resident_entry(slot.array, slot.kind))
+    if key in resident.fresh:
+        return Listed(seq, key, "RAM", _resident_entry(resident.fresh[key], "array"))
+    row = Row._make(raw)
+    try:
+        entry = entry_of(parse_form(row.form), row)
+    except ArrayChestError as error:
+        return Listed(seq, key, "disk", None, str(error))
+    if row.is_frame:
+        entry = replace(entry, codec="blosc2")
+    return Listed(seq, key, _tier(tiers, slot), entry)
+
+
+def _tier(tiers: Tiers, slot: Slot | None) -> Tier:
+    if slot is None:
+        return "disk"
+    if slot in tiers.resident.copies:
+        return "copy"
+    return "disk" if slot.value is None else "mapped"
