@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, Self, cast, overload
 
 import numpy as np
 
+from arraychest.appending import append as append_blocks
 from arraychest.budget import Budget
 from arraychest.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
 from arraychest.entry import Entry
@@ -318,7 +319,7 @@ class Chest(MutableMapping[Any, Any]):
     # --- the mapping -----------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
-        """The value of `key`: an array, a `CompressedArray`, or the NumPy scalar that was put.
+        """The value of `key`: an array, a `LazyArray`, or the NumPy scalar that was put.
 
         Raises
         ------
@@ -710,6 +711,45 @@ class Chest(MutableMapping[Any, Any]):
         (1000, 1000)
         """
         return Creation(self._tiers, key, shape, dtype, order, fill)
+
+    def append(self, key: Any, array: np.ndarray, axis: int = 0) -> None:
+        """Make a blocked array longer by another one, which is not copied into RAM.
+
+        Where there is no such key, its value becomes a blocked array of this one.
+
+        Parameters
+        ----------
+        array
+            What comes behind the array that is there: of its dtype, and of its shape but along
+            `axis`.  It is cut as that one is.
+        axis
+            Along which dimension.
+
+        Raises
+        ------
+        ValueTypeError
+            There is something else than a blocked array, or this one does not fit to it.
+        SpillError, QuotaError
+            It could not be stored.  In each case the key has the value it had.
+
+        Notes
+        -----
+        Other threads and processes see all of it or nothing; appends to one key wait for each
+        other.  The blocks that are there are linked, some 10 us each, and not read: few large
+        appends are better than many small ones.  `arraychest.dask.append` takes a dask array.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest()
+        >>> for day in range(3):
+        ...     chest.append("rain", np.full((1, 180, 360), day, np.float32))
+        >>> chest["rain"]
+        BlockedArray(shape=(3, 180, 360), dtype=float32, numblocks=(3, 1, 1))
+        >>> float(chest["rain"][2].mean())
+        2.0
+        """
+        append_blocks(self._tiers, key, array, axis)
 
     # --- memoised functions --------------------------------------------------------------------
 

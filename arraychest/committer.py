@@ -165,7 +165,7 @@ class Committer:
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
-        self._compression = compression
+        self.compression = compression
         self._key_to_filename = key_to_filename
         self._evictor = Evictor("lru" if quota is None else quota.evict_by)
         # Bytes that writers were granted and have not committed yet.
@@ -342,7 +342,7 @@ class Committer:
         if isinstance(array, Tree):
             choices = [
                 # A frame for a few bytes would be larger than they are.
-                self._compression.choice(part, "array", asked)
+                self.compression.choice(part, "array", asked)
                 if part.nbytes >= PACK_THRESHOLD
                 else None
                 for part in array.parts
@@ -351,7 +351,7 @@ class Committer:
                 return store.write(code, seq, list(array.buffers()), form, text)
             with self._threads_to_compress() as nthreads:
                 return store.compress_tree(code, seq, array, choices, nthreads, named)
-        choice = self._compression.choice(array, kind, asked)
+        choice = self.compression.choice(array, kind, asked)
         if choice is None:
             return store.write(code, seq, npy.payload(array, form), form, text)
         with self._threads_to_compress() as nthreads:
@@ -379,7 +379,7 @@ class Committer:
     def _threads_to_compress(self) -> Iterator[int]:
         """How many there may be; what they work in is charged meanwhile."""
         with self.lock:
-            nthreads = self._compression.nthreads
+            nthreads = self.compression.nthreads
             if self.resident.has_large_ones(2):
                 # Another writer takes the next one at the same time: each a half of the threads
                 # compress by a tenth more than all of them for each.

@@ -18,6 +18,8 @@ from weakref import ref
 import numpy as np
 
 from arraychest import origins
+from arraychest.assembly import taken_over
+from arraychest.blocked import BlockedArray
 from arraychest.budget import Budget
 from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES, Layout
 from arraychest.codecs.pack import PACK_THRESHOLD
@@ -49,6 +51,7 @@ from arraychest.errors import (
 )
 from arraychest.eviction import Uses, freed_by
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
+from arraychest.lazy import LazyArray
 from arraychest.loader import file_name, value_name
 from arraychest.mapping import is_map
 from arraychest.progress import Asked, measured
@@ -382,13 +385,17 @@ class Tiers(Session):
                 if len(kept) > (MAX_KEPT_FRAMES if is_compressed else MAX_KEPT_VIEWS):
                     _let_go_oldest(kept)
             return value
-        if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray):
+        if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray, BlockedArray):
             self._note_origin(value, raw, 0)
         if type(value) is CompressedArray:
             slot.value = value
             self._kept_frames.append(slot)
             if len(self._kept_frames) > MAX_KEPT_FRAMES:
                 _let_go_oldest(self._kept_frames)
+            return value
+        if type(value) is BlockedArray and self._shows_resident:
+            # It holds a descriptor: no longer than its user does.
+            slot.view = ref(value)
             return value
         if type(value) is not np.ndarray:
             return value
@@ -402,7 +409,7 @@ class Tiers(Session):
             _let_go_oldest(self._kept)
         return value
 
-    def _note_origin(self, array: np.ndarray | CompressedArray, raw: RawRow, part: int) -> None:
+    def _note_origin(self, array: np.ndarray | LazyArray, raw: RawRow, part: int) -> None:
         private = self.temporary
         origins.note(array, self.source, raw[KEY], raw[GENERATION], part, private=private)
 
@@ -422,6 +429,10 @@ class Tiers(Session):
         if type(value) is Tree:
             parts = [self._in_ram(part) for part in value.parts]
             return value_of(Tree(value.structure, parts), key, self.options.own)
+        if type(value) is BlockedArray:
+            found = np.asarray(value)
+            found.setflags(write=not self._shows_resident)
+            return found
         if type(value) is not np.ndarray and type(value) is not CompressedArray:
             return value_of(value, key, self.options.own)
         found = self._in_ram(value)
@@ -687,6 +698,9 @@ class Tiers(Session):
                 changes.put(key, value, compression, cost, on_put)
             return
         on_put = on_put or self.options.on_put
+        if type(value) is BlockedArray:
+            self._put_blocks(key, value, only_absent, cost)
+            return
         array, kind, shown = accept(value, self.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
@@ -790,6 +804,21 @@ class Tiers(Session):
             with writer.lock:
                 self.committer.count_spill(array.nbytes)
         return True
+
+    def _put_blocks(
+        self, key: Any, value: BlockedArray, only_absent: bool, cost: Cost | None
+    ) -> None:
+        """Put what is larger than RAM, maybe: its files are linked, and never read."""
+        encode_key(key)
+        self.check_writable()
+        row = taken_over(self.committer, key, value)
+        facts = None if cost is None else Facts(row.generation, {}, cost)
+        try:
+            self._place_directly(key, row, only_absent, facts)
+        except OSError as error:
+            if isinstance(error, ArrayChestError):
+                raise
+            raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
 
     def _place_directly(self, key: Any, row: Row, only_absent: bool, facts: Facts | None) -> bool:
         with self.committer.committing() as store:
@@ -993,6 +1022,7 @@ class Tiers(Session):
         store = self._store
         if store is None:
             return 0
+        store.files.remove_unfinished()
         dead = store.dead_bytes()
         sizes = {}
         for identity in store.sparse_packs(0.0):
@@ -1046,6 +1076,13 @@ def _let_go_oldest(kept: deque[Slot]) -> None:
         return
 
 
+def _codec_name(row: Row) -> str:
+    """How a value is stored that is not compressed as a whole."""
+    if row.pack is not None:
+        return "pack"
+    return "blocks" if row.is_blocked else "npy"
+
+
 def entry_of(
     form: Form, row: Row | None = None, file: str | None = None, layout: Layout | None = None
 ) -> Entry:
@@ -1063,7 +1100,7 @@ def entry_of(
         dtype=dtype,
         nbytes=form.nbytes,
         stored_bytes=0 if row is None else row.stored,
-        codec=None if row is None else "npy" if row.pack is None else "pack",
+        codec=None if row is None else _codec_name(row),
         file=file,
         generation=None if row is None else row.generation,
         resident=row is None,
