@@ -174,6 +174,10 @@ class BlockWriter:
         except OSError:
             os.rename(path, f"{self.folder}/{name}")  # a file system without links
 
+    def exists(self) -> bool:
+        """Whether the blocks' folder is there, and not a value yet."""
+        return os.path.isdir(self.folder)
+
     def has(self, index: tuple[int, ...]) -> bool:
         """Whether a block is there already."""
         return any(os.path.lexists(path) for _, path in self._places(index))

@@ -886,7 +886,7 @@ class Chest(MutableMapping[Any, Any]):
         ----------
         chunks
             As `dask.array.from_array` takes them.  ``"auto"``: of dask's own size, and of whole
-            chunks of a compressed array.
+            chunks of a compressed array; of a blocked one its blocks.
 
         Returns
         -------
@@ -914,12 +914,36 @@ class Chest(MutableMapping[Any, Any]):
         >>> float(x.sum().compute())  # doctest: +SKIP
         66.0
         """
-        # By name, as it is built on this module: nothing below imports it.
-        try:
-            arrays = importlib.import_module("arraychest.dask.arrays")
-        except ImportError as error:
-            raise ImportError(f"{error}: pip install 'arraychest[dask]'") from error
-        return arrays.to_dask(handle_of(self._tiers, key), chunks)
+        return _dask("arrays").to_dask(handle_of(self._tiers, key), chunks)
+
+    def persist(self, x: Any, key: Any = None, **options: Any) -> Any:
+        """Compute a dask array, as its own ``persist`` does, onto disk and not into RAM.
+
+        See `arraychest.dask.persist`, which this calls.
+
+        Parameters
+        ----------
+        x
+            A dask array, also one larger than RAM.
+        key
+            Where it is stored; by default under ``("dask", x.name)``, and taken from there if it
+            is stored already.
+        options
+            For the scheduler, as `dask.compute` takes them.
+
+        Returns
+        -------
+        dask.array.Array
+            Of the same chunks.
+
+        Raises
+        ------
+        ValueTypeError, SpillError, QuotaError
+            It could not be stored.
+        ImportError
+            dask is missing: ``pip install 'arraychest[dask]'``.
+        """
+        return _dask("storing").persist(x, self, key, **options)
 
     def export(
         self,
@@ -1468,3 +1492,11 @@ class _Values(ValuesView[Any]):
 def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
     if found not in expected:
         raise ValueError(f"expected {name} to be one of {', '.join(expected)}, found {found!r}")
+
+
+def _dask(module: str) -> Any:
+    # By name, as it is built on this module: nothing below imports it.
+    try:
+        return importlib.import_module(f"arraychest.dask.{module}")
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'arraychest[dask]'") from error

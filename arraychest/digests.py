@@ -96,9 +96,7 @@ def array_digest(array: np.ndarray | LazyArray) -> bytes:
         if kind is np.memmap:
             array = np.asarray(array)
         elif not issubclass(kind, LazyArray):
-            raise TypeError(
-                f"expected an array as NumPy or a chest gives it, found {kind.__name__}"
-            )
+            raise TypeError(f"expected a plain array, or a stored one, found {kind.__name__}")
     dtype = array.dtype
     if dtype.hasobject:
         raise TypeError(f"expected an array without Python objects to digest, found {dtype}")

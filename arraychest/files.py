@@ -389,7 +389,10 @@ class Files:
         Raises nothing.
         """
         given_up = time.time() - _GIVEN_UP_SECONDS
-        for entry in _entries(self.path(UNFINISHED)):
+        entries = []
+        with contextlib.suppress(OSError):
+            entries = _entries(self.path(UNFINISHED))
+        for entry in entries:
             with contextlib.suppress(OSError):
                 last = entry.stat(follow_symlinks=False).st_mtime
                 if all_of_them or entry.name.startswith(_LEFT) or last < given_up:
