@@ -73,7 +73,7 @@ RANKS = {
     "": 17,  # the package itself
     "cli": 18,
     "dask": 18,
-    "xarray": 18,
+    "xarray": 19,
     "integrations": 18,
     "__main__": 19,
 }

@@ -4,8 +4,21 @@ The extra ``dask`` installs what this needs.  A cluster needs no code for its wo
 `preload`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from arraychest.dask.caching import caching
 from arraychest.dask.storing import append, persist, store
-from arraychest.dask.worker import WorkerChest
+
+if TYPE_CHECKING:
+    from arraychest.dask.worker import WorkerChest
 
 __all__ = ["WorkerChest", "append", "caching", "persist", "store"]
+
+
+def __getattr__(name: str) -> Any:
+    # dask on one machine does without distributed.
+    if name == "WorkerChest":
+        from arraychest.dask.worker import WorkerChest
+
+        return WorkerChest
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
