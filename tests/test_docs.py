@@ -27,7 +27,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pool: None) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

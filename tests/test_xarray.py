@@ -22,11 +22,7 @@ from arraychest.xarray import save  # noqa: E402
 resource_tracker.ensure_running()
 
 
-@pytest.fixture(autouse=True)
-def no_pool():
-    """dask's own would leave its threads behind."""
-    with dask.config.set(scheduler="sync"):
-        yield
+pytestmark = pytest.mark.usefixtures("no_pool")
 
 
 @pytest.fixture
