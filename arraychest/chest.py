@@ -138,6 +138,10 @@ class Chest(MutableMapping[Any, Any]):
     allow_network
         Whether a chest on a network file system is opened for writing.  It is safe there as long
         as only one host uses it at a time, which the caller promises.
+    checksums
+        Whether what is not compressed gets checksums, in the background; without them `verify` has
+        less to compare.  They read all that was written once more, at some 4 GB/s.  None: of a
+        chest with a path, not of a temporary one, which nobody opens again.
     max_disk
         Most bytes that the value files may take: bytes, a size (``"50 GiB"``), or None: what the
         disk has.  All processes that give it share it.  The catalog comes on top, and so does what
@@ -232,6 +236,7 @@ class Chest(MutableMapping[Any, Any]):
         on_miss: Callable[[Any], object] | None = None,
         on_overflow: Callable[[Any], object] | None = None,
         allow_network: bool = False,
+        checksums: bool | None = None,
         max_disk: int | float | str | None = None,
         on_full: OnFull = "refuse",
         evict_by: EvictBy = "lru",
@@ -278,6 +283,7 @@ class Chest(MutableMapping[Any, Any]):
             "on_miss": on_miss,
             "on_overflow": on_overflow,
             "allow_network": allow_network,
+            "checksums": checksums,
             "max_disk": max_disk,
             "on_full": on_full,
             "evict_by": evict_by,
@@ -298,6 +304,7 @@ class Chest(MutableMapping[Any, Any]):
             on_miss,
             on_overflow,
             allow_network,
+            path is not None if checksums is None else checksums,
             quota,
             compressing,
             key_to_filename,

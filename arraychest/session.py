@@ -48,6 +48,7 @@ class Options(NamedTuple):
     on_miss: Callable[[Any], object] | None
     on_overflow: Callable[[Any], object] | None
     allow_network: bool
+    checksums: bool
     quota: Quota | None
     compression: Compression
     key_to_filename: Callable[[Any], str] | None
@@ -153,6 +154,7 @@ class Session:
             mmap_mode=options.mmap_mode,
             nthreads=options.compression.nthreads,
             quota=options.quota,
+            checksums=options.checksums,
         )
 
     def open_store(self) -> Store:

@@ -81,6 +81,8 @@ class Store:
         How many threads decompress many chunks.
     quota
         How many bytes of value files there may be; None: any number.  No spares are kept then.
+    checksums
+        Whether what was committed is summed.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Store:
         mmap_mode: MmapMode,
         nthreads: int = 1,
         quota: Quota | None = None,
+        checksums: bool = True,
     ) -> None:
         self.root = root
         self.files = Files(root, durable=durable)
@@ -154,6 +157,7 @@ class Store:
         # By pack, place and size of directories that its row does not count yet.
         self._listed: dict[int, list[tuple[int, int]]] = {}
         self.sums = PendingSums(self.files, self.catalog)
+        self._checksums = checksums
         self._unsure = False
         self.bytes_written = 0
         if alone:
@@ -723,6 +727,8 @@ class Store:
 
     def _note_unsummed(self, packs: Iterable[Pack], rows: Iterable[RawRow]) -> None:
         """These were committed: their bytes have no checksums yet."""
+        if not self._checksums:
+            return
         extents = []
         for known in packs:
             before = self._packs.get(known.id)
