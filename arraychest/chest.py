@@ -566,6 +566,41 @@ class Chest(MutableMapping[Any, Any]):
                         changes.put(key, value)
                     meter.add(getattr(value, "nbytes", 0))
 
+    def copy_from(
+        self,
+        other: Chest,
+        keys: Iterable[Any],
+        *,
+        overwrite: bool = True,
+        progress: ProgressAsked = False,
+    ) -> None:
+        """Put some values of another chest, as `update` puts all: linked where they can be.
+
+        Parameters
+        ----------
+        keys
+            Which, in this order.
+        overwrite
+            Whether keys that are here already are replaced.
+        progress
+            As `verify` takes it.
+
+        Raises
+        ------
+        AbsentKeyError
+            The other chest has no such key.
+        SpillError
+            They could not be stored.  Nothing was put in either case.
+        """
+        wanted = list(keys)
+        for key in wanted:
+            if key not in other:
+                raise AbsentKeyError(key)
+        total = lambda: sum(other.entry(key).nbytes for key in wanted)  # noqa: E731
+        with measured(progress, "copy", total) as meter, self._changing() as changes:
+            mine, theirs = self._tiers, other._tiers
+            update_from(mine, theirs, changes, meter, overwrite=overwrite, keys=wanted)
+
     # --- several changes as one, and changes in place --------------------------------------------
 
     @contextlib.contextmanager

@@ -238,7 +238,11 @@ def describe(dtype: np.dtype) -> tuple[np.dtype, str]:
     except (ValueError, TypeError, SyntaxError) as error:
         hint = "; use array.astype(np.str_)" if dtype.kind == "T" else ""
         raise ValueTypeError(f"{refusal}: {error}{hint}") from error
-    if same != dtype or same.type is not dtype.type or repr(same) != repr(dtype):
+    told = dtype
+    if dtype.names is None and dtype.kind in "biufcmM" and dtype.isnative:
+        # zarr says "<f8" where this machine's own order would do: nothing that anybody sees.
+        told = dtype.newbyteorder("=")
+    if same != dtype or same.type is not dtype.type or repr(same) != repr(told):
         hint = "view it as a plain dtype of the same size, such as array.view(np.uint16)"
         if dtype.names is not None:
             hint = "use array.astype(np.dtype(array.dtype.descr))"
