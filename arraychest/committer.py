@@ -92,15 +92,17 @@ class Job(NamedTuple):
 
 
 class Counters:
-    """What `Chest.stats` counts up."""
+    """What `Chest.stats` and `live` count up."""
 
     __slots__ = (
         "absent",
         "bytes_faulted",
         "bytes_spilled",
+        "deletes",
         "evictions",
         "faults",
         "misses",
+        "puts",
         "spills",
     )
 
@@ -109,6 +111,8 @@ class Counters:
         self.absent = 0
         self.spills = 0
         self.faults = 0
+        self.puts = 0
+        self.deletes = 0
         self.evictions = 0
         self.bytes_spilled = 0
         self.bytes_faulted = 0
@@ -144,6 +148,8 @@ class Committer:
         Gives what digests of stored arrays are asked for at, as long as it is there.
     private
         Whether it is a temporary chest's.
+    when_committed
+        Gives what is called after each commit, without a lock, as long as it is there.
     """
 
     def __init__(
@@ -162,6 +168,7 @@ class Committer:
         self.counters = Counters()
         self.source: Callable[[], Source | None] = _nobody
         self.private = False
+        self.when_committed: Callable[[], Callable[[], object] | None] = _nobody
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
@@ -216,6 +223,9 @@ class Committer:
                 if self._quota is not None:
                     store.stored_bytes()
             yield store
+        told = self.when_committed()
+        if told is not None:
+            told()
 
     # --- overwritten and deleted: called under the lock ---------------------------------------
 
@@ -535,6 +545,7 @@ class Committer:
             self.let_go(slot)
             slot.cost = costs.get(row.generation)
             index.puts += 1
+            self.counters.puts += 1
             slot.version = index.puts
             slot.raw = row
             if new:

@@ -69,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> _Parser:
     # Here and not above: commands raise this module's `CommandError`.
-    from arraychest.cli import demo, exchange, guide, looking
+    from arraychest.cli import demo, exchange, guide, looking, top
 
     parser = _Parser(prog="arraychest", description=arraychest.__doc__)
     parser.add_argument(
         "--version", action="version", version=f"arraychest {arraychest.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (looking, exchange, guide, demo):
+    for module in (looking, top, exchange, guide, demo):
         module.add_commands(commands)
     return parser
