@@ -310,7 +310,7 @@ def _parsed(text: bytes) -> Published | None:
         return Published(
             pid=_whole(told["pid"]),
             process=_text(told["process"]),
-            mode=_text(told["mode"]),
+            mode=_mode(told["mode"]),
             opened=_number(told["opened"]),
             told=_number(told["told"]),
             budget=_whole(told["budget"]),
@@ -347,6 +347,12 @@ def _text(value: Any) -> str:
     if type(value) is not str or len(value) > MOST_TEXT:
         raise ValueError(value)
     return value
+
+
+def _mode(value: Any) -> str:
+    if value not in ("r", "a", "w", "x"):
+        raise ValueError(value)
+    return str(value)
 
 
 def _sequence(value: Any) -> list[Any]:
@@ -415,7 +421,7 @@ class Live:
             self.due = began + SECONDS
             told = account()
             if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
-                self._remove()  # somebody has tidied up
+                self._remove()  # swept before it was locked, or tidied up by somebody
             if self._fd < 0 and not self._make_page(self._path):
                 return
             counts: Counts = told["counts"]
@@ -466,12 +472,9 @@ class Live:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._remove()  # somebody looked whether its owner is alive
+            self._remove()  # somebody is sweeping, and found it before it was locked
             return False
         os.posix_fallocate(self._fd, 0, PAGE_BYTES)
-        if not os.fstat(self._fd).st_nlink:
-            self._remove()  # and another swept it, before it was locked
-            return False
         return True
 
     def _remove(self) -> None:

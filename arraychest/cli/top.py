@@ -224,7 +224,7 @@ def _cells(each: Published, age: float, bar_width: int) -> dict[str, Any]:
     return {
         "pid": str(each.pid),
         "process": Text(readable(each.process), no_wrap=True, overflow="ellipsis"),
-        "mode": Text(readable(each.mode)),
+        "mode": each.mode,
         "": _bar(each.charged, each.budget, bar_width),
         "RAM": format_bytes(each.charged),
         "budget": format_bytes(each.budget),
