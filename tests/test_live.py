@@ -535,7 +535,12 @@ def test_an_interval_is_a_number_of_seconds(interval, path, capsys):
 
 def test_what_a_stranger_tells_reaches_no_terminal_as_it_is(path, place, capsys):
     evil = "\x1b[2J\u202e[red]"
-    told = {**GOOD, "process": evil, "busiest": [[evil, 3], ["\ud800", 2]]}
+    told = {
+        **GOOD,
+        "told": time.time(),
+        "process": "\x1b[red]",
+        "busiest": [[evil, 3], ["\ud800", 2]],
+    }
     place(page_of(json.dumps(told).encode()))
     for options in (["--once"], ["--json"]):
         assert main(["top", path, *options]) == 0
