@@ -148,8 +148,8 @@ class Committer:
         Gives what digests of stored arrays are asked for at, as long as it is there.
     private
         Whether it is a temporary chest's.
-    when_committed
-        Gives what is called after each commit, without a lock, as long as it is there.
+    before_commit
+        Gives what is called before each commit, without a lock, as long as it is there.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Committer:
         self.counters = Counters()
         self.source: Callable[[], Source | None] = _nobody
         self.private = False
-        self.when_committed: Callable[[], Callable[[], object] | None] = _nobody
+        self.before_commit: Callable[[], Callable[[], object] | None] = _nobody
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
@@ -214,6 +214,10 @@ class Committer:
         OSError, ArrayChestError
             The folder cannot be written to; nothing was changed.
         """
+        # Not behind it: an interrupt there would look like a commit that failed.
+        tell = self.before_commit()
+        if tell is not None:
+            tell()
         self._store = store = self.open_store()
         store.begin()
         with self.commit_lock, store.exclusive():
@@ -223,9 +227,6 @@ class Committer:
                 if self._quota is not None:
                     store.stored_bytes()
             yield store
-        told = self.when_committed()
-        if told is not None:
-            told()
 
     # --- overwritten and deleted: called under the lock ---------------------------------------
 

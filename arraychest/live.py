@@ -12,9 +12,10 @@ bytes      what
 =========  ======================================================================
 
 It is written in one call, at most every `SECONDS`, by whichever thread comes by when it is time:
-one that puts, commits, or gets a value that is not at hand.  So a chest of which values in RAM
-are read, and nothing else, tells so rarely; a look at the clock would cost such a get half as much
-again.  The first page comes `SECONDS` after the chest was opened: what takes less writes none.
+one that puts, commits, or gets a value that is not at hand.  Gets of values in RAM, and puts of
+small arrays for which there is room, do not look at the clock, which would cost such a get half as
+much again: a chest that does nothing else tells nothing new.  The first page comes `SECONDS` after
+the chest was opened: what takes less writes none.
 
 As long as its chest is open, a page is locked (flock(2)).  One that is not is what a process that
 died has left; nobody reads it, and the next one to publish removes it.
@@ -404,7 +405,7 @@ class Live:
     def publish(self, account: Callable[[], dict[str, Any]]) -> None:
         """Write a page, unless another thread does.  The chest's lock is not held.
 
-        Raises nothing that has to do with files.
+        Raises nothing: it is called in the middle of gets, puts and commits.
 
         Parameters
         ----------
@@ -442,9 +443,9 @@ class Live:
                 raise OSError(errno.EIO, "the file system took no bytes")
             self._before, self._since = counts, began
             self.due = began + max(SECONDS, (time.monotonic() - began) / _SHARE)
-        except OSError as error:
+        except Exception as error:
             self.due = math.inf
-            logger.debug("nothing is published of %s: %s", self._path, error)
+            logger.debug("nothing is published of %s: %s", self._path, error, exc_info=True)
             self._remove()
         finally:
             self._lock.release()

@@ -101,7 +101,7 @@ class Session:
             self._open_named(path)
         # Last: its first page comes a while after the chest was opened.
         self.live = Live(path, options.mode)
-        self.committer.when_committed = weakref.WeakMethod(self.tell_if_due)
+        self.committer.before_commit = weakref.WeakMethod(self.tell_if_due)
         _alive.add(self)
 
     # --- opening -----------------------------------------------------------------------------
