@@ -327,6 +327,15 @@ def test_whatever_fails_the_chest_is_not_disturbed(what, number, path, make_ches
     assert chest["y"].sum() == 20_000
 
 
+def test_an_error_of_our_own_is_not_taken_for_one_of_the_commit(path, make_chest, monkeypatch):
+    chest = make_chest(path=path)
+    monkeypatch.setattr(arraychest.account.Account, "take", lambda *_: 1 / 0)
+    chest._tiers.live.due = 0.0
+    chest.update({"x": np.zeros(LARGE)})
+    assert chest._tiers.live.due == math.inf
+    assert chest["x"].shape == LARGE
+
+
 def test_a_full_disk_ends_it_and_leaves_no_page(tiny_disk, make_chest):
     path = str(tiny_disk / "test.chest")
     chest = make_chest({"x": np.zeros(LARGE)}, path)
