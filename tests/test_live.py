@@ -529,7 +529,7 @@ def test_top_of_no_chest_is_one_line(tmp_path, capsys):
 def test_top_says_that_nobody_uses_a_chest(path, make_chest, capsys):
     make_chest(path=path).close()
     assert main(["top", path]) == 0
-    assert "no process" in capsys.readouterr().out
+    assert "nobody has it open" in capsys.readouterr().out
     assert main(["top", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["processes"] == []
 

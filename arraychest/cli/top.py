@@ -188,7 +188,11 @@ def frame(
         overflow="ellipsis",
     )
     if not told:
-        return Group(head, "", Text(f"{readable(path)}: no process tells that it uses it", "dim"))
+        return Group(
+            head,
+            "",
+            Text(f"{readable(path)}: nobody has it open, or not for long enough to tell", "dim"),
+        )
     parts: list[Any] = [head, "", _table(told, now, width)]
     if any(each.busiest for each in told):
         parts += ["", _keys(told)]
