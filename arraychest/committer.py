@@ -92,15 +92,17 @@ class Job(NamedTuple):
 
 
 class Counters:
-    """What `Chest.stats` counts up."""
+    """What `Chest.stats` and `live` count up."""
 
     __slots__ = (
         "absent",
         "bytes_faulted",
         "bytes_spilled",
+        "deletes",
         "evictions",
         "faults",
         "misses",
+        "puts",
         "spills",
     )
 
@@ -109,6 +111,8 @@ class Counters:
         self.absent = 0
         self.spills = 0
         self.faults = 0
+        self.puts = 0
+        self.deletes = 0
         self.evictions = 0
         self.bytes_spilled = 0
         self.bytes_faulted = 0
@@ -144,6 +148,8 @@ class Committer:
         Gives what digests of stored arrays are asked for at, as long as it is there.
     private
         Whether it is a temporary chest's.
+    before_commit
+        Gives what is called before each commit, without a lock, as long as it is there.
     """
 
     def __init__(
@@ -162,6 +168,7 @@ class Committer:
         self.counters = Counters()
         self.source: Callable[[], Source | None] = _nobody
         self.private = False
+        self.before_commit: Callable[[], Callable[[], object] | None] = _nobody
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
@@ -207,6 +214,10 @@ class Committer:
         OSError, ArrayChestError
             The folder cannot be written to; nothing was changed.
         """
+        # Not behind it: an interrupt there would look like a commit that failed.
+        tell = self.before_commit()
+        if tell is not None:
+            tell()
         self._store = store = self.open_store()
         store.begin()
         with self.commit_lock, store.exclusive():
@@ -535,6 +546,7 @@ class Committer:
             self.let_go(slot)
             slot.cost = costs.get(row.generation)
             index.puts += 1
+            self.counters.puts += 1
             slot.version = index.puts
             slot.raw = row
             if new:

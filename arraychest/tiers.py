@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any, Protocol
 from weakref import ref
 
@@ -150,6 +151,7 @@ class Tiers(Session):
         # What digests of our arrays are asked for at, and told.
         self.source = self.committer.source = ref(self)
         self.committer.private = self.temporary
+        self._counters = self.committer.counters
         self.index.pinned = self._loading.__contains__
         # A name of its own for what every put asks.
         self._slots = self.index.slots
@@ -215,6 +217,8 @@ class Tiers(Session):
 
     def _find(self, key: Any) -> Any:
         """What `value_of` makes the value of: not here, as it may call a user's functions."""
+        if monotonic() >= self.live.due:
+            self.tell_if_due()
         changes = self.own_changes()
         if changes is not None and key in changes:
             return changes.get(key)
@@ -655,6 +659,7 @@ class Tiers(Session):
                         else:
                             added = False
                         if added:
+                            self._counters.puts += 1
                             # `write`, which by name takes twice as long.
                             value.setflags(False)  # type: ignore[call-arg]
                             if charged > budget.high:
@@ -692,6 +697,8 @@ class Tiers(Session):
         ValueTypeError, KeyTypeError, SpillError, ReadOnlyChestError, ClosedChestError
             The key has its old value, and the array is as it was.
         """
+        if monotonic() >= self.live.due:
+            self.tell_if_due()
         changes = self.own_changes()
         if changes is not None:
             if not (only_absent and self.contains(key)):
@@ -740,6 +747,7 @@ class Tiers(Session):
                 self.index.add(slot)
             slot.view = None
             self.index.puts += 1
+            self.committer.counters.puts += 1
             slot.version = self.index.puts
             slot.value = shown if self._shows_resident or kind == "scalar" else None
             writer.put_noted(slot)
@@ -862,6 +870,7 @@ class Tiers(Session):
                 return False
             self.index.delete(slot)
             self.committer.doom(slot)
+            self.committer.counters.deletes += 1
             writer.deletion_noted()
         finally:
             writer.release()
