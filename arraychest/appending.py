@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from arraychest.assembly import assembled, begin
 from arraychest.blocked import BlockedArray
 from arraychest.blocks import BlockWriter, regular, slices
-from arraychest.errors import AbsentKeyError, ValueTypeError
+from arraychest.errors import AbsentKeyError, ArrayChestError, ValueTypeError
 from arraychest.keys import encode_key
 from arraychest.locks import KeyLock
 from arraychest.manifest import Chunks
@@ -69,7 +70,14 @@ def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
                 finish(tiers, key, writer)
         except BaseException:
             writer.discard()
+            remove_thrown_away(tiers)
             raise
+
+
+def remove_thrown_away(tiers: Tiers) -> None:
+    """Remove blocks that had been given their name, and were held when that was taken back."""
+    with contextlib.suppress(ArrayChestError, OSError):
+        tiers.open_store().files.remove_unfinished()
 
 
 def before_append(
@@ -82,13 +90,11 @@ def before_append(
     ValueTypeError
         What is there is no blocked array, or they do not fit together.
     """
+    if not -len(shape) <= axis < len(shape):
+        raise np.exceptions.AxisError(axis, len(shape))
     try:
         value = tiers.get(key)
     except AbsentKeyError:
-        value = None
-    if not -len(shape) <= axis < len(shape):
-        raise np.exceptions.AxisError(axis, len(shape))
-    if value is None:
         return None
     if not isinstance(value, BlockedArray):
         raise ValueTypeError(
