@@ -10,7 +10,7 @@ import numpy as np
 from arraychest.assembly import assembled, begin
 from arraychest.blocked import BlockedArray
 from arraychest.blocks import BlockWriter, regular, slices
-from arraychest.errors import AbsentKeyError, ArrayChestError, ValueTypeError
+from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError, ValueTypeError
 from arraychest.keys import encode_key
 from arraychest.locks import KeyLock
 from arraychest.manifest import Chunks
@@ -43,35 +43,46 @@ def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
             f"expected an array of one dimension at least to append, found {type(array).__name__}"
             f" of shape {np.shape(array)}"
         )
-    with KeyLock(tiers.open_store().root, encode_key(key).canonical):
-        before = before_append(tiers, key, array.shape, array.dtype, axis)
-        if before is None:
-            sizes = list(array.shape)
-            row = array.nbytes // max(sizes[axis], 1)
-            sizes[axis] = max(1, min(sizes[axis], _BLOCK_BYTES // max(row, 1)))
-            chunks = regular(array.shape, tuple(sizes))
-            writer = begin(tiers.committer, key, array.dtype, chunks)
-        else:
-            step = max(before.chunks[axis], default=0) or array.shape[axis]
-            (more,) = regular((array.shape[axis],), (step,))
-            writer = begin(tiers.committer, key, before.dtype, longer(before.chunks, axis, more))
-        try:
-            with writer.held():
-                if before is not None:
-                    writer.take(before)
-                at = [0] * array.ndim
-                at[axis] = 0 if before is None else before.shape[axis]
-                for index in writer.missing():
-                    where = tuple(
-                        slice(part.start - start, part.stop - start)
-                        for part, start in zip(slices(writer.chunks, index), at, strict=True)
-                    )
-                    writer.write(index, array[where])
-                finish(tiers, key, writer)
-        except BaseException:
-            writer.discard()
-            remove_thrown_away(tiers)
+    try:
+        with KeyLock(tiers.open_store().root, encode_key(key).canonical):
+            _append(tiers, key, array, axis)
+    except OSError as error:
+        if isinstance(error, ArrayChestError):
             raise
+        raise SpillError(f"key {key!r:.200} could not be appended to: {error}") from error
+
+
+def _append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
+    before = before_append(tiers, key, array.shape, array.dtype, axis)
+    at = [0] * array.ndim
+    if before is None:
+        sizes = list(array.shape)
+        row = array.nbytes // max(sizes[axis], 1)
+        sizes[axis] = max(1, min(sizes[axis], _BLOCK_BYTES // max(row, 1)))
+        chunks = regular(array.shape, tuple(sizes))
+        writer = begin(tiers.committer, key, array.dtype, chunks)
+    else:
+        at[axis] = before.shape[axis]
+        step = max(before.chunks[axis], default=0) or array.shape[axis]
+        (more,) = regular((array.shape[axis],), (step,))
+        writer = begin(tiers.committer, key, before.dtype, longer(before.chunks, axis, more))
+    try:
+        with writer.held():
+            if before is not None:
+                writer.take(before)
+                # Nobody else may hold it, and then its folder can be removed.
+                before = None
+            for index in writer.missing():
+                where = tuple(
+                    slice(part.start - start, part.stop - start)
+                    for part, start in zip(slices(writer.chunks, index), at, strict=True)
+                )
+                writer.write(index, array[where])
+            finish(tiers, key, writer)
+    except BaseException:
+        writer.discard()
+        remove_thrown_away(tiers)
+        raise
 
 
 def remove_thrown_away(tiers: Tiers) -> None:

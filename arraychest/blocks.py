@@ -231,7 +231,7 @@ class BlockWriter:
     def take(self, array: BlockedArray) -> None:
         """Let the blocks of another array be those at the same places.
 
-        They are linked, and copied where that cannot be.
+        They are linked, and copied where that cannot be.  Called in `held`.
 
         Raises
         ------
@@ -239,7 +239,6 @@ class BlockWriter:
             Some are missing.  That others lie in their place is found by `collected`.
         """
         source = array.blocks
-        os.makedirs(self.folder, exist_ok=True)
         for index in manifest.indices(array.chunks):
             self._known[index] = known = source.manifest.block(index)
             name = manifest.block_name(index, known.offset)

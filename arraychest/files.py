@@ -377,8 +377,9 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             _make_parent_and(os.rename, path, left)
             self._thinned.add(os.path.dirname(path))
-            _remove_unless_held(left)
         self.loose.discard(name)
+        # With it what could not be removed before.
+        self.remove_unfinished()
 
     def remove_unfinished(self, *, all_of_them: bool = False) -> None:
         """Remove what is out of use and was still read then, and what was given up.

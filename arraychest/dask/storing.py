@@ -158,6 +158,7 @@ def append(x: da.Array, chest: arraychest.Chest, key: Any, axis: int = 0, **opti
         try:
             with writer.held():
                 writer.take(before)
+                del before  # nobody else may hold it, and then its folder can be removed
                 task = _Storing(chest, key, writer, tuple(start))
                 _stored(x, task, True, False, options)
         except BaseException:
