@@ -1098,42 +1098,36 @@ def test_what_is_damaged_is_found_out_and_repaired(intact, tmp_path, damage):
         DAMAGES[damage](path, key)
 
     def look(say):
-        for mode in ("r", "a"):
-            with arraychest.open(path, mode) as chest:
-                for key in ("x", "z"):
-                    try:
-                        found = np.asarray(chest[key])
-                    except CorruptEntryError as error:
-                        assert repr(key) in str(error), error
-                    else:
-                        assert (damage, key) in SILENT, f"{key} was not found out"
-                        if damage != "block flipped":
-                            np.testing.assert_array_equal(found, HELD)
-                np.testing.assert_array_equal(chest["other"], HELD + 1)
-                report = chest.verify()
-                assert {"x", "z"} <= {each.key for each in report.findings}, report
-                gc.collect()
-                assert held(path) == 0
-        with arraychest.open(path) as chest:
+        with arraychest.open(path, "a") as chest:
+            for key in ("x", "z"):
+                try:
+                    found = np.asarray(chest[key])
+                except CorruptEntryError as error:
+                    assert repr(key) in str(error), error
+                else:
+                    assert (damage, key) in SILENT, f"{key} was not found out"
+                    if damage != "block flipped":
+                        np.testing.assert_array_equal(found, HELD)
             # Nobody makes the truth of it, where it is taken over.
-            if damage != "row of a larger one":
-                keys = {"x", "z"}
-                for key in ("x", "z"):
-                    with contextlib.suppress(ArrayChestError):
-                        chest["copy", key] = chest[key]
-                        keys.add(("copy", key))
-                    with contextlib.suppress(ArrayChestError):
-                        chest.append(key, HELD)
-                assert keys <= {each.key for each in chest.verify().findings}
+            keys = {"x", "z"}
+            for key in ("x", "z") if damage != "row of a larger one" else ():
+                with contextlib.suppress(ArrayChestError):
+                    chest["copy", key] = chest[key]
+                    keys.add(("copy", key))
+                with contextlib.suppress(ArrayChestError):
+                    chest.append(key, HELD)
+            report = chest.verify()
+            assert keys <= {each.key for each in report.findings}, report
+            gc.collect()
+            assert held(path) == 0
             chest.repair()
-            assert chest.verify().ok, chest.verify()
             for key in ("x", "z"):
                 if key in chest:
                     np.testing.assert_array_equal(chest[key], HELD)
                 chest[key] = np.ones(3)
             np.testing.assert_array_equal(chest["other"], HELD + 1)
             chest.flush()
-            assert chest.verify().ok
+            assert chest.verify().ok, chest.verify()
 
     done = in_child(look, seconds=30)
     assert not done.signal

@@ -82,7 +82,7 @@ def store(
     >>> import dask.array as da
     >>> x = da.ones((2000, 2000), chunks=(1000, 1000))
     >>> with arraychest.open("ones.chest") as chest:
-    ...     store(x, chest, "x")
+    ...     store(x, chest, "x", scheduler="sync")
     ...     print(chest["x"])
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
