@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from arraychest.assembly import assembled, begin
 from arraychest.blocked import BlockedArray
 from arraychest.blocks import BlockWriter, regular, slices
-from arraychest.errors import AbsentKeyError, ValueTypeError
+from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError, ValueTypeError
 from arraychest.keys import encode_key
 from arraychest.locks import KeyLock
 from arraychest.manifest import Chunks
@@ -42,34 +43,52 @@ def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
             f"expected an array of one dimension at least to append, found {type(array).__name__}"
             f" of shape {np.shape(array)}"
         )
-    with KeyLock(tiers.open_store().root, encode_key(key).canonical):
-        before = before_append(tiers, key, array.shape, array.dtype, axis)
-        if before is None:
-            sizes = list(array.shape)
-            row = array.nbytes // max(sizes[axis], 1)
-            sizes[axis] = max(1, min(sizes[axis], _BLOCK_BYTES // max(row, 1)))
-            chunks = regular(array.shape, tuple(sizes))
-            writer = begin(tiers.committer, key, array.dtype, chunks)
-        else:
-            step = max(before.chunks[axis], default=0) or array.shape[axis]
-            (more,) = regular((array.shape[axis],), (step,))
-            writer = begin(tiers.committer, key, before.dtype, longer(before.chunks, axis, more))
-        try:
-            with writer.held():
-                if before is not None:
-                    writer.take(before)
-                at = [0] * array.ndim
-                at[axis] = 0 if before is None else before.shape[axis]
-                for index in writer.missing():
-                    where = tuple(
-                        slice(part.start - start, part.stop - start)
-                        for part, start in zip(slices(writer.chunks, index), at, strict=True)
-                    )
-                    writer.write(index, array[where])
-                finish(tiers, key, writer)
-        except BaseException:
-            writer.discard()
+    try:
+        with KeyLock(tiers.open_store().root, encode_key(key).canonical):
+            _append(tiers, key, array, axis)
+    except OSError as error:
+        if isinstance(error, ArrayChestError):
             raise
+        raise SpillError(f"key {key!r:.200} could not be appended to: {error}") from error
+
+
+def _append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
+    before = before_append(tiers, key, array.shape, array.dtype, axis)
+    at = [0] * array.ndim
+    if before is None:
+        sizes = list(array.shape)
+        row = array.nbytes // max(sizes[axis], 1)
+        sizes[axis] = max(1, min(sizes[axis], _BLOCK_BYTES // max(row, 1)))
+        chunks = regular(array.shape, tuple(sizes))
+        writer = begin(tiers.committer, key, array.dtype, chunks)
+    else:
+        at[axis] = before.shape[axis]
+        step = max(before.chunks[axis], default=0) or array.shape[axis]
+        (more,) = regular((array.shape[axis],), (step,))
+        writer = begin(tiers.committer, key, before.dtype, longer(before.chunks, axis, more))
+    try:
+        with writer.held():
+            if before is not None:
+                writer.take(before)
+                # Nobody else may hold it, and then its folder can be removed.
+                before = None
+            for index in writer.missing():
+                where = tuple(
+                    slice(part.start - start, part.stop - start)
+                    for part, start in zip(slices(writer.chunks, index), at, strict=True)
+                )
+                writer.write(index, array[where])
+            finish(tiers, key, writer)
+    except BaseException:
+        writer.discard()
+        remove_thrown_away(tiers)
+        raise
+
+
+def remove_thrown_away(tiers: Tiers) -> None:
+    """Remove blocks that had been given their name, and were held when that was taken back."""
+    with contextlib.suppress(ArrayChestError, OSError):
+        tiers.open_store().files.remove_unfinished()
 
 
 def before_append(
@@ -82,13 +101,11 @@ def before_append(
     ValueTypeError
         What is there is no blocked array, or they do not fit together.
     """
+    if not -len(shape) <= axis < len(shape):
+        raise np.exceptions.AxisError(axis, len(shape))
     try:
         value = tiers.get(key)
     except AbsentKeyError:
-        value = None
-    if not -len(shape) <= axis < len(shape):
-        raise np.exceptions.AxisError(axis, len(shape))
-    if value is None:
         return None
     if not isinstance(value, BlockedArray):
         raise ValueTypeError(

@@ -5,6 +5,7 @@ So a blocked array is there at once, when it is complete, and until then the key
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -18,6 +19,7 @@ from arraychest.blocks import BlockWriter
 from arraychest.committer import Committer
 from arraychest.entry import BLOCKED_OFFSET, Row, describe, form_text
 from arraychest.errors import ArrayChestError, SpillError, ValueTypeError
+from arraychest.files import ONCE
 from arraychest.keys import encode_key
 from arraychest.loader import value_name
 from arraychest.manifest import Chunks, Manifest
@@ -43,7 +45,7 @@ def begin(
         raise ValueTypeError(f"expected a dtype of plain elements, found {dtype}")
     describe(dtype)
     code = encode_key(key).canonical
-    token = secrets.token_hex(16)
+    token = ONCE + secrets.token_hex(16)
     if what is not None:
         told = repr((code, form_text(dtype, (), "C", "array"), chunks, what))
         token = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
@@ -57,7 +59,7 @@ def begin(
 def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
     """Give the blocks the name of a value, and return the row that stands for it, to be committed.
 
-    O(blocks): each file's end is read.
+    O(blocks): each file's end is read.  The row's stamp is the writer's.
 
     Raises
     ------
@@ -66,12 +68,17 @@ def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
     QuotaError
         The same, as they are more than the chest may take.
     """
+    # It may be that all were there, and nobody has written one.
+    with writer.held():
+        return _assembled(committer, key, writer)
+
+
+def _assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
     store = committer.open_store()
     code = encode_key(key)
     text = form_text(writer.dtype, writer.shape, "C", "blocked") + committer.named(key)
     try:
-        blocks = writer.collected()
-        stamp = secrets.randbits(62)
+        blocks, stamp = writer.collected(), writer.stamp
         place = committer.index.puts
         told = Manifest(code.canonical, code.exact, place, text, stamp, writer.chunks, blocks)
         data = manifest.encode(told)
@@ -89,7 +96,9 @@ def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
             stamp,
         )
         _write_manifest(writer.folder, data, durable=store.files.durable)
-        store.files.adopt_blocks(writer.folder, value_name(row))
+        name = value_name(row)
+        store.files.adopt_blocks(writer.folder, name)
+        writer.tidy(store.files.path(name), blocks)
     except ArrayChestError:
         raise
     except OSError as error:
@@ -99,16 +108,14 @@ def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
 
 def _write_manifest(folder: str, data: bytes, *, durable: bool) -> None:
     path = f"{folder}/{manifest.NAME}"
-    # What an attempt left that failed behind this point.
-    with open(path, "wb", opener=_opener) as file:
+    # What an attempt left that failed behind this point, or a stranger.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    with open(path, "xb") as file:
         file.write(data)
         file.flush()
         if durable:
             os.fsync(file.fileno())
-
-
-def _opener(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def taken_over(committer: Committer, key: Any, value: BlockedArray) -> Row:

@@ -75,6 +75,10 @@ class BlockedArray(LazyArray):
         """Say what it is; nothing is read."""
         return f"BlockedArray(shape={self.shape}, dtype={self.dtype}, numblocks={self.numblocks})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It pickles to the place of its blocks, which must be there where it is unpickled."""
+        return BlockedArray, (self.blocks, self.dtype, self.shape, self.chunks)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The array, read whole: always a new one; raises as `LazyArray`'s."""
         found = super().__array__(dtype, copy)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import secrets
 import shutil
+import stat
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +28,8 @@ from arraychest.codecs import b2nd, blosc, npy
 from arraychest.compression import Compression
 from arraychest.entry import Form
 from arraychest.errors import CorruptEntryError, SpillError, ValueTypeError
-from arraychest.files import UNFINISHED, Files, Put, sync_folder
-from arraychest.locks import hold_folder
+from arraychest.files import READ_FLAGS, UNFINISHED, Files, Put, sync_folder
+from arraychest.locks import hold_folder, is_at
 from arraychest.manifest import Block, Chunks
 
 
@@ -68,7 +71,8 @@ class BlockWriter:
         if self.nbytes >= compression.above:
             # It is the array that is large; each block of it is looked at.
             self._compression = compression._replace(above=0)
-        self._fd = -1
+        # What blocks that were taken over are known to be.
+        self._known: dict[tuple[int, ...], Block] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,6 +83,12 @@ class BlockWriter:
     def nbytes(self) -> int:
         """Bytes of the array in RAM."""
         return Form(self.dtype, self.shape, "C", "blocked").nbytes
+
+    @property
+    def stamp(self) -> int:
+        """What tells the value that the blocks become from others: 62 bits."""
+        digest = hashlib.blake2b(self._token.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 2
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (
@@ -92,14 +102,38 @@ class BlockWriter:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep others from removing the blocks, which nobody is writing for a moment."""
-        os.makedirs(self.folder, exist_ok=True)
-        fd = manifest.open_folder(self.folder)
+        """Keep others from removing the blocks, which nobody is writing for a moment.
+
+        Raises
+        ------
+        SpillError
+            There is no such folder, and none can be made.
+        """
         try:
-            hold_folder(fd)
+            fd = self._hold()
+        except OSError as error:
+            raise SpillError(f"{self.folder} cannot be written to: {error}") from error
+        try:
             yield
         finally:
             os.close(fd)
+
+    def _hold(self) -> int:
+        while True:
+            os.makedirs(self.folder, exist_ok=True)
+            try:
+                fd = manifest.open_folder(self.folder)
+            except FileNotFoundError:
+                continue  # somebody has found that it was given up
+            try:
+                if hold_folder(fd) and is_at(fd, self.folder):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+            # It is being removed, which takes as long as it takes to remove some files.
+            time.sleep(1e-3)
 
     def write(self, index: tuple[int, ...], block: Any) -> None:
         """Write a block; nothing happens if it is there already.
@@ -174,10 +208,6 @@ class BlockWriter:
         except OSError:
             os.rename(path, f"{self.folder}/{name}")  # a file system without links
 
-    def exists(self) -> bool:
-        """Whether the blocks' folder is there, and not a value yet."""
-        return os.path.isdir(self.folder)
-
     def has(self, index: tuple[int, ...]) -> bool:
         """Whether a block is there already."""
         return any(os.path.lexists(path) for _, path in self._places(index))
@@ -201,17 +231,17 @@ class BlockWriter:
     def take(self, array: BlockedArray) -> None:
         """Let the blocks of another array be those at the same places.
 
-        They are linked, and copied where that cannot be.
+        They are linked, and copied where that cannot be.  Called in `held`.
 
         Raises
         ------
         SpillError
-            Some are missing.
+            Some are missing.  That others lie in their place is found by `collected`.
         """
         source = array.blocks
-        os.makedirs(self.folder, exist_ok=True)
         for index in manifest.indices(array.chunks):
-            name = manifest.block_name(index, source.manifest.block(index).offset)
+            self._known[index] = known = source.manifest.block(index)
+            name = manifest.block_name(index, known.offset)
             target = f"{self.folder}/{name}"
             try:
                 try:
@@ -252,32 +282,58 @@ class BlockWriter:
         SpillError
             A block is missing.
         CorruptEntryError
-            What lies in its place was not written by this.
+            What lies in its place was not written by this, or is damaged.  It is removed, so that
+            it is missing for who goes on.
         """
         found = np.empty((sum(1 for _ in manifest.indices(self.chunks)), 3), np.int64)
         for number, index in enumerate(manifest.indices(self.chunks)):
             found[number] = self._told(index)
         return found
 
+    def tidy(self, folder: str, blocks: np.ndarray) -> None:
+        """Remove from a finished folder what somebody left who wrote a block twice."""
+        kept = {manifest.NAME}
+        for index, (offset, _, _) in zip(manifest.indices(self.chunks), blocks, strict=True):
+            kept.add(manifest.block_name(index, offset))
+        with contextlib.suppress(OSError):
+            for name in set(os.listdir(folder)) - kept:
+                os.unlink(f"{folder}/{name}")
+
     def _told(self, index: tuple[int, ...]) -> Block:
+        form = Form(self.dtype, manifest.block_shape(self.chunks, index), "C", "array")
         for kind, path in self._places(index):
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-            except FileNotFoundError:
+            if not os.path.lexists(path):
                 continue
-            try:
-                size = os.fstat(fd).st_size
-                tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
-            finally:
-                os.close(fd)
-            stamp, end = npy.parse_trailer(tail, size) or (None, 0)
-            form = Form(self.dtype, manifest.block_shape(self.chunks, index), "C", "array")
-            if stamp is None or (kind and end - form.nbytes != len(npy.header(form))):
+            found = self._read_end(path, kind, form)
+            if found is None or found != self._known.get(index, found):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
                 raise CorruptEntryError(
                     f"expected a block of {form.nbytes} bytes in {path}, found something else"
                 )
-            return Block(end - form.nbytes if kind else 0, size, stamp)
+            return found
         raise SpillError(f"expected block {index} in {self.folder}, found none: it was not written")
+
+    def _read_end(self, path: str, kind: int, form: Form) -> Block | None:
+        """What the file of a block says of it; None if it is none."""
+        try:
+            fd = os.open(path, READ_FLAGS)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                return None
+            raise
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            size = status.st_size
+            tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
+            stamp, end = npy.parse_trailer(tail, size) or (None, 0)
+            if stamp is None or (kind and end - form.nbytes != len(npy.header(form))):
+                return None
+            return Block(end - form.nbytes if kind else 0, size, stamp)
+        finally:
+            os.close(fd)
 
     def discard(self) -> None:
         """Remove the blocks."""

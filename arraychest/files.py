@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from arraychest.errors import ChestFormatError
-from arraychest.locks import ATTACHED, PRIVATE, LockFile, hold_folder
+from arraychest.locks import ATTACHED, PRIVATE, LockFile, hold_folder, is_at
 
 T = TypeVar("T")
 # Whatever exports its bytes in one piece: bytes, memoryviews, contiguous arrays.
@@ -41,6 +41,8 @@ DATA, PACKS, SPARE, QUARANTINE = "data", "packs", "spare", "quarantine"
 UNFINISHED = "unfinished"
 BLOCKS = ".blocks"
 _LEFT = "left-"
+# Begun by somebody who holds it until it is a value, and whom nobody can go on for.
+ONCE = "once-"
 # Of those being written, one that nobody has written to for so long was given up.
 _GIVEN_UP_SECONDS = 24 * 3600
 _PRIVATE_PREFIX = "arraychest-"
@@ -375,8 +377,9 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             _make_parent_and(os.rename, path, left)
             self._thinned.add(os.path.dirname(path))
-            _remove_unless_held(left)
         self.loose.discard(name)
+        # With it what could not be removed before.
+        self.remove_unfinished()
 
     def remove_unfinished(self, *, all_of_them: bool = False) -> None:
         """Remove what is out of use and was still read then, and what was given up.
@@ -395,7 +398,7 @@ class Files:
         for entry in entries:
             with contextlib.suppress(OSError):
                 last = entry.stat(follow_symlinks=False).st_mtime
-                if all_of_them or entry.name.startswith(_LEFT) or last < given_up:
+                if all_of_them or entry.name.startswith((_LEFT, ONCE)) or last < given_up:
                     _remove_unless_held(entry.path)
 
     def adopt_blocks(self, folder: str, name: str) -> None:
@@ -524,9 +527,15 @@ class Files:
 
 def _remove_unless_held(path: str) -> None:
     """Remove a folder of blocks, unless somebody reads or writes it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if hold_folder(fd, shared=False):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        os.unlink(path)  # a stranger's
+        return
+    try:
+        if hold_folder(fd, shared=False) and is_at(fd, path):
             shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(fd)

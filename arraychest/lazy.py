@@ -79,6 +79,8 @@ class LazyArray(NDArrayOperatorsMixin):
 
     def __len__(self) -> int:
         """Size of the first dimension."""
+        if not self.shape:
+            raise TypeError("expected an array of one dimension at least, found one of none")
         return self.shape[0]
 
     def __bool__(self) -> bool:
@@ -136,7 +138,7 @@ class LazyArray(NDArrayOperatorsMixin):
 
     def __iter__(self) -> Iterator[Any]:
         """Parts along the first dimension; a row of chunks is read at a time."""
-        for part in _parts(self._cuts[0], self.shape[0]):
+        for part in _parts(self._cuts[0], len(self)) if len(self) else ():
             yield from self[part]
 
     def iterchunks(self) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
@@ -169,7 +171,9 @@ class LazyArray(NDArrayOperatorsMixin):
                 return self._elementwise(ufunc, inputs)
         return getattr(ufunc, method)(*_plain(inputs), **kwargs)
 
-    def _elementwise(self, ufunc: np.ufunc, inputs: Sequence[Any]) -> np.ndarray:
+    def _elementwise(self, ufunc: np.ufunc, inputs: Sequence[Any]) -> Any:
+        if not self.size:  # there is no chunk to go by
+            return ufunc(*_plain(inputs))
         out: np.ndarray | None = None
         # Scalars stay as they are: NumPy takes a number of Python's for no particular dtype.
         wide = [
@@ -189,6 +193,8 @@ class LazyArray(NDArrayOperatorsMixin):
 
     def _reduced(self, ufunc: np.ufunc, axis: Any, keepdims: bool, dtype: Any) -> Any:
         axes = _axes(axis, self.ndim)
+        if not self.size:
+            return ufunc.reduce(np.asarray(self), axis=tuple(axes), keepdims=keepdims, dtype=dtype)
         shape = tuple(1 if at in axes else n for at, n in enumerate(self.shape))
         result: np.ndarray | None = None
         # NumPy adds float16 up in float32.
@@ -389,7 +395,7 @@ def _span(part: Any, n: int) -> _Span:
 def _select(read: Read, like: np.ndarray, dtype: np.dtype, cuts: tuple[Cut, ...], key: Any) -> Any:
     shape = like.shape
     parts = list(key) if isinstance(key, tuple) else [key]
-    parts = [np.asarray(each) if isinstance(each, list | LazyArray) else each for each in parts]
+    parts = [_indices(each) if isinstance(each, list | LazyArray) else each for each in parts]
     # NumPy itself says what is wrong with a key, what shape comes of it, and whether an element.
     likeness = like[tuple(parts)]
     if any(_is_array(each) for each in parts):
@@ -405,6 +411,12 @@ def _select(read: Read, like: np.ndarray, dtype: np.dtype, cuts: tuple[Cut, ...]
     return found if isinstance(likeness, np.ndarray) else found[()]
 
 
+def _indices(given: Any) -> np.ndarray:
+    """A list as NumPy takes it that stands in a key; an empty one is no list of floats."""
+    found = np.asarray(given)
+    return found if found.size or not isinstance(given, list) else found.astype(np.intp)
+
+
 def _read_spans(
     read: Read, dtype: np.dtype, cuts: tuple[Cut, ...], spans: list[_Span]
 ) -> np.ndarray:
@@ -413,7 +425,8 @@ def _read_spans(
     if not all(each.length for each in spans):
         return np.empty([each.length for each in spans], dtype)
     if all(each.step == 1 for each in spans):
-        return read(tuple(slice(each.start, each.stop) for each in spans))[turned]
+        # With an ellipsis, an array remains one that has no dimension.
+        return read(tuple(slice(each.start, each.stop) for each in spans))[(*turned, ...)]
     # Chunk by chunk: of a large box only what is asked for is kept, or read.
     out = np.empty([each.length for each in spans], dtype)
     for group in itertools.product(*map(_by_chunks, spans, cuts)):

@@ -10,7 +10,6 @@ import errno
 import os
 import pickle
 import stat
-import threading
 from collections import OrderedDict
 from typing import Any, cast
 
@@ -29,6 +28,7 @@ from arraychest.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.keys import decode_key, file_stem, harmless_stem
 from arraychest.locks import hold_folder
 from arraychest.mapping import MmapMode, map_file
+from arraychest.parallel import default_threads
 from arraychest.scalars import scalar_of
 from arraychest.values import Dumped, copied
 
@@ -401,14 +401,15 @@ class _BlocksOf:
     moves it away first, and removes the files once nobody holds it.
     """
 
+    fd = -1
+
     def __init__(self, loader: Loader, form: Form, key: Any, path: str) -> None:
         self._loader = loader
         self._form = form
         self._key = key
         self.path = path
-        self._lock = threading.Lock()
+        # Without a lock, which a fork might find taken: what two threads miss both open.
         self._open: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self.fd = -1
         self.fd = manifest.open_folder(path)
         if not hold_folder(self.fd):
             raise FileNotFoundError(errno.ENOENT, "it is being removed", path)
@@ -419,16 +420,17 @@ class _BlocksOf:
         if self.fd >= 0:
             os.close(self.fd)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.path, self._form, self._key, self.manifest.stamp)
+
     def block(self, index: tuple[int, ...]) -> Any:
-        with self._lock:
-            found = self._open.get(index)
-            if found is not None:
-                self._open.move_to_end(index)
-                return found
-        found = self._load(index)
-        with self._lock:
-            self._open[index] = found
-            while len(self._open) > _MAX_OPEN_BLOCKS:
+        # Taken out and put back as the last one that was used.
+        found = self._open.pop(index, None)
+        if found is None:
+            found = self._load(index)
+        self._open[index] = found
+        if len(self._open) > _MAX_OPEN_BLOCKS:
+            with contextlib.suppress(KeyError):
                 self._open.popitem(last=False)
         return found
 
@@ -461,6 +463,27 @@ class _BlocksOf:
                 f"expected a block of the value of key {self._key!r} in {path}, found what is "
                 f"none: {error}"
             ) from error
+
+
+def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
+    """The blocks of an array that was pickled.
+
+    Raises
+    ------
+    CorruptEntryError
+        They are gone, or others lie there.
+    """
+    files = Files(os.path.dirname(path), durable=False)
+    loader = Loader(files, {}, allow_pickle=False, mmap_mode="r", nthreads=default_threads())
+    try:
+        found = _BlocksOf(loader, form, key, path)
+    except (OSError, ValueError) as error:
+        raise CorruptEntryError(
+            f"expected the blocks of key {key!r} in {path}, found none: {error}"
+        ) from error
+    if found.manifest.stamp != stamp:
+        raise CorruptEntryError(f"expected the blocks of key {key!r} in {path}, found others")
+    return found
 
 
 class _FrameOf:

@@ -183,6 +183,15 @@ def hold_folder(fd: int, *, shared: bool = True) -> bool:
     return True
 
 
+def is_at(fd: int, path: str) -> bool:
+    """Whether the folder that is open is the one that lies there, under no link."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
+
+
 class KeyLock:
     """A lock on one key of a chest, between threads and processes; see `Chest.lock`.
 

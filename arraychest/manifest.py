@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -186,7 +187,10 @@ def read(folder_fd: int) -> Manifest:
     """
     fd = open_in(folder_fd, NAME)
     try:
-        size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("expected a manifest, found something that is no file")
         if size > _MOST_BYTES:
             raise ValueError(f"expected a manifest of {_MOST_BYTES} bytes at most, found {size}")
         data = bytearray()

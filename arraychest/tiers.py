@@ -823,9 +823,10 @@ class Tiers(Session):
         facts = None if cost is None else Facts(row.generation, {}, cost)
         try:
             self._place_directly(key, row, only_absent, facts)
+        except ArrayChestError:
+            self.open_store().files.remove([value_name(row)])
+            raise
         except OSError as error:
-            if isinstance(error, ArrayChestError):
-                raise
             raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
 
     def _place_directly(self, key: Any, row: Row, only_absent: bool, facts: Facts | None) -> bool:

@@ -21,6 +21,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import arraychest.assembly
+import arraychest.blocks
 import arraychest.catalog
 import arraychest.counter
 import arraychest.files
@@ -28,6 +30,7 @@ import arraychest.folder
 import arraychest.live
 import arraychest.loader
 import arraychest.locks
+import arraychest.manifest
 import arraychest.mapping
 import arraychest.mutation
 import arraychest.store
@@ -44,11 +47,14 @@ OPERATIONS = frozenset({
 })  # fmt: skip
 
 _HOSTS = (
+    arraychest.assembly,
+    arraychest.blocks,
     arraychest.counter,
     arraychest.files,
     arraychest.folder,
     arraychest.loader,
     arraychest.locks,
+    arraychest.manifest,
     arraychest.mapping,
     arraychest.mutation,
     arraychest.store,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
+import dask
 import numpy as np
 from dask._task_spec import Task
 from dask.callbacks import Callback
@@ -25,7 +26,8 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
 
     For dask's local schedulers: threads, processes, synchronous.  Each array that a task returns
     is kept if it took longer to compute than to write it and read it back, and is found again
-    under the task's name, which dask makes of what is computed.
+    under the task's name, which dask makes of what is computed.  Of what dask makes one task, as a
+    sum of what is computed block by block, the result is kept, and nothing in between.
 
     Parameters
     ----------
@@ -35,9 +37,10 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
 
     Notes
     -----
-    An array is copied in when it is kept, and comes back read-only, mapped or from RAM.  A failure
-    to keep a result is not one of the computation.  Register it for all computes with its method
-    ``register``.  Some 10 us a task.
+    dask's fusion of tasks (``optimization.fuse.active``) is switched off meanwhile: what is fused
+    has another name at each compute.  An array is copied in when it is kept, and comes back
+    read-only, mapped or from RAM.  A failure to keep a result is not one of the computation.
+    Register it for all computes with its method ``register``.  Some 10 us a task.
 
     Examples
     --------
@@ -45,8 +48,8 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
     >>> chest = arraychest.Chest()
     >>> x = da.random.default_rng(7).normal(size=(2000, 2000), chunks=1000)
     >>> with caching(chest):
-    ...     first = x.std().compute()
-    ...     again = x.std().compute()  # what was worth keeping is not computed again
+    ...     first = x.std().compute(scheduler="sync")
+    ...     again = x.std().compute(scheduler="sync")  # what was worth keeping is read
     >>> bool(first == again)
     True
     """
@@ -57,6 +60,31 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
         # What it takes to come by a result again, with the longest way to what it is computed of.
         self._seconds: dict[Any, float] = {}
         self._found: set[Any] = set()
+
+    def __enter__(self) -> Self:
+        self._unfused()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        self._fused_again()
+
+    def register(self) -> None:
+        """Keep what all computes of this process compute, until `unregister`."""
+        self._unfused()
+        super().register()
+
+    def unregister(self) -> None:
+        """Keep no more."""
+        super().unregister()
+        self._fused_again()
+
+    def _unfused(self) -> None:
+        self._config = dask.config.set({"optimization.fuse.active": False})
+
+    def _fused_again(self) -> None:
+        self._config.__exit__(None, None, None)
 
     def _start(self, dsk: dict[Any, Any]) -> None:
         for key in list(dsk):
@@ -76,6 +104,8 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
         seconds = perf_counter() - self._started.pop(key, perf_counter())
         before = [self._seconds.get(each, 0.0) for each in state["dependencies"].get(key, ())]
         self._seconds[key] = seconds = seconds + max(before, default=0.0)
+        if type(key) is str and key.startswith("finalize-"):
+            return  # what a compute returns, under a name that no other one gives it
         if key in self._found or type(result) is not np.ndarray or result.dtype.hasobject:
             return
         if seconds < _SECONDS + result.nbytes / _BYTES_PER_SECOND:

@@ -13,7 +13,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 import arraychest
-from arraychest.appending import before_append, finish, longer
+from arraychest.appending import before_append, finish, longer, remove_thrown_away
 from arraychest.assembly import begin
 from arraychest.blocks import BlockWriter, slices
 from arraychest.dask.arrays import StoredArray, to_dask
@@ -82,7 +82,7 @@ def store(
     >>> import dask.array as da
     >>> x = da.ones((2000, 2000), chunks=(1000, 1000))
     >>> with arraychest.open("ones.chest") as chest:
-    ...     store(x, chest, "x")
+    ...     store(x, chest, "x", scheduler="sync")
     ...     print(chest["x"])
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
@@ -158,6 +158,7 @@ def append(x: da.Array, chest: arraychest.Chest, key: Any, axis: int = 0, **opti
         try:
             with writer.held():
                 writer.take(before)
+                del before  # nobody else may hold it, and then its folder can be removed
                 task = _Storing(chest, key, writer, tuple(start))
                 _stored(x, task, True, False, options)
         except BaseException:
@@ -187,10 +188,14 @@ class _Storing:
 
     def __call__(self, *_: Any) -> Any:
         """The last task: all blocks are there."""
-        tiers = self.chest._tiers
-        if self.writer.exists():
-            finish(tiers, self.key, self.writer)
-        # Otherwise this very task has run before, say on a worker that was lost then.
+        tiers, writer = self.chest._tiers, self.writer
+        row = tiers.stored_row(self.key)
+        if row is not None and row.stamp == writer.stamp and writer.missing():
+            # Who wrote the same has taken them all: this very task, say, on a worker that was lost
+            # then, some of whose blocks were written again.
+            writer.discard()
+        else:
+            finish(tiers, self.key, writer)
         return handle_of(tiers, self.key)
 
 
@@ -221,10 +226,14 @@ def _stored(
     }
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[x])
     if compute:
-        with writer.held():
-            if layer:
-                dask.base.compute_as_if_collection(da.Array, graph, list(layer), **options)
-            handle = task()
+        try:
+            with writer.held():
+                if layer:
+                    dask.base.compute_as_if_collection(da.Array, graph, list(layer), **options)
+                handle = task()
+        except BaseException:
+            remove_thrown_away(task.chest._tiers)
+            raise
         return to_dask(handle, _chunks(x)) if return_stored else None
     end = f"stored-{tokenize(writer, start, x.name)}"
     layers = {**graph.layers, end: {end: (task, list(layer))}}
