@@ -8,6 +8,7 @@ from bench.harness import Bench, Row
 from bench.workloads import (
     compressed,
     dask,
+    dask_store,
     hits,
     imports,
     memoize,
@@ -29,4 +30,5 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "compressed": compressed.run,
     "memoize": memoize.run,
     "dask": dask.run,
+    "dask-store": dask_store.run,
 }

@@ -6,6 +6,7 @@ thing after the other.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import pickle
@@ -184,7 +185,7 @@ class _Terrain(Task):
 
     def __init__(self, days: int) -> None:
         self._days = days
-        self._tile = _elevation()
+        self._tile = elevation()
 
     def expected(self) -> float:
         steps = np.arange(self._days, dtype=np.float64)
@@ -207,7 +208,8 @@ def _plus_sine(i: Any, j: Any) -> Any:
     return i + np.sin(j)
 
 
-def _elevation() -> np.ndarray:
+@functools.cache
+def elevation() -> np.ndarray:
     """Metres, float32: Matplotlib's elevation model of the Jacksboro fault."""
     cbook = load("matplotlib.cbook")
     with cbook.get_sample_data("jacksboro_fault_dem.npz") as model:
