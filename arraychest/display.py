@@ -1,4 +1,4 @@
-"""What notebooks show of a chest, of a compressed array and of a cached function: HTML.
+"""What notebooks show of a chest, of a stored array in chunks and of a cached function: HTML.
 
 Each function gives one element with all that it needs: its styles, which follow the notebook's
 theme, and for tables a few lines of script that sort them.  Where styles and scripts are stripped
@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from arraychest.blocked import BlockedArray
 from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES
-from arraychest.compressed import CompressedArray
 from arraychest.errors import ArrayChestError
+from arraychest.lazy import LazyArray
 from arraychest.listing import Listed, listed
 from arraychest.tiers import Tiers
 from arraychest.units import format_bytes
@@ -40,6 +41,9 @@ _MOST_TEXT = 120
 
 # Lines between the chunks along one axis; where there are more, so many stand for them.
 _MOST_LINES = 40
+
+# Between two such lines, in pixels at least.
+_LEAST_GAP = 3.5
 
 # Side of an array's longest axis, in pixels, and the shortest that one is drawn.
 _LONGEST, _SHORTEST = 150.0, 14.0
@@ -75,7 +79,7 @@ white-space:normal;overflow-wrap:anywhere;min-width:12em}
 .arraychest .ac-bars td:nth-child(2){width:45%;min-width:9em}
 .arraychest .ac-track{height:12px;border-radius:6px;background:var(--track);overflow:hidden;
 display:flex}
-.arraychest .ac-track i{display:block;height:100%}
+.arraychest .ac-track i{display:block;height:100%;min-width:2px}
 .arraychest .ac-scroll{max-height:22rem;overflow:auto;margin-top:10px;
 border-top:1px solid var(--line)}
 .arraychest .ac-list{width:100%}
@@ -207,6 +211,7 @@ def _bars(bars: Sequence[_Bar]) -> str:
         drawn = "".join(
             f'<i class="{kind}" style="width:{100 * min(max(share, 0.0), 1.0):.2f}%"></i>'
             for kind, share in bar.parts
+            if share > 0
         )
         rows.append(
             f'<tr><td>{bar.name}</td><td><div class="ac-track">{drawn}</div></td>'
@@ -348,14 +353,14 @@ def _kind_of(each: Listed) -> str:
     entry = each.entry
     if entry is None:
         return f'<span class="ac-bad" title="{_escaped(each.problem)}">damaged</span>'
-    if entry.kind not in ("array", "scalar"):
+    if entry.kind not in ("array", "scalar", "blocked"):
         return entry.kind
     return _bdi(visible(str(entry.dtype), 40))
 
 
 def _shape_cell(each: Listed) -> tuple[float, str]:
     entry = each.entry
-    if entry is None or entry.kind not in ("array", "scalar", "pickle"):
+    if entry is None or entry.kind in ("tree", "dump"):
         return -1, "–"
     if entry.kind == "scalar" or not entry.shape:
         return 1, "scalar" if entry.kind == "scalar" else "()"
@@ -446,6 +451,7 @@ def array_html(
     *,
     stored: int | None = None,
     more: Sequence[tuple[str, str]] = (),
+    part: str = "chunk",
 ) -> str:
     """An array that lies in chunks: its figures beside its chunks, drawn.
 
@@ -461,6 +467,8 @@ def array_html(
         Bytes that it takes; None: not told.
     more
         Further lines of the table, as names and texts.
+    part
+        What its chunks are called.
     """
     axes = [_Axis.of(n, c) for n, c in zip(shape, chunks, strict=True)]
     count = math.prod(axis.number for axis in axes)
@@ -470,7 +478,7 @@ def array_html(
     rows = [
         ("Size", format_bytes(nbytes), format_bytes(chunk_bytes)),
         ("Shape", _sizes(shape), _sizes(largest)),
-        ("Count", "1 array", f"{count:,} chunk{'s' * (count != 1)}"),
+        ("Count", "1 array", f"{count:,} {part}{'s' * (count != 1)}"),
         ("Dtype", visible(str(dtype), 60), ""),
     ]
     if stored:
@@ -481,7 +489,7 @@ def array_html(
         for name, whole, part in rows
     )
     table = (
-        "<table><thead><tr><th></th><th>Array</th><th>Largest chunk</th></tr></thead>"
+        f"<table><thead><tr><th></th><th>Array</th><th>Largest {part}</th></tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
     return _framed(
@@ -489,19 +497,28 @@ def array_html(
     )
 
 
-def compressed_html(array: CompressedArray) -> str:
-    """A compressed array: its chunks, and how they are compressed; nothing is read."""
-    more = [("Order", array.order)]
+def lazy_html(array: LazyArray) -> str:
+    """A compressed or blocked array: its chunks, and how they are stored; nothing is read."""
+    if isinstance(array, BlockedArray):
+        manifest = array.blocks.manifest
+        compressed = int(np.count_nonzero(manifest.blocks[:, 0] == 0))
+        more = [("Compressed", f"{compressed:,} of {len(manifest.blocks):,} blocks")]
+        return array_html(
+            "Blocked array", array.shape, array.chunks, array.dtype,
+            stored=manifest.stored, more=more, part="block",
+        )  # fmt: skip
+    cuts: Sequence[Chunks] = array._cuts
+    more = [("Order", str(array.order))]
     # Of the array as it lies there, which may be transposed; other readers do not say.
-    layout = getattr(array.reader, "layout", None)
+    layout = getattr(getattr(array, "reader", None), "layout", None)
     if layout is not None:
         blocks = layout.blocks[::-1] if array.order == "F" else layout.blocks
         filters = [FILTER_NAMES[each] for each in layout.filters if each]
         more += [
-            ("Blocks", _sizes(blocks)),
+            ("Read by", _sizes(blocks)),
             ("Codec", ", ".join([f"{CODEC_NAMES[layout.codec]}-{layout.clevel}", *filters])),
         ]
-    return array_html("Compressed array", array.shape, array.chunks, array.dtype, more=more)
+    return array_html("Compressed array", array.shape, cuts, array.dtype, more=more)
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -509,31 +526,29 @@ def _sizes(shape: Sequence[int]) -> str:
 
 
 class _Axis(NamedTuple):
-    """One axis: its size, its chunks, and where they meet, as shares of its size."""
+    """One axis: its size, its chunks, and where each but the last ends."""
 
     size: int
     number: int
     largest: int
-    cuts: Sequence[float]
-    # Whether the cuts stand for more than can be drawn.
-    many: bool
+    ends: Sequence[int]
 
     @classmethod
     def of(cls, size: int, chunks: Chunks) -> _Axis:
         if isinstance(chunks, int | np.integer):
-            number = -(-size // max(int(chunks), 1))
-            ends: Sequence[int] = range(int(chunks) or 1, size, int(chunks) or 1)
-            largest = min(int(chunks), size)
-        else:
-            sizes = [int(each) for each in chunks]
-            number, largest = len(sizes), max(sizes, default=0)
-            ends = list(itertools.accumulate(sizes))[:-1]
-        many = len(ends) > _MOST_LINES
-        if many:
-            cuts = [(at + 1) / (_MOST_LINES + 1) for at in range(_MOST_LINES)]
-        else:
-            cuts = [end / size for end in ends] if size else []
-        return cls(size, number, largest, cuts, many)
+            step = max(int(chunks), 1)
+            # Not a list: there may be a billion.
+            return cls(size, -(-size // step), min(step, size), range(step, size, step))
+        sizes = [int(each) for each in chunks]
+        ends = list(itertools.accumulate(sizes))[:-1]
+        return cls(size, len(sizes), max(sizes, default=0), ends)
+
+    def cuts(self, pixels: float) -> tuple[list[float], bool]:
+        """Where to draw lines, as shares of the axis, and whether they stand for more."""
+        most = max(1, min(_MOST_LINES, int(pixels / _LEAST_GAP)))
+        if len(self.ends) > most:
+            return [at / (most + 1) for at in range(1, most + 1)], True
+        return [end / self.size for end in self.ends if self.size], False
 
 
 def chunks_svg(shape: tuple[int, ...], chunks: Sequence[Chunks]) -> str:
@@ -635,9 +650,9 @@ def _face(
     points = " ".join(f"{px:.1f},{py:.1f}" for px, py in corners)
     yield f'<polygon class="{kind}" points="{points}"/>'
     for axis, (ax, ay), (bx, by) in ((along_u, u, v), (along_v, v, u)):
-        if axis is None or not axis.cuts:
-            continue
-        path = "".join(
-            f"M{x + cut * ax:.1f} {y + cut * ay:.1f}l{bx:.1f} {by:.1f}" for cut in axis.cuts
-        )
-        yield f'<path class="{"ac-many" if axis.many else "ac-cut"}" d="{path}"/>'
+        cuts, many = axis.cuts(math.hypot(ax, ay)) if axis is not None else ([], False)
+        if cuts:
+            path = "".join(
+                f"M{x + cut * ax:.1f} {y + cut * ay:.1f}l{bx:.1f} {by:.1f}" for cut in cuts
+            )
+            yield f'<path class="{"ac-many" if many else "ac-cut"}" d="{path}"/>'
