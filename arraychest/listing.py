@@ -33,6 +33,8 @@ _PAGE = 1024
 # Slots that are looked through for values that are not stored, where only some are asked for.
 _MOST_SLOTS = 1 << 16
 
+_PLACE = operator.itemgetter(0)
+
 
 class Listed(NamedTuple):
     """One entry, as of when it was looked at.
@@ -82,12 +84,13 @@ def listed(tiers: Tiers, most: int | None = None) -> Iterator[Listed]:
     with tiers.writer.lock:
         tiers.check_open()
         tiers.follow()
-        found = _unsaved(tiers, None if most is None else _MOST_SLOTS)
-        by_place = operator.itemgetter(0)
-        unsaved = sorted(found, key=by_place) if most is None else heapq.nsmallest(
-            most, found, key=by_place
-        )  # fmt: skip
-    both = heapq.merge(unsaved, _stored(tiers, min(most or _PAGE, _PAGE)), key=by_place)
+        found = _unsaved(tiers, most)
+        first = sorted(found, key=_PLACE) if most is None else heapq.nsmallest(most, found, _PLACE)
+        unsaved = [
+            Listed(place, key, "RAM", _resident_entry(array, kind))
+            for place, key, array, kind in first
+        ]
+    both = heapq.merge(unsaved, _stored(tiers, min(most or _PAGE, _PAGE)), key=_PLACE)
     return itertools.islice(_once(both), most)
 
 
@@ -104,21 +107,25 @@ def _once(found: Iterator[Listed]) -> Iterator[Listed]:
         yield each
 
 
-def _unsaved(tiers: Tiers, most: int | None) -> Iterator[Listed]:
-    """What has no row in the catalog; called under the lock."""
-    for slot in itertools.islice(tiers.index.slots.values(), most):
+def _unsaved(tiers: Tiers, most: int | None) -> Iterator[tuple[int, Any, np.ndarray | Tree, Kind]]:
+    """Place, key and value of what has no row in the catalog; called under the lock.
+
+    The first `most` are among them.
+    """
+    index, resident = tiers.index, tiers.resident
+    for slot in itertools.islice(index.slots.values(), None if most is None else _MOST_SLOTS):
         if slot.raw is None and slot.array is not None:
-            yield Listed(slot.seq, slot.key, "RAM", _resident_entry(slot.array, slot.kind))
-    resident = tiers.resident
+            yield slot.seq, slot.key, slot.array, slot.kind
     batched = itertools.chain.from_iterable(
         zip(batch.numbers, batch.keys, batch.arrays, strict=True) for batch in resident.batches
     )
     fresh = zip(
-        itertools.count(tiers.index.puts + 1), resident.fresh, resident.fresh.values(), strict=False
+        itertools.count(index.puts + 1), resident.fresh, resident.fresh.values(), strict=False
     )
+    # Each of both is in the order of places.
     for values in (batched, fresh):
         for place, key, array in itertools.islice(values, most):
-            yield Listed(place, key, "RAM", _resident_entry(array, "array"))
+            yield place, key, array, "array"
 
 
 def _resident_entry(array: np.ndarray | Tree, kind: Kind) -> Entry:
