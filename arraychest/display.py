@@ -15,7 +15,6 @@ import functools
 import html
 import itertools
 import math
-import reprlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES
 from arraychest.errors import ArrayChestError
 from arraychest.lazy import LazyArray
 from arraychest.listing import Listed, listed
+from arraychest.text import key_text, visible
 from arraychest.tiers import Tiers
 from arraychest.units import format_bytes
 
@@ -35,9 +35,6 @@ MOST_ENTRIES = 200
 
 # A chest that holds more is not asked for numbers that take a look at each entry or slot.
 _MOST_COUNTED = 1 << 16
-
-# Characters of a text that is shown: keys may be megabytes long.
-_MOST_TEXT = 120
 
 # Lines between the chunks along one axis; where there are more, so many stand for them.
 _MOST_LINES = 40
@@ -132,41 +129,6 @@ def _style() -> str:
 
 
 # --- text ------------------------------------------------------------------------------------
-
-
-class _Shortened(reprlib.Repr):
-    """`repr` of a key that may be of any size and depth."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 4
-        self.maxtuple = self.maxfrozenset = 8
-        self.maxstring = self.maxother = self.maxlong = _MOST_TEXT
-
-    def repr_int(self, x: int, level: int) -> str:
-        # Python writes no decimal number of more than some thousand digits.
-        return super().repr_int(x, level) if x.bit_length() < 4096 else f"{x.bit_length()}-bit int"
-
-    def repr_bytes(self, x: bytes, level: int) -> str:
-        """As of a str, which is cut before its `repr` is made."""
-        del level
-        return repr(x) if len(x) <= _MOST_TEXT else f"{x[:_MOST_TEXT]!r}..."
-
-
-_shorten = _Shortened()
-
-
-def key_text(key: Any) -> str:
-    """A key as Python writes it, cut to a line: of printable characters only."""
-    return visible(_shorten.repr(key))
-
-
-def visible(text: str, most: int = 2 * _MOST_TEXT) -> str:
-    """A text as printable characters only, others as Python escapes them, cut to a length."""
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    if cut.isprintable():
-        return cut
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in cut)
 
 
 def _escaped(text: object) -> str:
@@ -429,7 +391,7 @@ def cached_html(name: str, where: str, stats: Any, options: dict[str, Any]) -> s
         ),
     ]
     told = [
-        f"{key}={visible(_shorten.repr(value))}"
+        f"{key}={key_text(value)}"
         for key, value in options.items()
         if value not in ((), None, 0) and value is not True
     ]

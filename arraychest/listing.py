@@ -52,6 +52,8 @@ class Listed(NamedTuple):
         None: its row is damaged.
     problem
         What is wrong with it; empty if nothing is.
+    row
+        Its row in the catalog, if that is where its value is.
     """
 
     seq: int
@@ -59,6 +61,7 @@ class Listed(NamedTuple):
     tier: Tier
     entry: Entry | None
     problem: str = ""
+    row: Row | None = None
 
 
 def listed(tiers: Tiers, most: int | None = None) -> Iterator[Listed]:
@@ -171,7 +174,7 @@ def _of_row(tiers: Tiers, raw: RawRow, deleted: dict[Any, int | None]) -> Listed
         return Listed(seq, key, "disk", None, str(error))
     if row.is_frame:
         entry = replace(entry, codec="blosc2")
-    return Listed(seq, key, _tier(tiers, slot), entry)
+    return Listed(seq, key, _tier(tiers, slot), entry, row=row)
 
 
 def _tier(tiers: Tiers, slot: Slot | None) -> Tier:

@@ -28,6 +28,7 @@ from arraychest.errors import (
 )
 from arraychest.filesystem import check_file_system, file_system_of
 from arraychest.folder import Mode, empty_folder, open_folder
+from arraychest.history import History
 from arraychest.index import Index
 from arraychest.live import Live
 from arraychest.locks import FILE_NAME as LOCKS_NAME
@@ -100,6 +101,7 @@ class Session:
         self._account = Account(self.index, self.resident, self.committer)
         if path is not None:
             self._open_named(path)
+        self.history = History()
         # Last: its first page comes a while after the chest was opened.
         self.live = Live(path, options.mode)
         self.committer.before_commit = weakref.WeakMethod(self.tell_if_due)
@@ -194,8 +196,16 @@ class Session:
 
     def tell_if_due(self) -> None:
         """Tell other processes of the chest, if it is time.  The lock is not held."""
-        if time.monotonic() >= self.live.due:
+        now = time.monotonic()
+        if now >= self.history.due:
+            self.take_sample()
+        if now >= self.live.due:
             self.live.publish(lambda: self._account.take(self._store, self.budget))
+
+    def take_sample(self) -> None:
+        """Note what is in RAM now, for `Chest.plot`."""
+        spilled = self.committer.counters.bytes_spilled
+        self.history.add(self.resident.charged, self.budget.bytes, spilled)
 
     # --- who may do what -----------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ RANKS = {
     "errors": 0,
     "units": 0,
     "progress": 0,
+    "history": 0,
+    "text": 0,
     "keys": 1,
     "entry": 1,
     "scalars": 1,
@@ -73,6 +75,7 @@ RANKS = {
     "mending": 15,
     "chest": 16,
     "display": 17,
+    "plots": 17,
     "exchange": 17,
     "": 17,  # the package itself
     "cli": 18,

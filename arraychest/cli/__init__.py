@@ -83,6 +83,7 @@ def _parser() -> _Parser:
         exchange,
         guide,
         looking,
+        plotting,
         top,
         values,
     )
@@ -92,7 +93,8 @@ def _parser() -> _Parser:
         "--version", action="version", version=f"arraychest {arraychest.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (looking, about, top, values, between, exchange, care, guide, demo, completion):
+    readers = (looking, about, top, plotting)
+    for module in (*readers, values, between, exchange, care, guide, demo, completion):
         module.add_commands(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where an error comes from")
