@@ -51,8 +51,9 @@ _STYLE = """
 --chunk3:#9cc6e0;--edge:#2f6f9c}
 @media (prefers-color-scheme:dark){.arraychest{DARK}}
 [data-jp-theme-light="true"] .arraychest,body.vscode-light .arraychest,
-[data-theme="light"] .arraychest{LIGHT}
+body.vscode-high-contrast-light .arraychest,[data-theme="light"] .arraychest{LIGHT}
 [data-jp-theme-light="false"] .arraychest,body.vscode-dark .arraychest,
+body.vscode-high-contrast:not(.vscode-high-contrast-light) .arraychest,
 [data-theme="dark"] .arraychest{DARK}
 .arraychest{background:var(--bg);color:var(--ink);border:1px solid var(--line);border-radius:8px;
 padding:12px 16px;font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
@@ -65,12 +66,14 @@ text-align:left;color-scheme:light dark}
 .arraychest .ac-bad{color:var(--bad)}
 .arraychest .ac-flow{display:flex;flex-wrap:wrap;gap:10px 32px;align-items:center}
 .arraychest table{border-collapse:collapse;border:0;margin:0;font-size:12px;color:inherit;
-background:none}
+background:none;table-layout:auto}
+.arraychest thead{border:0}
+.arraychest.arraychest tbody tr,.arraychest.arraychest tbody tr:hover{background:none}
 .arraychest tr,.arraychest th,.arraychest td{border:0;background:none;color:inherit;
 text-align:left;padding:3px 10px;vertical-align:top;white-space:nowrap;max-width:none}
 .arraychest .ac-n{text-align:right;font-variant-numeric:tabular-nums}
 .arraychest .ac-key{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;
-white-space:normal;overflow-wrap:anywhere;min-width:12em}
+white-space:normal;overflow-wrap:anywhere;min-width:15em}
 .arraychest .ac-bars{width:100%}
 .arraychest .ac-bars td{padding:2px 12px 2px 0;vertical-align:middle}
 .arraychest .ac-bars td:nth-child(2){width:45%;min-width:9em}
@@ -92,7 +95,7 @@ margin-right:6px;background:var(--faint)}
 .arraychest .ac-good{background:var(--good)}.arraychest .ac-both{
 background:linear-gradient(90deg,var(--disk) 50%,var(--ram) 50%)}
 .arraychest svg{display:block;overflow:visible}
-.arraychest svg text{fill:var(--ink);font:11px system-ui,sans-serif}
+.arraychest svg text{fill:var(--ink);stroke:none;font:11px system-ui,sans-serif}
 .arraychest .ac-face{fill:var(--chunk);stroke:var(--edge);stroke-width:1.6;stroke-linejoin:round}
 .arraychest .ac-top{fill:var(--chunk2)}.arraychest .ac-side{fill:var(--chunk3)}
 .arraychest .ac-cut{stroke:var(--edge);stroke-width:.8;fill:none}
@@ -317,7 +320,7 @@ def _kind_of(each: Listed) -> str:
         return f'<span class="ac-bad" title="{_escaped(each.problem)}">damaged</span>'
     if entry.kind not in ("array", "scalar", "blocked"):
         return entry.kind
-    return _bdi(visible(str(entry.dtype), 40))
+    return _bdi(visible(str(entry.dtype), 28))
 
 
 def _shape_cell(each: Listed) -> tuple[float, str]:
@@ -326,7 +329,7 @@ def _shape_cell(each: Listed) -> tuple[float, str]:
         return -1, "–"
     if entry.kind == "scalar" or not entry.shape:
         return 1, "scalar" if entry.kind == "scalar" else "()"
-    return math.prod(entry.shape), visible(" × ".join(map(str, entry.shape)), 60)
+    return math.prod(entry.shape), visible(" × ".join(map(str, entry.shape)), 32)
 
 
 def _size_cell(nbytes: int | None) -> tuple[float, str]:
@@ -541,8 +544,9 @@ def chunks_svg(shape: tuple[int, ...], chunks: Sequence[Chunks]) -> str:
 def _svg(width: float, height: float, body: str, told: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{html.escape(told)}">'
-        f"{body}</svg>"
+        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{html.escape(told)}" '
+        # For where styles are stripped: nothing is black on black.
+        f'fill="none" stroke="currentColor" font-size="11">{body}</svg>'
     )
 
 
@@ -597,7 +601,10 @@ def _block(axes: Sequence[_Axis]) -> tuple[float, float, str]:
 
 
 def _label(x: float, y: float, size: int, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{size:,}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor" '
+        f'stroke="none">{size:,}</text>'
+    )
 
 
 _Point = tuple[float, float]
