@@ -8,7 +8,6 @@ in turn, so that none always runs behind the same neighbour.
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import statistics
 import tempfile
@@ -19,8 +18,10 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from rich.table import Table
 
-MIB = 1 << 20
+from bench.peers.base import PeerMissingError
+from bench.workload import MIB
 
 # The array of the workloads with large values: 16 MiB.
 SHAPE = (1024, 2048)
@@ -37,20 +38,6 @@ OURS = "arraychest"
 Figures = Mapping[str, float | Sequence[float]]
 # All figures of one run of a workload, by contestant and measure.
 Samples = dict[tuple[str, str], list[float]]
-
-
-class WrongAnswerError(Exception):
-    """What was read back is not what was stored."""
-
-
-class PeerMissingError(Exception):
-    """A peer is not installed, or cannot do this workload here."""
-
-
-def expect(right: object, what: str) -> None:
-    """Raise `WrongAnswerError` unless `right` is true."""
-    if not right:
-        raise WrongAnswerError(what)
 
 
 @dataclass(frozen=True)
@@ -266,10 +253,57 @@ def seconds(action: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def disk_bytes(folder: Path) -> int:
-    """Bytes of disk that the files in a folder take."""
-    return sum(
-        os.stat(os.path.join(top, name)).st_blocks * 512
-        for top, _, names in os.walk(folder)
-        for name in names
+def table_of(rows: list[Row], title: str) -> Table:
+    """A line for each row."""
+    table = Table(
+        title=f"{title}: median (best)",
+        title_justify="left",
+        caption="Peers that take many times as long are measured once, on fewer arrays.",
+        caption_justify="left",
     )
+    for name, justify in (
+        ("workload", "left"),
+        ("measure", "left"),
+        ("arraychest", "right"),
+        ("compared with", "left"),
+        ("it", "right"),
+        ("ratio", "right"),
+        ("floor", "right"),
+        ("met", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    last = ""
+    for row in rows:
+        if last and row.workload != last:
+            table.add_section()
+        last = row.workload
+        ratio = row.ratio
+        floor = ""
+        if row.floor is not None:
+            sign = "≥" if row.floor.at_least else "≤"
+            floor = f"{sign} {row.floor.value:g}" + (" ×" if row.floor.of_ratio else f" {row.unit}")
+        met = {None: "", True: "[green]yes[/green]", False: "[red]NO[/red]"}[row.met]
+        table.add_row(
+            row.workload,
+            row.measure,
+            _figures(row, row.ours),
+            row.against,
+            _figures(row, row.theirs),
+            "" if ratio is None else _short(ratio),
+            floor,
+            met,
+        )
+    return table
+
+
+def _figures(row: Row, figures: list[float]) -> str:
+    if not figures:
+        return ""
+    median, best = statistics.median(figures), row.best(figures)
+    return f"{_short(median)} ({_short(best)}) {row.unit}"
+
+
+def _short(figure: float) -> str:
+    if abs(figure) >= 100:
+        return f"{figure:,.0f}"
+    return f"{figure:.3g}" if abs(figure) >= 0.01 else f"{figure:.4f}"

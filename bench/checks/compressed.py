@@ -17,20 +17,9 @@ import numpy as np
 
 import arraychest
 from arraychest.codecs import blosc, frame
-from bench.harness import (
-    MIB,
-    OURS,
-    Bench,
-    Contestant,
-    Figures,
-    Floor,
-    Row,
-    Samples,
-    disk_bytes,
-    expect,
-    rows_against,
-)
-from bench.peers import load
+from bench.harness import OURS, Bench, Contestant, Figures, Floor, Row, Samples, rows_against
+from bench.peers.base import load
+from bench.workload import MIB, disk_bytes, expect
 
 _NAME = "compressed"
 _IN_MEMORY = "Blosc2 in memory, the same parameters"

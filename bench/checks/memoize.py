@@ -16,19 +16,17 @@ from arraychest import digests
 from bench.harness import (
     ARRAY_BYTES,
     DTYPE,
-    MIB,
     OURS,
     SHAPE,
     Bench,
     Contestant,
     Figures,
     Floor,
-    PeerMissingError,
     Row,
-    expect,
     rows_against,
 )
-from bench.peers import load
+from bench.peers.base import PeerMissingError, load
+from bench.workload import MIB, expect
 
 _NAME = "memoize"
 _PEER = "joblib.Memory"

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import arraychest
-from bench.harness import MIB, OURS, Bench, Contestant, Figures, Floor, Row, expect
+from bench.harness import OURS, Bench, Contestant, Figures, Floor, Row
+from bench.workload import MIB, expect
 
 _NAME = "sharing"
 _KEYS = 256

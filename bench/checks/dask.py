@@ -16,18 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import (
-    OURS,
-    Bench,
-    Contestant,
-    Figures,
-    Floor,
-    Row,
-    Samples,
-    expect,
-    rows_against,
-)
-from bench.peers import load
+from bench.harness import OURS, Bench, Contestant, Figures, Floor, Row, Samples, rows_against
+from bench.peers.base import load
+from bench.workload import expect
 
 _NAME = "dask"
 _UNLIMITED = "dask without a limit"

@@ -1,0 +1,16 @@
+"""Figures of arraychest alone, or beside what is no peer, with a floor for some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.checks import compressed, dask, imports, memoize, sharing
+from bench.harness import Bench, Row
+
+CHECKS: dict[str, Callable[[Bench], list[Row]]] = {
+    "import": imports.run,
+    "sharing": sharing.run,
+    "compressed": compressed.run,
+    "trees": memoize.run,
+    "dask": dask.run,
+}
