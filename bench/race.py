@@ -38,6 +38,7 @@ _LACKS = {
     "open_whole": "has no arrays in chunks",
     "memoise": "memoises no functions",
     "reader": "not for readers beside a writer",
+    "dask_worker": "no mapping for a worker of dask",
 }
 
 # Room that is left on a disk beside what a workload needs.
@@ -268,6 +269,8 @@ def _why_not(peer: type[Peer], workload: Workload) -> str | None:
     """Why a peer cannot do a workload; None if it can."""
     if workload.name in peer.cannot:
         return peer.cannot[workload.name]
+    if workload.peers is not None and peer.name not in workload.peers:
+        return "of those that can, only a few are given the time"
     # `put`, `get` and `delete` may be bound methods of the peer's own object.
     has = {*dir(peer), *peer.bound}
     for method in workload.needs:

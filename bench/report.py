@@ -291,6 +291,8 @@ def figure(value: float, step: Mapping[str, Any]) -> str:
     """A figure with its unit, for people."""
     if step["unit"] == "B":
         return size(value)
+    if not step["unit"]:
+        return _digits(value)
     if step["unit"] == "×":
         return f"{value:.2f} ×"
     text = next(

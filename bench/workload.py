@@ -37,7 +37,7 @@ class Step:
     Attributes
     ----------
     unit
-        "s" (seconds for each of what `name` says), "B" (bytes) or "×" (a ratio).
+        "s" (seconds for each of what `name` says), "B" (bytes), "×" (a ratio) or "" (a number).
     nbytes
         Bytes that each of them moves, at the full and the small scale, where a table shows GB/s.
     judged
@@ -46,8 +46,6 @@ class Step:
         Whether what the limit does in it are bare system calls, so that it is judged, too.
     at_most
         A bound for arraychest's own figure.
-    size_of
-        Another step's name: its figures at the first and this size are compared for growth.
     """
 
     name: str
@@ -67,6 +65,8 @@ class Workload:
         For the command line; for people.
     needs
         Methods that a peer must have.
+    peers
+        Names of those that run where not all may.
     steps
         What is measured, by name.
     rounds
@@ -85,6 +85,7 @@ class Workload:
     name: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("put", "get")
+    peers: ClassVar[tuple[str, ...] | None] = None
     steps: ClassVar[tuple[Step, ...]]
     rounds: ClassVar[int] = 3
     budget: ClassVar[tuple[int, int]] = (256 * MIB, 8 * MIB)
@@ -201,18 +202,22 @@ ARRAY_BYTES = (16 * MIB, MIB)
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Of a process: memory that no file backs, in RAM; 0 when it is gone.
+    """Of a process and those that it has started: memory that no file backs, in RAM; 0 when it is
+    gone.
 
     Pages of mapped files are the kernel's, which takes them back as it needs them.
     """
-    try:
+    total = 0
+    with suppress(OSError):
         with open(f"/proc/{pid}/status", "rb") as file:
             for line in file:
                 if line.startswith(b"RssAnon:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ProcessLookupError):
-        pass
-    return 0
+                    total = int(line.split()[1]) * 1024
+                    break
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                total += sum(anonymous_bytes(int(child)) for child in file.read().split())
+    return total
 
 
 def disk_bytes(folder: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.checks import compressed, dask, imports, memoize, sharing
+from bench.checks import compressed, imports, memoize, sharing
 from bench.harness import Bench, Row
 
 CHECKS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -12,5 +12,4 @@ CHECKS: dict[str, Callable[[Bench], list[Row]]] = {
     "sharing": sharing.run,
     "compressed": compressed.run,
     "trees": memoize.run,
-    "dask": dask.run,
 }

@@ -7,7 +7,6 @@ import collections.abc
 import importlib
 import importlib.metadata
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -129,7 +128,7 @@ _HEAD = struct.Struct("<HH")
 
 
 def packed(array: np.ndarray) -> list[Any]:
-    """An array as buffers for a store of bytes, without a copy of its data: head, form, data."""
+    """An array as buffers for a store of bytes, without a copy of its data: form, and data."""
     form = ",".join((array.dtype.str, *map(str, array.shape))).encode()
     form += b" " * (-(len(form) + _HEAD.size) % 64)
     return [_HEAD.pack(len(form), 0) + form, array.data.cast("B")]
@@ -138,15 +137,22 @@ def packed(array: np.ndarray) -> list[Any]:
 _forms: dict[bytes, tuple[np.dtype[Any], tuple[int, ...]]] = {}
 
 
-def unpacked(buffer: Any) -> np.ndarray:
-    """The array that `packed` gave as one buffer: a view of it."""
+def unpacked(buffer: Any, data: Any = None) -> np.ndarray | None:
+    """The array that `packed` gave as one buffer, or as two: a view of it.
+
+    None: there is only the form, and the data is another buffer.
+    """
     (length, _) = _HEAD.unpack_from(buffer)
-    text = bytes(buffer[_HEAD.size : _HEAD.size + length])
+    start = _HEAD.size + length
+    if data is None:
+        if len(buffer) == start:
+            return None
+        data, at = buffer, start
+    else:
+        at = 0
+    text = bytes(buffer[_HEAD.size : start])
     form = _forms.get(text)
     if form is None:
         dtype, *shape = text.decode().rstrip().split(",")
         form = _forms[text] = np.dtype(dtype), tuple(map(int, shape))
-    return np.ndarray(form[1], form[0], buffer, _HEAD.size + length)
-
-
-Reader = Callable[[str], np.ndarray]
+    return np.ndarray(form[1], form[0], data, at)

@@ -57,6 +57,9 @@ class Arraychest(Peer):
     def memoise(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self._chest.cache(function)
 
+    def dask_worker(self, target: int) -> dict[str, Any]:
+        return {"data": (load("arraychest.dask").WorkerChest, {"target": target})}
+
     def reader(self) -> Callable[[str], np.ndarray]:
         self._chest.close()
         self._chest = self._arraychest.open(self.folder / "chest", mode="r")

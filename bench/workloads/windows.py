@@ -12,9 +12,9 @@ from bench.peers.base import load
 from bench.workload import MIB, Run, Step, Workload, expect
 
 _WINDOW = 64
-_SIDES = (16384, 2048)
-_ROWS = (8192, 2048)
-_BYTES = (512 * MIB, 16 * MIB)
+_SIDES = (16384, 4096)
+_ROWS = (8192, 2304)
+_BYTES = (512 * MIB, 36 * MIB)
 
 
 class Windows(Workload):
