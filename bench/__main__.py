@@ -31,7 +31,7 @@ from bench.race import Runner
 from bench.workloads import RACES
 
 # Rounds of a check at the full scale; a race says its own.
-_CHECK_ROUNDS = 5
+_CHECK_ROUNDS = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace, folder: Path, console: Console) -> report.
             if name in RACES:
                 race = report.document_of(runner.run(RACES[name]()), small=small)
                 document["workloads"].append(race)
-                console.print(*report.tables(race))
+                console.print(report.table(race))
                 for why in dict.fromkeys(race["skipped"].values()):
                     those = ", ".join(peer for peer, its in race["skipped"].items() if its == why)
                     console.print(f"  skipped: {those}: {why}", markup=False, style="dim")

@@ -24,6 +24,9 @@ BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 # Blocks, catalogs and headers differ by so much where the values take the same.
 _SAME_SIZE = 1.02
 
+# Units in which less is better by so many times.
+_COMPARED = ("s", "B")
+
 Document = dict[str, Any]
 
 
@@ -62,7 +65,7 @@ class Verdict:
     limit_ratio
         Ours by the machine's limit; None where it was not measured.
     met
-        Whether everything that is asked is so; None where nothing is asked.
+        Whether everything that is asked is so; None where nothing is asked, or the scale small.
     """
 
     workload: str
@@ -85,10 +88,13 @@ def verdicts(document: Mapping[str, Any]) -> Iterator[Verdict]:
             ours = median_of(peers[OURS], step["name"])
             if ours is None:
                 continue
+            # Of ratios and of numbers of events none is the best.
             ratios = {
                 name: _ratio(ours, median_of(peer, step["name"]))
                 for name, peer in peers.items()
-                if name != OURS and (name == LIMIT or why_not_compared(workload, name) is None)
+                if step["unit"] in _COMPARED
+                and name != OURS
+                and (name == LIMIT or why_not_compared(workload, name) is None)
             }
             limit_ratio = ratios.pop(LIMIT, None)
             known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
@@ -108,7 +114,7 @@ def verdicts(document: Mapping[str, Any]) -> Iterator[Verdict]:
                 known[best] if best is not None and step["judged"] else None,
                 limit_ratio,
                 step["limit"],
-                all(asked) if asked else None,
+                all(asked) if asked and document["scale"] == "full" else None,
             )
 
 
@@ -138,22 +144,22 @@ def _ratio(ours: float, theirs: float | None) -> float | None:
 # --- on the terminal -----------------------------------------------------------------------------
 
 
-def tables(workload: Mapping[str, Any]) -> Iterator[Table]:
-    """One table for each workload: its peers, a column for each step."""
+def table(workload: Mapping[str, Any]) -> Table:
+    """A line for each peer, a column for each step."""
     steps = workload["steps"]
-    table = Table(
+    peers = workload["peers"]
+    made = Table(
         title=f"{workload['name']}: {workload['title']} ({workload['seconds']:.0f} s)",
         title_justify="left",
+        caption="Median of the rounds, least and most from there; by the best peer, by the limit.",
+        caption_justify="left",
     )
-    table.add_column("peer")
+    made.add_column("peer", no_wrap=True)
     for step in steps:
-        table.add_column(step["name"], justify="right")
-        table.add_column("/best", justify="right")
-        table.add_column("/limit", justify="right")
-    table.add_column("anon", justify="right")
-    table.add_column("disk", justify="right")
-    table.add_column("notes", overflow="fold")
-    peers = workload["peers"]
+        made.add_column(step["name"], justify="right")
+    made.add_column("memory", justify="right")
+    made.add_column("disk", justify="right")
+    made.add_column("notes", overflow="fold")
     best = {step["name"]: _best(peers, step["name"]) for step in steps}
 
     def place(name: str) -> float:
@@ -165,26 +171,28 @@ def tables(workload: Mapping[str, Any]) -> Iterator[Table]:
         for step in steps:
             figures = peer["steps"].get(step["name"])
             if not figures:
-                cells += ["", "", ""]
+                cells.append("")
                 continue
             median = statistics.median(figures)
             limit = median_of(peers[LIMIT], step["name"]) if LIMIT in peers else None
-            cells += [
-                _with_spread(figures, step),
-                _times(_ratio(median, best[step["name"]])),
-                _times(_ratio(median, limit)),
-            ]
-        notes = [] if peer["share"] == 1 else [f"{peer['share']:.1%} of the values"]
+            ratios = [_times(_ratio(median, other)) for other in (best[step["name"]], limit)]
+            of = (
+                ""
+                if step["unit"] not in _COMPARED
+                else f"\n[dim]{' · '.join(filter(None, ratios))}[/dim]"
+            )
+            cells.append(_with_spread(figures, step) + of)
+        notes = [] if peer["share"] == 1 else [f"{peer['share']:.2g} of the values"]
         if name not in (OURS, LIMIT) and OURS in peers:
             notes += filter(None, [why_not_compared(workload, name)])
-        table.add_row(
+        made.add_row(
             f"[bold]{name}[/bold]" if name == OURS else name,
             *cells,
             size(statistics.median(peer["anon"])),
             size(max(peer["disk"])),
             "; ".join(notes),
         )
-    yield table
+    return made
 
 
 def _best(peers: Mapping[str, Any], step: str) -> float | None:
@@ -194,9 +202,9 @@ def _best(peers: Mapping[str, Any], step: str) -> float | None:
 
 def _with_spread(figures: list[float], step: Mapping[str, Any]) -> str:
     median = statistics.median(figures)
-    text = figure(median, step)
+    text = figure(median, {**step, "nbytes": None})
     if len(figures) > 1 and median:
-        text += f" −{1 - min(figures) / median:.0%} +{max(figures) / median - 1:.0%}"
+        text += f" −{1 - min(figures) / median:.0%}+{max(figures) / median - 1:.0%}"
     return text
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.checks import compressed, imports, memoize, sharing
+from bench.checks import compressed, imports, sharing, trees
 from bench.harness import Bench, Row
 
 CHECKS: dict[str, Callable[[Bench], list[Row]]] = {
     "import": imports.run,
     "sharing": sharing.run,
     "compressed": compressed.run,
-    "trees": memoize.run,
+    "trees": trees.run,
 }

@@ -110,6 +110,7 @@ class ZictMemmap(Zict):
     cannot: ClassVar[dict[str, str]] = {
         "hits": "as zict",
         "small": "as zict; a map for each value",
+        "opening": "as zict",
         "dask": "as zict",
     }
     memmap = True
