@@ -132,7 +132,9 @@ def _check(
         console.print(traceback.format_exc(), markup=False, highlight=False)
         return
     document["checks"] += [
-        {**dataclasses.asdict(row), "ratio": row.ratio, "met": row.met} for row in rows
+        # The small scale judges nothing.
+        {**dataclasses.asdict(row), "ratio": row.ratio, "met": None if small else row.met}
+        for row in rows
     ]
     document["skipped"] |= bench.skipped
     console.print(table_of(rows, name))

@@ -176,12 +176,9 @@ def table(workload: Mapping[str, Any]) -> Table:
             median = statistics.median(figures)
             limit = median_of(peers[LIMIT], step["name"]) if LIMIT in peers else None
             ratios = [_times(_ratio(median, other)) for other in (best[step["name"]], limit)]
-            of = (
-                ""
-                if step["unit"] not in _COMPARED
-                else f"\n[dim]{' · '.join(filter(None, ratios))}[/dim]"
-            )
-            cells.append(_with_spread(figures, step) + of)
+            cells.append(_with_spread(figures, step))
+            if step["unit"] in _COMPARED:
+                cells[-1] += f"\n[dim]{' · '.join(filter(None, ratios))}[/dim]"
         notes = [] if peer["share"] == 1 else [f"{peer['share']:.2g} of the values"]
         if name not in (OURS, LIMIT) and OURS in peers:
             notes += filter(None, [why_not_compared(workload, name)])
