@@ -25,7 +25,7 @@ from bench.workload import Workload, anonymous_bytes
 _SAMPLE_SECONDS = 0.02
 
 # A turn that takes longer has hung.
-_TIMEOUT_SECONDS = 300
+_TIMEOUT_SECONDS = 180
 
 # What it means that a peer has not a method.
 _LACKS = {
@@ -40,6 +40,11 @@ _LACKS = {
     "reader": "not for readers beside a writer",
     "dask_worker": "no mapping for a worker of dask",
 }
+
+# A peer is played in one round if its turn takes longer than this, and so many times as long as
+# arraychest's.
+_SLOW_SECONDS = 8
+_SLOW_TIMES = 3
 
 # Room that is left on a disk beside what a workload needs.
 _SPARE_BYTES = 1 << 30
@@ -63,6 +68,8 @@ class Outcome:
         Bytes: the most that its files took.
     share
         Of the values, where it was given fewer.
+    turn_seconds
+        How long each of its processes ran.
     """
 
     durability: str
@@ -72,6 +79,7 @@ class Outcome:
     steps: dict[str, list[float]] = field(default_factory=dict)
     anon: list[int] = field(default_factory=list)
     disk: list[int] = field(default_factory=list)
+    turn_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -158,21 +166,37 @@ class Runner:
                 race.failed["-"] = str(failed)
                 return race
             answers: dict[str, tuple[int, str]] = {}
-            for number, names in enumerate(self._order(workload, playing)):
-                self._round(race, number, names, shared, answers)
+            rounds = self._rounds or (1 if self._small else workload.rounds)
+            for number in range(rounds):
+                before = time.perf_counter()
+                self._round(race, number, self._order(race, playing, number), shared, answers)
+                now = time.perf_counter()
+                # Who asks for so many rounds, gets them.
+                if self._rounds is None and now - start + now - before > workload.seconds:
+                    break
         race.seconds = time.perf_counter() - start
         return race
 
-    def _order(self, workload: Workload, playing: list[str]) -> Iterator[list[str]]:
+    def _order(self, race: Race, playing: list[str], number: int) -> list[str]:
+        """Who plays a round, and in which order."""
         # Each starts a round in turn, so that none always runs behind the same neighbour.
-        rounds = self._rounds or (1 if self._small else workload.rounds)
-        for number in range(rounds):
-            start = number % max(len(playing), 1)
-            yield [
-                name
-                for name in playing[start:] + playing[:start]
-                if number == 0 or workload.name not in PEERS[name].shares
-            ]
+        start = number % max(len(playing), 1)
+        return [
+            name
+            for name in playing[start:] + playing[:start]
+            if number == 0 or not self._slow(race, name)
+        ]
+
+    def _slow(self, race: Race, name: str) -> bool:
+        """Whether one turn of a peer tells enough, and more would take too long."""
+        outcome, ours = race.outcomes.get(name), race.outcomes.get(OURS)
+        if name == OURS or outcome is None:
+            return False
+        known = max(outcome.turn_seconds, default=0.0)
+        usual = max(ours.turn_seconds, default=0.0) if ours else 0.0
+        return race.workload.name in PEERS[name].shares or (
+            known > _SLOW_SECONDS and known > _SLOW_TIMES * usual
+        )
 
     def _round(
         self,
@@ -213,6 +237,7 @@ class Runner:
                 _take(race, name, result, answers)
 
     def _turn(self, workload: Workload, name: str, shared: Path) -> dict[str, Any]:
+        start = time.perf_counter()
         with self._fresh_folder() as folder:
             command = [sys.executable, "-m", "bench.one", workload.name, name]
             command += ["small" if self._small else "full", str(folder), str(shared)]
@@ -253,6 +278,7 @@ class Runner:
             raise PeerMissingError(result["missing"])
         if "error" in result:
             raise TurnFailedError(result["error"])
+        result["turn_seconds"] = time.perf_counter() - start
         result["anon"] = max(peak - result.get("anon_before", 0), 0)
         return result
 
@@ -303,6 +329,7 @@ def _take(
         outcome.steps.setdefault(step, []).append(_median(figures))
     outcome.anon.append(result["anon"])
     outcome.disk.append(result["disk"])
+    outcome.turn_seconds.append(round(result["turn_seconds"], 3))
 
 
 def _median(figures: list[float]) -> float:

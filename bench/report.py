@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.peers import LIMIT, OURS
-from bench.peers.base import DURABILITIES
+from bench.peers.base import DURABILITIES, NOTHING, POWER_LOSS, PROCESS_CRASH
 from bench.race import Race
 
 # What is asked of arraychest: of the best peer with the same guarantees, of the machine's limit,
@@ -256,8 +256,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {value}" for name, value in document["machine"].items())
         + ".",
         "",
-        "| workload | | arraychest | best peer | ratio | limit | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| workload | | arraychest | best peer | ratio | limit | ratio | goal |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     titles = {workload["name"]: workload for workload in document["workloads"]}
     last = ""
@@ -277,16 +277,29 @@ def markdown(document: Mapping[str, Any]) -> str:
             _times(verdict.ratio),
             "" if limit is None else figure(limit, step),
             _times(verdict.limit_ratio),
+            {None: "", True: "met", False: "missed"}[verdict.met],
         )
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append("")
-    lines.append(_versions(document["versions"]))
+    lines += ["", "| peer | version | what was flushed survives | set up |", "|---|---|---|---|"]
+    known = {
+        name: peer
+        for workload in document["workloads"]
+        for name, peer in workload["peers"].items()
+        if name != LIMIT
+    }
+    lines += [
+        f"| {name} | {peer['version']} | {_SURVIVES[peer['durability']]} | {peer['setup']} |"
+        for name, peer in sorted(known.items())
+    ]
     lines.append(END)
     return "\n".join(lines) + "\n"
 
 
-def _versions(versions: Mapping[str, str]) -> str:
-    return "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+_SURVIVES = {
+    NOTHING: "an orderly end",
+    PROCESS_CRASH: "the death of the process",
+    POWER_LOSS: "a power cut",
+}
 
 
 # --- figures -------------------------------------------------------------------------------------

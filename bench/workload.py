@@ -69,8 +69,9 @@ class Workload:
         Names of those that run where not all may.
     steps
         What is measured, by name.
-    rounds
-        At the full scale, where the user says nothing.
+    rounds, seconds
+        At the full scale, where the user says nothing, and as long as they fit in `seconds`: the
+        first one is played to its end in any case.
     budget
         Bytes of values that a peer may keep in memory, at the full and the small scale.
     disk
@@ -88,6 +89,7 @@ class Workload:
     peers: ClassVar[tuple[str, ...] | None] = None
     steps: ClassVar[tuple[Step, ...]]
     rounds: ClassVar[int] = 3
+    seconds: ClassVar[float] = 100
     budget: ClassVar[tuple[int, int]] = (256 * MIB, 8 * MIB)
     disk: ClassVar[tuple[int, int]] = (1 << 30, 64 * MIB)
     durable: ClassVar[bool] = False

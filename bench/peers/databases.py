@@ -84,7 +84,9 @@ class Lmdb(Peer):
     name: ClassVar[str] = "lmdb"
     package: ClassVar[str] = "lmdb"
     durability: ClassVar[str] = PROCESS_CRASH
-    setup: ClassVar[str] = "sync=False, one transaction for many puts, views of its map"
+    setup: ClassVar[str] = (
+        "sync=False, one transaction for many puts, views that are valid until the next"
+    )
 
     def __init__(self, folder: Path, budget: int) -> None:
         super().__init__(folder, budget)

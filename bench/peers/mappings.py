@@ -23,8 +23,6 @@ class Chest023(Peer):
     # It pickles 16 MiB in a third of a second, and looks for what to spill among all values.
     shares: ClassVar[dict[str, float]] = {
         "small": 0.05,
-        "pipeline": 1,
-        "scan": 1,
         "spill-write": 0.25,
     }
     cannot: ClassVar[dict[str, str]] = {

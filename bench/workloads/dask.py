@@ -46,6 +46,7 @@ class Dask(Workload):
     )
     # Each takes half a minute.
     rounds = 2
+    seconds = 160
     disk = (6144 * MIB, 512 * MIB)
 
     def play(self, peer: Any, run: Run) -> None:

@@ -19,6 +19,7 @@ class Hits(Workload):
     needs = ("bare",)
     steps = (Step("get"), Step("overwrite"))
     rounds = 5
+    seconds = 35
     budget = (512 * MIB, 512 * MIB)
     disk = (64 * MIB, 64 * MIB)
 

@@ -32,6 +32,7 @@ class Memoise(Workload):
         Step("miss", nbytes=ARRAY_BYTES),
     )
     rounds = 5
+    seconds = 40
     budget = (512 * MIB, 32 * MIB)
     disk = (1024 * MIB, 64 * MIB)
 

@@ -23,20 +23,21 @@ def _read(peer: Any, made: Arrays, order: Sequence[int]) -> list[int]:
 
 class Pipeline(Workload):
     name = "pipeline"
-    title = "2 GiB through a budget of 256 MiB, then 400 skewed reads"
+    title = "2 GiB through a budget of 256 MiB, then 240 skewed reads"
     steps = (
         Step("make and put all", limit=True),
         Step("read", nbytes=ARRAY_BYTES, limit=True),
         Step("in all", limit=True),
     )
     rounds = 3
+    seconds = 200
     budget = (256 * MIB, 4 * MIB)
     # Who cannot reuse the space of what it takes back into memory writes more than once.
     disk = (8192 * MIB, 256 * MIB)
 
     def play(self, peer: Any, run: Run) -> None:
         count = run.count(128, 12)
-        order = zipf(count, run.count(400, 24))
+        order = zipf(count, run.count(240, 24))
         made = Arrays(run)
         run.warm(count * ARRAY_BYTES[0])
         run.settled()
@@ -54,6 +55,7 @@ class Scan(Workload):
     title = "Epochs over 512 MiB with a budget of 256 MiB"
     steps = (Step("epoch", limit=True),)
     rounds = 3
+    seconds = 90
     budget = (256 * MIB, 4 * MIB)
     disk = (4096 * MIB, 128 * MIB)
 
@@ -66,7 +68,7 @@ class Scan(Workload):
         order = list(range(count))
         # Not timed: what is still being written after the last put.
         _read(peer, made, order)
-        for _ in range(run.pick(4, 2)):
+        for _ in range(run.pick(3, 2)):
             with run.time("epoch"):
                 found = _read(peer, made, order)
         run.answer(f"sums of {count}", np.array(found, np.uint64))

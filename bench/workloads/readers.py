@@ -29,6 +29,7 @@ class Readers(Workload):
     needs = ("put", "get", "flush", "reader")
     steps = (Step("get, all readers together"), Step("put and flush"))
     rounds = 3
+    seconds = 60
     budget = (64 * MIB, 64 * MIB)
     disk = (512 * MIB, 256 * MIB)
     durable = True

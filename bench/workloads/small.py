@@ -23,6 +23,7 @@ class Small(Workload):
         Step("disk for 1 KiB", unit="B", judged=False, at_most=1.2 * 1024),
     )
     rounds = 3
+    seconds = 80
     budget = (64 * MIB, 64 * MIB)
     disk = (1024 * MIB, 128 * MIB)
     durable = True

@@ -13,12 +13,13 @@ class SpillWrite(Workload):
     needs = ("put", "get", "flush")
     steps = (Step("array", nbytes=ARRAY_BYTES, limit=True),)
     rounds = 5
+    seconds = 120
     budget = (256 * MIB, 2 * MIB)
     disk = (1800 * MIB, 32 * MIB)
     durable = True
 
     def play(self, peer: Any, run: Run) -> None:
-        count = run.count(48, 6)
+        count = run.count(40, 6)
         made = Arrays(run)
         # All of them first: what is written while the next one is made would not be seen.
         arrays = [made.make(number) for number in range(count)]

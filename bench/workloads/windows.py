@@ -30,6 +30,7 @@ class Windows(Workload):
         Step("size", unit="B", judged=False),
     )
     rounds = 3
+    seconds = 130
     budget = (1024 * MIB, 64 * MIB)
     disk = (1200 * MIB, 64 * MIB)
     sized = True
@@ -80,7 +81,7 @@ class Windows(Workload):
             peer.reopen()
 
         random = np.random.default_rng(5)
-        count = run.pick(200, 10)
+        count = run.pick(100, 10)
         corners = random.integers(0, np.array(array.shape) - _WINDOW, (count, 2)).tolist()
         parts = [(slice(i, i + _WINDOW), slice(j, j + _WINDOW)) for i, j in corners]
         rows = random.integers(0, array.shape[0], count).tolist()
