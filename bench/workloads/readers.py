@@ -17,7 +17,6 @@ from bench.workload import MIB, Run, Step, Workload, WrongAnswerError, expect
 
 _KEYS = 256
 _WORDS = 8192  # 64 KiB each
-_READERS = 4
 _PAUSE_SECONDS = 0.002
 # A fork would inherit threads and open stores.
 _processes = multiprocessing.get_context("spawn")
@@ -40,14 +39,15 @@ class Readers(Workload):
         peer.flush()
         peer.close()
         run.settled()
-        gate, stop = _processes.Barrier(_READERS + 1), _processes.Event()
+        count = run.pick(4, 2)
+        gate, stop = _processes.Barrier(count + 1), _processes.Event()
         results: Any = _processes.Queue()
         seconds = 2.0 if not run.small else 0.3
         common = (peer.name, str(run.folder), gate)
         writer = _processes.Process(target=_told, args=(_write, results, *common, stop))
         readers = [
             _processes.Process(target=_told, args=(_read, results, *common, seconds))
-            for _ in range(_READERS)
+            for _ in range(count)
         ]
         for process in (writer, *readers):
             process.start()
