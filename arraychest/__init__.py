@@ -2,6 +2,7 @@
 
 import logging
 
+from arraychest.blocked import BlockedArray
 from arraychest.chest import Chest, Stats, open, repair
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.compressed import CompressedArray
@@ -43,6 +44,7 @@ __all__ = [
     "AbsentKeyError",
     "ArrayChestError",
     "ArrayChestWarning",
+    "BlockedArray",
     "CacheStats",
     "Cached",
     "Chest",

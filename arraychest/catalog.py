@@ -24,9 +24,10 @@ entry       key      canonical code of the key (see `keys`); primary key
             gen      generation: a number that no other value of the chest ever had
             pack     the pack that holds the value; NULL: a file of its own
             offset   where in the file the value's first byte lies; 0 in a file of its own: it is
-                     compressed
-            stored   size in bytes: of the whole file, or of the value in its pack
-            stamp    the number in the file's trailer; NULL for a packed value
+                     compressed; 1: it is a folder of blocks (see `manifest`)
+            stored   size in bytes: of the whole file, of all files of a folder, or of the value in
+                     its pack
+            stamp    the number in the file's trailer, or in the manifest; NULL for a packed value
 pack        id       its generation, which names its file
             stamp    the number in its header
             bytes    up to where it is written; what lies behind is nobody's

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, Self, cast, overload
 
 import numpy as np
 
+from arraychest.appending import append as append_blocks
 from arraychest.budget import Budget
 from arraychest.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
 from arraychest.entry import Entry
@@ -137,6 +138,10 @@ class Chest(MutableMapping[Any, Any]):
     allow_network
         Whether a chest on a network file system is opened for writing.  It is safe there as long
         as only one host uses it at a time, which the caller promises.
+    checksums
+        Whether what is not compressed gets checksums, in the background; without them `verify` has
+        less to compare.  They read all that was written once more, at some 4 GB/s.  None: of a
+        chest with a path, not of a temporary one, which nobody opens again.
     max_disk
         Most bytes that the value files may take: bytes, a size (``"50 GiB"``), or None: what the
         disk has.  All processes that give it share it.  The catalog comes on top, and so does what
@@ -231,6 +236,7 @@ class Chest(MutableMapping[Any, Any]):
         on_miss: Callable[[Any], object] | None = None,
         on_overflow: Callable[[Any], object] | None = None,
         allow_network: bool = False,
+        checksums: bool | None = None,
         max_disk: int | float | str | None = None,
         on_full: OnFull = "refuse",
         evict_by: EvictBy = "lru",
@@ -277,6 +283,7 @@ class Chest(MutableMapping[Any, Any]):
             "on_miss": on_miss,
             "on_overflow": on_overflow,
             "allow_network": allow_network,
+            "checksums": checksums,
             "max_disk": max_disk,
             "on_full": on_full,
             "evict_by": evict_by,
@@ -297,6 +304,7 @@ class Chest(MutableMapping[Any, Any]):
             on_miss,
             on_overflow,
             allow_network,
+            path is not None if checksums is None else checksums,
             quota,
             compressing,
             key_to_filename,
@@ -318,7 +326,7 @@ class Chest(MutableMapping[Any, Any]):
     # --- the mapping -----------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
-        """The value of `key`: an array, a `CompressedArray`, or the NumPy scalar that was put.
+        """The value of `key`: an array, a `LazyArray`, or the NumPy scalar that was put.
 
         Raises
         ------
@@ -558,6 +566,41 @@ class Chest(MutableMapping[Any, Any]):
                         changes.put(key, value)
                     meter.add(getattr(value, "nbytes", 0))
 
+    def copy_from(
+        self,
+        other: Chest,
+        keys: Iterable[Any],
+        *,
+        overwrite: bool = True,
+        progress: ProgressAsked = False,
+    ) -> None:
+        """Put some values of another chest, as `update` puts all: linked where they can be.
+
+        Parameters
+        ----------
+        keys
+            Which, in this order.
+        overwrite
+            Whether keys that are here already are replaced.
+        progress
+            As `verify` takes it.
+
+        Raises
+        ------
+        AbsentKeyError
+            The other chest has no such key.
+        SpillError
+            They could not be stored.  Nothing was put in either case.
+        """
+        wanted = list(keys)
+        for key in wanted:
+            if key not in other:
+                raise AbsentKeyError(key)
+        total = lambda: sum(other.entry(key).nbytes for key in wanted)  # noqa: E731
+        with measured(progress, "copy", total) as meter, self._changing() as changes:
+            mine, theirs = self._tiers, other._tiers
+            update_from(mine, theirs, changes, meter, overwrite=overwrite, keys=wanted)
+
     # --- several changes as one, and changes in place --------------------------------------------
 
     @contextlib.contextmanager
@@ -711,6 +754,45 @@ class Chest(MutableMapping[Any, Any]):
         """
         return Creation(self._tiers, key, shape, dtype, order, fill)
 
+    def append(self, key: Any, array: np.ndarray, axis: int = 0) -> None:
+        """Make a blocked array longer by another one, which is not copied into RAM.
+
+        Where there is no such key, its value becomes a blocked array of this one.
+
+        Parameters
+        ----------
+        array
+            What comes behind the array that is there: of its dtype, and of its shape but along
+            `axis`.  It is cut as that one is.
+        axis
+            Along which dimension.
+
+        Raises
+        ------
+        ValueTypeError
+            There is something else than a blocked array, or this one does not fit to it.
+        SpillError, QuotaError
+            It could not be stored.  In each case the key has the value it had.
+
+        Notes
+        -----
+        Other threads and processes see all of it or nothing; appends to one key wait for each
+        other.  The blocks that are there are linked, some 10 us each, and not read: few large
+        appends are better than many small ones.  `arraychest.dask.append` takes a dask array.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest()
+        >>> for day in range(3):
+        ...     chest.append("rain", np.full((1, 180, 360), day, np.float32))
+        >>> chest["rain"]
+        BlockedArray(shape=(3, 180, 360), dtype=float32, numblocks=(3, 1, 1))
+        >>> float(chest["rain"][2].mean())
+        2.0
+        """
+        append_blocks(self._tiers, key, array, axis)
+
     # --- memoised functions --------------------------------------------------------------------
 
     @overload
@@ -846,7 +928,7 @@ class Chest(MutableMapping[Any, Any]):
         ----------
         chunks
             As `dask.array.from_array` takes them.  ``"auto"``: of dask's own size, and of whole
-            chunks of a compressed array.
+            chunks of a compressed array; of a blocked one its blocks.
 
         Returns
         -------
@@ -874,12 +956,36 @@ class Chest(MutableMapping[Any, Any]):
         >>> float(x.sum().compute())  # doctest: +SKIP
         66.0
         """
-        # By name, as it is built on this module: nothing below imports it.
-        try:
-            arrays = importlib.import_module("arraychest.dask.arrays")
-        except ImportError as error:
-            raise ImportError(f"{error}: pip install 'arraychest[dask]'") from error
-        return arrays.to_dask(handle_of(self._tiers, key), chunks)
+        return _dask("arrays").to_dask(handle_of(self._tiers, key), chunks)
+
+    def persist(self, x: Any, key: Any = None, **options: Any) -> Any:
+        """Compute a dask array, as its own ``persist`` does, onto disk and not into RAM.
+
+        See `arraychest.dask.persist`, which this calls.
+
+        Parameters
+        ----------
+        x
+            A dask array, also one larger than RAM.
+        key
+            Where it is stored; by default under ``("dask", x.name)``, and taken from there if it
+            is stored already.
+        options
+            For the scheduler, as `dask.compute` takes them.
+
+        Returns
+        -------
+        dask.array.Array
+            Of the same chunks.
+
+        Raises
+        ------
+        ValueTypeError, SpillError, QuotaError
+            It could not be stored.
+        ImportError
+            dask is missing: ``pip install 'arraychest[dask]'``.
+        """
+        return _dask("storing").persist(x, self, key, **options)
 
     def export(
         self,
@@ -1428,3 +1534,11 @@ class _Values(ValuesView[Any]):
 def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
     if found not in expected:
         raise ValueError(f"expected {name} to be one of {', '.join(expected)}, found {found!r}")
+
+
+def _dask(module: str) -> Any:
+    # By name, as it is built on this module: nothing below imports it.
+    try:
+        return importlib.import_module(f"arraychest.dask.{module}")
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'arraychest[dask]'") from error

@@ -92,15 +92,17 @@ class Job(NamedTuple):
 
 
 class Counters:
-    """What `Chest.stats` counts up."""
+    """What `Chest.stats` and `live` count up."""
 
     __slots__ = (
         "absent",
         "bytes_faulted",
         "bytes_spilled",
+        "deletes",
         "evictions",
         "faults",
         "misses",
+        "puts",
         "spills",
     )
 
@@ -109,6 +111,8 @@ class Counters:
         self.absent = 0
         self.spills = 0
         self.faults = 0
+        self.puts = 0
+        self.deletes = 0
         self.evictions = 0
         self.bytes_spilled = 0
         self.bytes_faulted = 0
@@ -144,6 +148,8 @@ class Committer:
         Gives what digests of stored arrays are asked for at, as long as it is there.
     private
         Whether it is a temporary chest's.
+    before_commit
+        Gives what is called before each commit, without a lock, as long as it is there.
     """
 
     def __init__(
@@ -162,10 +168,11 @@ class Committer:
         self.counters = Counters()
         self.source: Callable[[], Source | None] = _nobody
         self.private = False
+        self.before_commit: Callable[[], Callable[[], object] | None] = _nobody
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
         self._quota = quota
-        self._compression = compression
+        self.compression = compression
         self._key_to_filename = key_to_filename
         self._evictor = Evictor("lru" if quota is None else quota.evict_by)
         # Bytes that writers were granted and have not committed yet.
@@ -207,6 +214,10 @@ class Committer:
         OSError, ArrayChestError
             The folder cannot be written to; nothing was changed.
         """
+        # Not behind it: an interrupt there would look like a commit that failed.
+        tell = self.before_commit()
+        if tell is not None:
+            tell()
         self._store = store = self.open_store()
         store.begin()
         with self.commit_lock, store.exclusive():
@@ -342,7 +353,7 @@ class Committer:
         if isinstance(array, Tree):
             choices = [
                 # A frame for a few bytes would be larger than they are.
-                self._compression.choice(part, "array", asked)
+                self.compression.choice(part, "array", asked)
                 if part.nbytes >= PACK_THRESHOLD
                 else None
                 for part in array.parts
@@ -351,7 +362,7 @@ class Committer:
                 return store.write(code, seq, list(array.buffers()), form, text)
             with self._threads_to_compress() as nthreads:
                 return store.compress_tree(code, seq, array, choices, nthreads, named)
-        choice = self._compression.choice(array, kind, asked)
+        choice = self.compression.choice(array, kind, asked)
         if choice is None:
             return store.write(code, seq, npy.payload(array, form), form, text)
         with self._threads_to_compress() as nthreads:
@@ -379,7 +390,7 @@ class Committer:
     def _threads_to_compress(self) -> Iterator[int]:
         """How many there may be; what they work in is charged meanwhile."""
         with self.lock:
-            nthreads = self._compression.nthreads
+            nthreads = self.compression.nthreads
             if self.resident.has_large_ones(2):
                 # Another writer takes the next one at the same time: each a half of the threads
                 # compress by a tenth more than all of them for each.
@@ -535,6 +546,7 @@ class Committer:
             self.let_go(slot)
             slot.cost = costs.get(row.generation)
             index.puts += 1
+            self.counters.puts += 1
             slot.version = index.puts
             slot.raw = row
             if new:

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from arraychest.compressed import CompressedArray
 from arraychest.entry import DESCRIBED, describe, form_text
 from arraychest.errors import ValueTypeError
+from arraychest.lazy import LazyArray
 from arraychest.mapping import is_map
 from arraychest.parallel import default_threads, in_order
 
@@ -65,13 +65,13 @@ def _algorithm() -> _Algorithm:
     return _Algorithm(b"x", xxhash.xxh3_128, 64 << 20)
 
 
-def array_digest(array: np.ndarray | CompressedArray) -> bytes:
+def array_digest(array: np.ndarray | LazyArray) -> bytes:
     """What an array contains, in 17 bytes.
 
     Parameters
     ----------
     array
-        An ndarray, a memmap or a compressed array; the latter two have the digest of the plain
+        An ndarray, a memmap, or a compressed or blocked array; these have the digest of the plain
         array that has their elements.
 
     Raises
@@ -95,10 +95,8 @@ def array_digest(array: np.ndarray | CompressedArray) -> bytes:
     if kind is not np.ndarray:
         if kind is np.memmap:
             array = np.asarray(array)
-        elif kind is not CompressedArray:
-            raise TypeError(
-                f"expected a plain array or a CompressedArray to digest, found {kind.__name__}"
-            )
+        elif not issubclass(kind, LazyArray):
+            raise TypeError(f"expected a plain array, or a stored one, found {kind.__name__}")
     dtype = array.dtype
     if dtype.hasobject:
         raise TypeError(f"expected an array without Python objects to digest, found {dtype}")
@@ -251,10 +249,10 @@ class _Leaves:
     """The leaves of an array, hashed group by group, on any number of threads."""
 
     def __init__(
-        self, array: np.ndarray | CompressedArray, new: Callable[..., Any], mask: np.ndarray | None
+        self, array: np.ndarray | LazyArray, new: Callable[..., Any], mask: np.ndarray | None
     ) -> None:
         raw = _raw(array.dtype)
-        self._array = array if isinstance(array, CompressedArray) else array.view(raw)
+        self._array = array if isinstance(array, LazyArray) else array.view(raw)
         self._raw = raw
         self._new = new
         self._mask = mask
@@ -272,10 +270,11 @@ class _Leaves:
 
     def _extents(self) -> list[int]:
         array, (axis, step, grid) = self._array, self._cut
-        if isinstance(array, CompressedArray):
+        if isinstance(array, LazyArray):
             # A chunk each, if there is room.
             left = max(_COMPRESSED_BYTES // LEAF_BYTES, 1)
-            wanted = [*array.chunks[:axis], -(-array.chunks[axis] // step)]
+            sides = array.largest_chunk
+            wanted = [*sides[:axis], -(-sides[axis] // step)]
             order = list(reversed(range(axis + 1)))
         else:
             # First those that are next to each other in memory.
@@ -301,8 +300,9 @@ class _Leaves:
         )
         block: np.ndarray = self._array[box]
         own = False
-        if isinstance(self._array, CompressedArray):
-            block, own = block.view(self._raw), True
+        if isinstance(self._array, LazyArray):
+            own = block.flags.writeable
+            block = block.view(self._raw)
         corner: tuple[Any, ...] = (0,) * axis
         first = block[(*corner, slice(0, step))]
         if not first.flags.c_contiguous or (self._mask is not None and not own):
@@ -362,7 +362,7 @@ def _forget(reference: _Reference, remembered: dict[int, _Remembered] = _remembe
     remembered.pop(reference.number, None)
 
 
-def known(array: np.ndarray | CompressedArray) -> bytes | None:
+def known(array: np.ndarray | LazyArray) -> bytes | None:
     """The digest that was remembered of this very array; None where there is none to be trusted.
 
     Notes
@@ -383,7 +383,7 @@ def known(array: np.ndarray | CompressedArray) -> bytes | None:
     return found.digest
 
 
-def remember(array: np.ndarray | CompressedArray, digest: bytes) -> None:
+def remember(array: np.ndarray | LazyArray, digest: bytes) -> None:
     """Remember the digest of an array for as long as the array lives, if it cannot change.
 
     It cannot if it is compressed, or if it and every array that it is a view of is read-only, and
@@ -395,10 +395,10 @@ def remember(array: np.ndarray | CompressedArray, digest: bytes) -> None:
     array that is made writeable, written to and made read-only again in between, and a writeable
     view that was taken before the array was made read-only.
     """
-    if type(array) is CompressedArray:
+    if isinstance(array, LazyArray):
         strides = None
     elif _is_frozen(array):
-        strides = array.strides  # type: ignore[union-attr]
+        strides = array.strides
     else:
         return
     reference = _Reference(array, _forget)
@@ -406,7 +406,7 @@ def remember(array: np.ndarray | CompressedArray, digest: bytes) -> None:
     _remembered[id(array)] = _Remembered(reference, digest, array.dtype, array.shape, strides)
 
 
-def digest_of(array: np.ndarray | CompressedArray) -> bytes:
+def digest_of(array: np.ndarray | LazyArray) -> bytes:
     """The digest of an array: the remembered one, or else computed, and remembered.
 
     Raises

@@ -14,8 +14,9 @@ from numpy.lib import format as npy_format
 from arraychest.errors import CorruptEntryError, ValueTypeError
 
 # What the bytes of a value are: an array's elements; those of a NumPy scalar; a pickled array of
-# Python objects; a value tree (see `codecs.tree`); what a user's own `dump` has written.
-Kind = Literal["array", "scalar", "pickle", "tree", "dump"]
+# Python objects; a value tree (see `codecs.tree`); what a user's own `dump` has written; an array's
+# elements in a folder of many files (see `manifest`).
+Kind = Literal["array", "scalar", "pickle", "tree", "dump", "blocked"]
 
 # A form's text longer than this is not parsed: a real structured dtype of hundreds of fields
 # takes some 20 kB, Python's parser needs memory in proportion, and NumPy time with its square.
@@ -34,6 +35,10 @@ class Form(NamedTuple):
     def nbytes(self) -> int:
         """Size of the array in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
+
+
+# In the place where a row has the offset of the data in a file.
+BLOCKED_OFFSET: Final = 1
 
 
 class Row(NamedTuple):
@@ -58,6 +63,14 @@ class Row(NamedTuple):
     def is_frame(self) -> bool:
         """Whether the value is compressed: no other file of one value begins with its data."""
         return self.pack is None and self.offset == 0
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the value lies in a folder of many files: of no file do the data begin so early.
+
+        `stored` is the size of them all.
+        """
+        return self.pack is None and self.offset == BLOCKED_OFFSET
 
 
 # A row as SQLite gives it and as slots keep it.  A plain tuple of such things is no concern of the
@@ -118,8 +131,8 @@ class Entry:
     ----------
     kind
         ``"array"``, ``"scalar"`` (a NumPy one), ``"tree"`` (any other value that a chest takes
-        apart), ``"pickle"`` (an array of Python objects) or ``"dump"`` (written by the chest's
-        ``dump=``).
+        apart), ``"pickle"`` (an array of Python objects), ``"dump"`` (written by the chest's
+        ``dump=``) or ``"blocked"`` (an array in many files; see `BlockedArray`).
     shape, dtype
         Those of the array; a NumPy scalar has shape ``()``, and what is no array ``()`` and object.
     nbytes
@@ -129,10 +142,10 @@ class Entry:
         Bytes it takes on disk, 0 while it is in RAM only.
     codec
         ``"npy"`` (a file of its own), ``"pack"`` (a file shared with other small values), the name
-        of a Blosc2 codec (``"lz4"``, ``"zstd"``, ...) where it is compressed, or None while it is
-        in RAM only.
+        of a Blosc2 codec (``"lz4"``, ``"zstd"``, ...) where it is compressed, ``"blocks"`` (a
+        folder of files, each compressed or not), or None while it is in RAM only.
     file
-        The file that holds it, or None while it is in RAM only.
+        The file, or the folder, that holds it; None while it is in RAM only.
     generation
         A number that no other value of this chest ever had, or None while it is in RAM only.
     resident
@@ -168,9 +181,10 @@ def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"],
 
     The sizes of the dimensions, ``-`` if there are none; the order, followed by ``s`` for a NumPy
     scalar, ``p`` for pickled objects, ``t`` for a value tree, ``d`` for what a user's ``dump`` has
-    written, and ``a`` for an aligned structured dtype; and what NumPy writes as ``descr`` into a
-    ``.npy`` header, without the quotes of a plain string.  In a row and in a directory a line feed
-    may follow, and what the chest's user calls the file (``key_to_filename=``).
+    written, ``b`` for an array in many files, and ``a`` for an aligned structured dtype; and what
+    NumPy writes as ``descr`` into a ``.npy`` header, without the quotes of a plain string.  In a
+    row and in a directory a line feed may follow, and what the chest's user calls the file
+    (``key_to_filename=``).
 
     Raises
     ------
@@ -183,7 +197,7 @@ def form_text(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"],
 
 
 _KIND_LETTERS: dict[Kind, str] = {
-    "array": "", "scalar": "s", "pickle": "p", "tree": "t", "dump": "d"
+    "array": "", "scalar": "s", "pickle": "p", "tree": "t", "dump": "d", "blocked": "b"
 }  # fmt: skip
 _KINDS: dict[str, Kind] = {letter: kind for kind, letter in _KIND_LETTERS.items()}
 
@@ -224,7 +238,11 @@ def describe(dtype: np.dtype) -> tuple[np.dtype, str]:
     except (ValueError, TypeError, SyntaxError) as error:
         hint = "; use array.astype(np.str_)" if dtype.kind == "T" else ""
         raise ValueTypeError(f"{refusal}: {error}{hint}") from error
-    if same != dtype or same.type is not dtype.type or repr(same) != repr(dtype):
+    told = dtype
+    if dtype.names is None and dtype.kind in "biufcmM" and dtype.isnative:
+        # zarr says "<f8" where this machine's own order would do: nothing that anybody sees.
+        told = dtype.newbyteorder("=")
+    if same != dtype or same.type is not dtype.type or repr(same) != repr(told):
         hint = "view it as a plain dtype of the same size, such as array.view(np.uint16)"
         if dtype.names is not None:
             hint = "use array.astype(np.dtype(array.dtype.descr))"

@@ -23,11 +23,12 @@ import signal
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from arraychest.errors import ChestFormatError
-from arraychest.locks import ATTACHED, PRIVATE, LockFile
+from arraychest.locks import ATTACHED, PRIVATE, LockFile, hold_folder, is_at
 
 T = TypeVar("T")
 # Whatever exports its bytes in one piece: bytes, memoryviews, contiguous arrays.
@@ -36,6 +37,14 @@ Buffers = Sequence[Any]
 Put = Callable[[int, Buffers], None]
 
 DATA, PACKS, SPARE, QUARANTINE = "data", "packs", "spare", "quarantine"
+# Folders of blocks of which no row tells: being written, or out of use and not removed yet.
+UNFINISHED = "unfinished"
+BLOCKS = ".blocks"
+_LEFT = "left-"
+# Begun by somebody who holds it until it is a value, and whom nobody can go on for.
+ONCE = "once-"
+# Of those being written, one that nobody has written to for so long was given up.
+_GIVEN_UP_SECONDS = 24 * 3600
 _PRIVATE_PREFIX = "arraychest-"
 
 # NONBLOCK and NOFOLLOW: a stranger's chest may hold a pipe or a link in the place of a file.
@@ -67,7 +76,7 @@ class Files:
 
     def __init__(self, root: str, *, durable: bool) -> None:
         self.root = root
-        self._durable = durable
+        self.durable = durable
         self._lock = threading.Lock()
         # The session's, whose spares lie in a folder of their own.
         self.session = 0
@@ -124,7 +133,7 @@ class Files:
                 elif size < nbytes:
                     reserve(fd, size, nbytes - size)
                 write_all(fd, buffers, list(map(len, buffers)), 0)
-                if self._durable:
+                if self.durable:
                     os.fsync(fd)
                 if spare:
                     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -134,7 +143,7 @@ class Files:
                 _make_parent_and(os.rename, spare, path)
                 self._thinned.add(os.path.dirname(spare))
                 self.loose.discard(spare)
-            if self._durable:
+            if self.durable:
                 self._sync_folder(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -180,11 +189,11 @@ class Files:
             try:
                 nbytes = produce(put)
                 os.ftruncate(fd, nbytes)
-                if self._durable:
+                if self.durable:
                     os.fsync(fd)
             finally:
                 os.close(fd)
-            if self._durable:
+            if self.durable:
                 self._sync_folder(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -224,7 +233,7 @@ class Files:
 
     def sync(self, name: str, fd: int) -> None:
         """Put a file that was made by `create` on stable storage, if that is asked for."""
-        if self._durable:
+        if self.durable:
             os.fsync(fd)
             self._sync_folder(self.path(name))
 
@@ -281,7 +290,7 @@ class Files:
         try:
             reserve(fd, at, nbytes)
             write_all(fd, buffers, sizes, at)
-            if self._durable:
+            if self.durable:
                 os.fsync(fd)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -293,7 +302,7 @@ class Files:
             raise
         finally:
             os.close(fd)
-        if self._durable and not at:
+        if self.durable and not at:
             self._sync_folder(path)
         return at + nbytes
 
@@ -331,7 +340,7 @@ class Files:
         except OSError:
             self.loose.discard(name)
             raise
-        if self._durable:
+        if self.durable:
             try:
                 fd = os.open(path, READ_FLAGS)
                 try:
@@ -352,11 +361,65 @@ class Files:
         self.loose.update(names)
         for name in names:
             with contextlib.suppress(OSError):
+                if name.endswith(BLOCKS):
+                    self._remove_blocks(name)
+                    continue
                 # Compressed files are of any size, and are not written over others.
                 may_spare = keep_spares and name.startswith(DATA) and name.endswith(".npy")
                 if not (may_spare and self._keep_as_spare(name)):
                     self._unlink(self.path(name))
                 self.loose.discard(name)
+
+    def _remove_blocks(self, name: str) -> None:
+        """Move a folder of blocks out of reach, and remove it once nobody reads it."""
+        path = self.path(name)
+        left = self.path(f"{UNFINISHED}/{_LEFT}{os.path.basename(name)}")
+        with contextlib.suppress(FileNotFoundError):
+            _make_parent_and(os.rename, path, left)
+            self._thinned.add(os.path.dirname(path))
+        self.loose.discard(name)
+        # With it what could not be removed before.
+        self.remove_unfinished()
+
+    def remove_unfinished(self, *, all_of_them: bool = False) -> None:
+        """Remove what is out of use and was still read then, and what was given up.
+
+        Parameters
+        ----------
+        all_of_them
+            Also what somebody may go on to write.
+
+        Raises nothing.
+        """
+        given_up = time.time() - _GIVEN_UP_SECONDS
+        entries = []
+        with contextlib.suppress(OSError):
+            entries = _entries(self.path(UNFINISHED))
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                last = entry.stat(follow_symlinks=False).st_mtime
+                if all_of_them or entry.name.startswith((_LEFT, ONCE)) or last < given_up:
+                    _remove_unless_held(entry.path)
+
+    def adopt_blocks(self, folder: str, name: str) -> None:
+        """Give a finished folder of blocks its name as a value.
+
+        Raises
+        ------
+        OSError
+            It has the name it had.
+        """
+        path = self.path(name)
+        self.loose.add(name)
+        try:
+            if self.durable:
+                sync_folder(folder)
+            _make_parent_and(os.rename, folder, path)
+        except OSError:
+            self.loose.discard(name)
+            raise
+        if self.durable:
+            self._sync_folder(path)
 
     def _unlink(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -429,7 +492,7 @@ class Files:
             It may.
         """
         folders, self._thinned = self._thinned, set()
-        if self._durable:
+        if self.durable:
             for folder in sorted(folders):
                 with contextlib.suppress(FileNotFoundError):
                     sync_folder(folder)
@@ -442,8 +505,11 @@ class Files:
         for top in (DATA, SPARE):
             for entry in _entries(self.path(top)):
                 if entry.is_dir(follow_symlinks=False):
-                    for file in _files_in(entry.path):
-                        yield f"{top}/{entry.name}/{file}"
+                    for value in _entries(entry.path):
+                        is_folder = value.is_dir(follow_symlinks=False)
+                        # A folder of blocks is a value as a file is.
+                        if not is_folder or value.name.endswith(BLOCKS):
+                            yield f"{top}/{entry.name}/{value.name}"
                 else:
                     yield f"{top}/{entry.name}"
         for file in _files_in(self.path(PACKS)):
@@ -457,6 +523,22 @@ class Files:
             if folder == self.root:
                 return
             folder = os.path.dirname(folder)
+
+
+def _remove_unless_held(path: str) -> None:
+    """Remove a folder of blocks, unless somebody reads or writes it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        os.unlink(path)  # a stranger's
+        return
+    try:
+        if hold_folder(fd, shared=False) and is_at(fd, path):
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(fd)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -483,7 +565,7 @@ def check_folders(root: str) -> None:
     ChestFormatError
         A folder of values is a link.
     """
-    for top in (DATA, PACKS, SPARE, QUARANTINE):
+    for top in (DATA, PACKS, SPARE, QUARANTINE, UNFINISHED):
         path = f"{root}/{top}"
         if os.path.islink(path):
             raise ChestFormatError(f"expected a folder at {path}, found a link")

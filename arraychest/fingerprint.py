@@ -48,6 +48,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from arraychest.blocked import BlockedArray
 from arraychest.compressed import CompressedArray
 from arraychest.digests import array_digest, digest_of, dtype_text
 from arraychest.errors import ValueTypeError
@@ -86,7 +87,7 @@ def value_fingerprint(value: Any, digest: Digest = digest_of, prefix: bytes = b"
     value
         Anything that is told apart by its content, see above.
     digest
-        Makes the digest of an ndarray without Python objects, or of a `CompressedArray`.
+        Makes the digest of an ndarray without Python objects, or of a `LazyArray`.
     prefix
         What else counts; of one length wherever fingerprints are compared.
 
@@ -142,7 +143,7 @@ class _Prints(Encoder):
     # --- what the encoder leaves open ------------------------------------------------------
 
     def array(self, array: Any, depth: int) -> None:
-        """Encode an ndarray or a `CompressedArray`."""
+        """Encode an ndarray or a `LazyArray`."""
         if not array.dtype.hasobject:
             digest = self._digest(array)
             self.out += b"a" + _SIZE.pack(len(digest)) + digest
@@ -766,8 +767,8 @@ _UNREAD = frozenset({
 
 # What has content, and may change.
 _CONTENT = frozenset({
-    list, dict, set, bytearray, tuple, frozenset, np.ndarray, CompressedArray, functools.partial,
-    dt.datetime, dt.time,
+    list, dict, set, bytearray, tuple, frozenset, np.ndarray, BlockedArray, CompressedArray,
+    functools.partial, dt.datetime, dt.time,
 })  # fmt: skip
 
 _CONSTANT = frozenset({

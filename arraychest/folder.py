@@ -11,7 +11,17 @@ from typing import Literal
 from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.counter import FILE_NAME as COUNTER_NAME
 from arraychest.errors import ChestFormatError, ChestInUseError
-from arraychest.files import DATA, PACKS, QUARANTINE, SPARE, Files, check_folders, sync_folder
+from arraychest.files import (
+    DATA,
+    PACKS,
+    QUARANTINE,
+    SPARE,
+    UNFINISHED,
+    Files,
+    check_folders,
+    sync_folder,
+)
+from arraychest.live import FOLDER as LIVE_NAME
 from arraychest.locks import ATTACHED, PRIVATE, LockFile
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 
@@ -64,7 +74,7 @@ def open_folder(path: str, mode: Mode, *, durable: bool) -> tuple[LockFile | Non
     if not is_chest and not created:
         present = sorted(set(os.listdir(path)))
         names = {CATALOG_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")}
-        ours = {DATA, PACKS, SPARE, QUARANTINE, LOCKS_NAME, COUNTER_NAME}
+        ours = {DATA, PACKS, SPARE, QUARANTINE, UNFINISHED, LIVE_NAME, LOCKS_NAME, COUNTER_NAME}
         if set(present) - ours - names:
             raise ChestFormatError(
                 f"expected a chest or an empty folder at {path}, found {present[:5]}"

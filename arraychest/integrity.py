@@ -8,23 +8,27 @@ so what looks wrong is looked at again: it is a finding only if the row is still
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from arraychest import checksums
+from arraychest import checksums, manifest
 from arraychest.catalog import Catalog, Pack
 from arraychest.checksums import Extent
 from arraychest.codecs import directory, npy, pack
 from arraychest.codecs.b2nd import CheckedReader
 from arraychest.codecs.directory import Listed
-from arraychest.entry import Form, Row, parse_form
+from arraychest.entry import BLOCKED_OFFSET, Form, Row, parse_form
 from arraychest.errors import ArrayChestError, ChestFormatError
-from arraychest.files import READ_FLAGS, SPARE
+from arraychest.files import BLOCKS, READ_FLAGS, SPARE
 from arraychest.keys import decode_key
 from arraychest.loader import file_name, frame_shape, pack_name, value_name
+from arraychest.locks import hold_folder
+from arraychest.manifest import Manifest
 from arraychest.mapping import map_file
 from arraychest.progress import SILENT, Asked, Meter, measured
 from arraychest.store import Store, generation_of
@@ -253,6 +257,9 @@ class Inspection:
         def find(kind: Kind, message: str, start: int = 0, nbytes: int = 0) -> None:
             self._find(kind, raw, name, message, start, nbytes)
 
+        if row.is_blocked:
+            self._inspect_blocks(name, row, form, find)
+            return
         fd = self._open(name, find)
         if fd is None:
             return
@@ -323,6 +330,78 @@ class Inspection:
         except ValueError as error:
             find("damaged", str(error)[:300], 0, sealed.end)
         self._nbytes += row.stored
+
+    def _inspect_blocks(self, name: str, row: Row, form: Form, find: Callable[..., None]) -> None:
+        """Compare each block of a blocked array with what its manifest says."""
+        try:
+            folder = manifest.open_folder(self._store.files.path(name))
+        except OSError as error:
+            kind = "missing file" if error.errno == errno.ENOENT else "foreign file"
+            find(kind, f"expected a folder of blocks, found none: {error.strerror}")
+            return
+        try:
+            # It stays until it was looked at.
+            hold_folder(folder)
+            told = manifest.read(folder)
+            manifest.check(told, form)
+            if (told.key, told.form, told.stamp) != (row.key, row.form, row.stamp):
+                find("corrupt row", "expected the manifest of this value, found another's")
+                return
+            stored = told.stored + len(manifest.encode(told))
+            if stored != row.stored:
+                find("wrong size", f"expected {row.stored} bytes in all files, found {stored}")
+                return
+            for index in manifest.indices(told.chunks):
+                self._inspect_block(folder, told, index, form, find)
+        except FileNotFoundError:
+            find("missing file", "expected a manifest, found none")
+        except (OSError, ValueError) as error:
+            find("damaged", f"the blocks cannot be read: {error}"[:300])
+        finally:
+            os.close(folder)
+
+    def _inspect_block(
+        self,
+        folder: int,
+        told: Manifest,
+        index: tuple[int, ...],
+        form: Form,
+        find: Callable[..., None],
+    ) -> None:
+        known = told.block(index)
+        name = manifest.block_name(index, known.offset)
+        form = form._replace(shape=manifest.block_shape(told.chunks, index), kind="array")
+        try:
+            fd = manifest.open_in(folder, name)
+        except OSError as error:
+            find("missing file", f"expected block {name}, found none: {error.strerror}")
+            return
+        try:
+            size = os.fstat(fd).st_size
+            sealed = read_sealed(fd, size)
+            if size != known.stored or sealed is None or sealed.stamp != known.stamp:
+                find("foreign file", f"expected block {name} as it was written, found another")
+                return
+            self._nbytes += size
+            if not known.offset:
+                reader = _frame(fd, form, sealed)
+                if self._read_data and (bad := reader.damage(self._meter.add)) is not None:
+                    find("damaged", f"bytes {bad[0]} to {bad[1]} of block {name} have changed")
+                return
+            head = npy.header(form)
+            if len(head) + form.nbytes != sealed.end or os.pread(fd, len(head), 0) != head:
+                find("damaged", f"expected the header of block {name}, found another")
+            elif self._read_data:
+                found = 0
+                for data in _pieces(fd, len(head), form.nbytes):
+                    found = zlib.crc32(data, found)
+                    self._meter.add(len(data))
+                if found != known.stamp >> 30:
+                    find("damaged", f"the data of block {name} have changed")
+        except ValueError as error:
+            find("damaged", f"block {name}: {error}"[:300])
+        finally:
+            os.close(fd)
 
     def _compare_file(self, fd: int, row: Row, find: Callable[..., None]) -> None:
         expected = None
@@ -541,6 +620,14 @@ def places(end: int, values: list[Listed]) -> Iterator[tuple[int, Listed]]:
         at += pack.aligned(max(each.nbytes, 0))
 
 
+def _pieces(fd: int, start: int, nbytes: int) -> Iterator[bytes]:
+    """The bytes of a part of an open file, some at a time."""
+    while nbytes and (data := os.pread(fd, min(nbytes, checksums.PIECE_BYTES), start)):
+        yield data
+        start += len(data)
+        nbytes -= len(data)
+
+
 def _read_all(fd: int, expected: int) -> bytes:
     """The first bytes of a file, `expected` of them if there are."""
     size = min(os.fstat(fd).st_size, expected)
@@ -561,6 +648,8 @@ def listed_rows(store: Store, name: str) -> tuple[list[Row], list[Pack]]:
     generation = generation_of(name)
     if generation is None or name.startswith(SPARE):
         return [], []
+    if name.endswith(BLOCKS):
+        return _rows_of_blocks(store.files.path(name), name, generation), []
     try:
         fd = os.open(store.files.path(name), READ_FLAGS)
     except OSError:
@@ -606,6 +695,37 @@ def _rows_of_file(fd: int, name: str, generation: int, size: int) -> list[Row]:
         return [row] if value_name(row) == name else []
     except (ValueError, TypeError, AttributeError, OverflowError):
         return []
+
+
+def _rows_of_blocks(path: str, name: str, generation: int) -> list[Row]:
+    try:
+        folder = manifest.open_folder(path)
+    except OSError:
+        return []
+    try:
+        told = manifest.read(folder)
+        decode_key(told.key, told.exact)
+        for index in manifest.indices(told.chunks):
+            known = told.block(index)
+            file = manifest.block_name(index, known.offset)
+            if os.stat(file, dir_fd=folder, follow_symlinks=False).st_size != known.stored:
+                return []
+        row = Row(
+            told.key,
+            told.seq,
+            told.exact,
+            told.form,
+            generation,
+            None,
+            BLOCKED_OFFSET,
+            told.stored + len(manifest.encode(told)),
+            told.stamp,
+        )
+        return [row] if value_name(row) == name else []
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
+        return []
+    finally:
+        os.close(folder)
 
 
 def _rows_of_pack(fd: int, identity: int) -> tuple[list[Row], list[Pack]]:

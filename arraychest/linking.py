@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from arraychest.catalog import Pack
 from arraychest.committer import logger
 from arraychest.entry import Row, parse_form
@@ -13,9 +16,15 @@ from arraychest.transaction import Transaction
 
 
 def update_from(
-    mine: Tiers, theirs: Tiers, changes: Transaction, meter: Meter, *, overwrite: bool
+    mine: Tiers,
+    theirs: Tiers,
+    changes: Transaction,
+    meter: Meter,
+    *,
+    overwrite: bool,
+    keys: Iterable[Any] | None = None,
 ) -> None:
-    """Put every value of another chest, in its order.
+    """Put values of another chest, by default all in its order.
 
     Parameters
     ----------
@@ -33,7 +42,7 @@ def update_from(
     """
     # Their packs that were linked, and what they are called here.
     packs: dict[int, Pack] = {}
-    for key in theirs.keys():  # noqa: SIM118  # no mapping
+    for key in theirs.keys() if keys is None else keys:
         if not overwrite and mine.contains(key):
             continue
         row = theirs.stored_row(key)

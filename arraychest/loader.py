@@ -10,10 +10,13 @@ import errno
 import os
 import pickle
 import stat
+from collections import OrderedDict
 from typing import Any, cast
 
 import numpy as np
 
+from arraychest import manifest
+from arraychest.blocked import BlockedArray
 from arraychest.catalog import Pack
 from arraychest.codecs import npy, pack, tree
 from arraychest.codecs.b2nd import CheckedReader
@@ -23,7 +26,9 @@ from arraychest.entry import Form, RawRow, Row, parse_form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.keys import decode_key, file_stem, harmless_stem
+from arraychest.locks import hold_folder
 from arraychest.mapping import MmapMode, map_file
+from arraychest.parallel import default_threads
 from arraychest.scalars import scalar_of
 from arraychest.values import Dumped, copied
 
@@ -36,9 +41,9 @@ _MAX_PACK_MAPS = 1024
 
 
 def value_name(row: Row) -> str:
-    """The file of a value that has one of its own, relative to the chest."""
+    """The file of a value that has one of its own, or its folder of blocks."""
     generation = row.generation
-    kind = "b2nd" if row.is_frame else "npy"
+    kind = "b2nd" if row.is_frame else "blocks" if row.is_blocked else "npy"
     # Whatever a stranger's catalog calls a file, it is in this folder.
     stem = file_stem(row.key) if row.stem is None else harmless_stem(row.stem)
     return f"{DATA}/{generation & 255:02x}/{stem}-{generation:x}.{kind}"
@@ -145,6 +150,8 @@ class Loader:
             if row.is_frame:
                 compressed = self._open_frame(path, row, form, key)
                 return compressed if self._mode == "r" else np.asarray(compressed)
+            if row.is_blocked:
+                return self._open_blocks(path, row, form, key)
             if row.pack is None:
                 return self._load_file(path, row, form, key)
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
@@ -186,8 +193,10 @@ class Loader:
             )
         return end
 
-    def _open_frame(self, path: str, row: Row, form: Form, key: Any) -> CompressedArray:
-        fd = os.open(path, READ_FLAGS)
+    def _open_frame(
+        self, path: str, row: Row, form: Form, key: Any, folder: int | None = None
+    ) -> CompressedArray:
+        fd = _open(path, READ_FLAGS, folder)
         try:
             end = self._end_of_data(fd, path, row, key)
             assert row.stamp is not None, "it is the one in the trailer"
@@ -210,6 +219,21 @@ class Loader:
         reader = _FrameOf(checked, key, path)
         return CompressedArray(reader, form.dtype, form.shape, chunks, transposed=turned)
 
+    def _open_blocks(self, path: str, row: Row, form: Form, key: Any) -> BlockedArray:
+        # Lazy and read-only whatever the mode: it may be larger than RAM, and shares its files.
+        loader = Loader(self._files, {}, allow_pickle=False, mmap_mode="r", nthreads=self._nthreads)
+        blocks = _BlocksOf(loader, form, key, path)
+        found = blocks.manifest
+        if found.form.partition("\n")[0] != row.form.partition("\n")[0] or (
+            found.key,
+            found.stamp,
+        ) != (row.key, row.stamp):
+            raise CorruptEntryError(
+                f"expected the manifest of key {key!r} in {path}, found one written elsewhere, "
+                "or another entry's"
+            )
+        return BlockedArray(blocks, form.dtype, form.shape, found.chunks)
+
     def layout(self, row: Row, key: Any) -> Layout:
         """How a compressed value lies in its file; of one in Fortran order, its transpose.
 
@@ -222,8 +246,10 @@ class Loader:
         assert isinstance(reader, _FrameOf)
         return reader.layout
 
-    def _load_file(self, path: str, row: Row, form: Form, key: Any) -> Any:
-        fd = os.open(path, self._flags)
+    def _load_file(
+        self, path: str, row: Row, form: Form, key: Any, folder: int | None = None
+    ) -> Any:
+        fd = _open(path, self._flags, folder)
         try:
             end = self._end_of_data(fd, path, row, key)
             if form.kind == "pickle":
@@ -349,12 +375,115 @@ class Loader:
 
     def prefetch(self, row: Row) -> None:
         """Ask the kernel to read a value ahead; a hint that cannot fail."""
+        if row.is_blocked:
+            return  # what of it will be read is not known
         with contextlib.suppress(OSError):
             fd = os.open(self._files.path(file_name(row)), READ_FLAGS)
             try:
                 os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(fd)
+
+
+def _open(path: str, flags: int, folder: int | None) -> int:
+    """Open a file; of one in an open folder, only the last part of its path is looked at."""
+    return os.open(path if folder is None else os.path.basename(path), flags, dir_fd=folder)
+
+
+# Of a blocked array so many blocks stay open.
+_MAX_OPEN_BLOCKS = 64
+
+
+class _BlocksOf:
+    """Opens the blocks of an array, and says whose they are where it cannot.
+
+    It reads them by the folder's descriptor, which a lock is held on: whoever removes the folder
+    moves it away first, and removes the files once nobody holds it.
+    """
+
+    fd = -1
+
+    def __init__(self, loader: Loader, form: Form, key: Any, path: str) -> None:
+        self._loader = loader
+        self._form = form
+        self._key = key
+        self.path = path
+        # Without a lock, which a fork might find taken: what two threads miss both open.
+        self._open: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self.fd = manifest.open_folder(path)
+        if not hold_folder(self.fd):
+            raise FileNotFoundError(errno.ENOENT, "it is being removed", path)
+        self.manifest = manifest.read(self.fd)
+        manifest.check(self.manifest, form)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.path, self._form, self._key, self.manifest.stamp)
+
+    def block(self, index: tuple[int, ...]) -> Any:
+        # Taken out and put back as the last one that was used.
+        found = self._open.pop(index, None)
+        if found is None:
+            found = self._load(index)
+        self._open[index] = found
+        if len(self._open) > _MAX_OPEN_BLOCKS:
+            with contextlib.suppress(KeyError):
+                self._open.popitem(last=False)
+        return found
+
+    def _load(self, index: tuple[int, ...]) -> Any:
+        known = self.manifest.block(index)
+        name = manifest.block_name(index, known.offset)
+        path = f"{self.path}/{name}"
+        form = self._form._replace(
+            shape=manifest.block_shape(self.manifest.chunks, index), kind="array"
+        )
+        row = Row(b"", 0, None, "", 0, None, known.offset, known.stored, known.stamp)
+        load = self._loader._load_file if known.offset else self._loader._open_frame
+        try:
+            return load(path, row, form, self._key, self.fd)
+        except FileNotFoundError as error:
+            raise CorruptEntryError(
+                f"expected a block of the value of key {self._key!r} in {path}, found no such file"
+            ) from error
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise CorruptEntryError(
+                    f"expected a block of the value of key {self._key!r} in {path}, found a "
+                    "symbolic link or a socket"
+                ) from error
+            raise
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            if isinstance(error, CorruptEntryError):
+                raise
+            raise CorruptEntryError(
+                f"expected a block of the value of key {self._key!r} in {path}, found what is "
+                f"none: {error}"
+            ) from error
+
+
+def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
+    """The blocks of an array that was pickled.
+
+    Raises
+    ------
+    CorruptEntryError
+        They are gone, or others lie there.
+    """
+    files = Files(os.path.dirname(path), durable=False)
+    loader = Loader(files, {}, allow_pickle=False, mmap_mode="r", nthreads=default_threads())
+    try:
+        found = _BlocksOf(loader, form, key, path)
+    except (OSError, ValueError) as error:
+        raise CorruptEntryError(
+            f"expected the blocks of key {key!r} in {path}, found none: {error}"
+        ) from error
+    if found.manifest.stamp != stamp:
+        raise CorruptEntryError(f"expected the blocks of key {key!r} in {path}, found others")
+    return found
 
 
 class _FrameOf:

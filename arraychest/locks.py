@@ -169,6 +169,29 @@ def let_go_of_file(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
+def hold_folder(fd: int, *, shared: bool = True) -> bool:
+    """Lock an open folder, for as long as it is open; False if another opening holds it against us.
+
+    A file system that has no such locks grants them all.
+    """
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_at(fd: int, path: str) -> bool:
+    """Whether the folder that is open is the one that lies there, under no link."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
+
+
 class KeyLock:
     """A lock on one key of a chest, between threads and processes; see `Chest.lock`.
 

@@ -25,6 +25,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
+from arraychest.blocked import BlockedArray
 from arraychest.committer import logger
 from arraychest.compressed import CompressedArray
 from arraychest.entry import Cost, Entry
@@ -626,6 +627,6 @@ def _are_ours(values: Any) -> bool:
         elif kind is dict:
             if (held and value) or not _are_ours(value.values()):
                 return False
-        elif kind is not CompressedArray:
+        elif kind is not CompressedArray and kind is not BlockedArray:
             return False
     return True

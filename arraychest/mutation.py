@@ -32,7 +32,7 @@ from arraychest.loader import value_name
 from arraychest.locks import KeyLock, hold_file, let_go_of_file
 from arraychest.mapping import detach, map_file
 from arraychest.tiers import Tiers
-from arraychest.transaction import Transaction
+from arraychest.transaction import changes_of
 from arraychest.values import copied
 
 
@@ -51,7 +51,7 @@ def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
             copy = copied(value)
             copy.setflags(write=True)
             yield copy
-            with _changes_of(tiers) as changes:
+            with changes_of(tiers) as changes:
                 changes.put(key, copy)
             return
         order: Literal["C", "F"]
@@ -63,22 +63,6 @@ def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
         with draft.sealed_at_end() as array:
             del value
             yield array
-
-
-@contextlib.contextmanager
-def _changes_of(tiers: Tiers) -> Iterator[Transaction]:
-    """The transaction that the thread is in, or one of its own for this change."""
-    outer = tiers.own_changes()
-    if isinstance(outer, Transaction):
-        yield outer
-        return
-    changes = Transaction(tiers)
-    try:
-        yield changes
-    except BaseException:
-        changes.roll_back()
-        raise
-    changes.commit()
 
 
 class _Draft:
@@ -155,7 +139,7 @@ class _Draft:
             self.discard()
             raise SpillError(f"key {self._key!r} could not be stored: {error}") from error
         self._let_go()
-        with _changes_of(tiers) as changes:
+        with changes_of(tiers) as changes:
             changes.put_row(self._key, self.row)
 
     def discard(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from arraychest import digests
-from arraychest.compressed import CompressedArray
+from arraychest.lazy import LazyArray
 from arraychest.resident import owner_of
 
 
@@ -61,7 +61,7 @@ _origins: dict[int, tuple[weakref.ref[Any], Origin]] = {}
 
 
 def note(
-    array: np.ndarray | CompressedArray,
+    array: np.ndarray | LazyArray,
     source: Callable[[], Source | None],
     code: bytes,
     generation: int,
@@ -74,7 +74,7 @@ def note(
     note_again(array, origin)
 
 
-def note_again(array: np.ndarray | CompressedArray, origin: Origin) -> None:
+def note_again(array: np.ndarray | LazyArray, origin: Origin) -> None:
     """An array is what another was: the same, decompressed."""
     identity = id(array)
 
@@ -90,13 +90,13 @@ def note_again(array: np.ndarray | CompressedArray, origin: Origin) -> None:
     _origins[identity] = weakref.ref(array, forget), origin
 
 
-def of(array: np.ndarray | CompressedArray) -> Origin | None:
+def of(array: np.ndarray | LazyArray) -> Origin | None:
     """Where an array is stored; None if no chest has handed it out."""
     known = _origins.get(id(array))
     return known[1] if known is not None and known[0]() is array else None
 
 
-def digest_of(array: np.ndarray | CompressedArray) -> bytes:
+def digest_of(array: np.ndarray | LazyArray) -> bytes:
     """What an array contains (see `digests`): known, recorded where it is stored, or computed now.
 
     Notes
@@ -142,9 +142,9 @@ def _letter() -> bytes:
     return digests.array_digest(np.empty(0, np.uint8))[:1]
 
 
-def _is_as_stored(array: np.ndarray | CompressedArray, origin: Origin) -> bool:
+def _is_as_stored(array: np.ndarray | LazyArray, origin: Origin) -> bool:
     """Whether an array that came out of a chest is still what it was then."""
-    if isinstance(array, CompressedArray):
+    if isinstance(array, LazyArray):
         return True
     owner = owner_of(array)
     return not (

@@ -6,12 +6,14 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from arraychest import files as value_files
+from arraychest.account import Account
 from arraychest.budget import Budget
 from arraychest.catalog import is_foreign
 from arraychest.committer import Committer, logger
@@ -27,6 +29,7 @@ from arraychest.errors import (
 from arraychest.filesystem import check_file_system, file_system_of
 from arraychest.folder import Mode, empty_folder, open_folder
 from arraychest.index import Index
+from arraychest.live import Live
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 from arraychest.locks import LockFile
 from arraychest.mapping import MmapMode
@@ -48,6 +51,7 @@ class Options(NamedTuple):
     on_miss: Callable[[Any], object] | None
     on_overflow: Callable[[Any], object] | None
     allow_network: bool
+    checksums: bool
     quota: Quota | None
     compression: Compression
     key_to_filename: Callable[[Any], str] | None
@@ -93,8 +97,12 @@ class Session:
             options.key_to_filename,
         )
         self.writer = WriteBehind(self.committer, self.index, self.resident, budget)
+        self._account = Account(self.index, self.resident, self.committer)
         if path is not None:
             self._open_named(path)
+        # Last: its first page comes a while after the chest was opened.
+        self.live = Live(path, options.mode)
+        self.committer.before_commit = weakref.WeakMethod(self.tell_if_due)
         _alive.add(self)
 
     # --- opening -----------------------------------------------------------------------------
@@ -153,6 +161,7 @@ class Session:
             mmap_mode=options.mmap_mode,
             nthreads=options.compression.nthreads,
             quota=options.quota,
+            checksums=options.checksums,
         )
 
     def open_store(self) -> Store:
@@ -182,6 +191,11 @@ class Session:
         counter = self.counter
         if counter.words[0] != counter.seen_word and self._store is not None:
             self.committer.follow(self._store)
+
+    def tell_if_due(self) -> None:
+        """Tell other processes of the chest, if it is time.  The lock is not held."""
+        if time.monotonic() >= self.live.due:
+            self.live.publish(lambda: self._account.take(self._store, self.budget))
 
     # --- who may do what -----------------------------------------------------------------------
 
@@ -275,6 +289,7 @@ class Session:
                 self.index.close()
                 self._forget_kept()
                 writer.changed.notify_all()
+            self.live.close()
             if store is None:
                 return
             logger.info("closed %s", self.path)
@@ -333,6 +348,7 @@ class Session:
         """Bring every lock into the parent's hands, so that none is held by a thread that a
         child does not have.
         """
+        self.live.before_fork()
         self.committer.commit_lock.acquire()
         self.writer.lock.acquire()
         self._store_lock.acquire()
@@ -345,6 +361,7 @@ class Session:
         self._store_lock.release()
         self.writer.lock.release()
         self.committer.commit_lock.release()
+        self.live.after_fork_in_parent()
 
     def after_fork_in_child(self) -> None:
         """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
@@ -352,6 +369,7 @@ class Session:
         self.writer.become_reader()
         self._store_lock = threading.Lock()
         self._close_lock = threading.Lock()
+        self.live.after_fork_in_child()
         if self._store is not None:
             self._store.become_reader()
 

@@ -381,9 +381,6 @@ class WriteBehind:
             # It is kept until it is told, and with it what its frames hold: the arrays, and a
             # statement that was not read to its end, which keeps SQLite at an old snapshot.
             traceback.clear_frames(caught.__traceback__)
-            # What is tried again and again, as where a disk stays full, is told of once.
-            level = logging.DEBUG if self._pause else logging.WARNING
-            logger.log(level, "spill failed, values stay in RAM: %s", caught)
         with self.lock:
             self._in_flight -= job.nbytes
             self._nothing_fits = False
@@ -407,7 +404,7 @@ class WriteBehind:
                         self._failed.add(slot)
             # The arrays leave RAM now, not when the thread finds its next job.
             job.arrays.clear()
-            news = False
+            news, again = False, bool(self._pause)
             if error is None:
                 self._pause = 0.0
             elif job.compact is None:
@@ -415,6 +412,10 @@ class WriteBehind:
                 news = not (self._pause or self._flushing or self._awaited)
                 self._note_failure(error)
             self.changed.notify_all()
+        if error is not None:
+            # What is tried again and again, as where a disk stays full, is told of once.
+            level = logging.DEBUG if again else logging.WARNING
+            logger.log(level, "spill failed, values stay in RAM: %s", error)
         if news:
             _warn(f"values could not be spilled and stay in RAM; they are tried again: {error}")
 

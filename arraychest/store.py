@@ -81,6 +81,8 @@ class Store:
         How many threads decompress many chunks.
     quota
         How many bytes of value files there may be; None: any number.  No spares are kept then.
+    checksums
+        Whether what was committed is summed.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Store:
         mmap_mode: MmapMode,
         nthreads: int = 1,
         quota: Quota | None = None,
+        checksums: bool = True,
     ) -> None:
         self.root = root
         self.files = Files(root, durable=durable)
@@ -154,10 +157,12 @@ class Store:
         # By pack, place and size of directories that its row does not count yet.
         self._listed: dict[int, list[tuple[int, int]]] = {}
         self.sums = PendingSums(self.files, self.catalog)
+        self._checksums = checksums
         self._unsure = False
         self.bytes_written = 0
         if alone:
             self._reopen_pack()
+            self.files.remove_unfinished()
 
     def close(self) -> None:
         """Close the catalog and stop being a writer, whatever goes wrong."""
@@ -257,12 +262,13 @@ class Store:
             self._next_generation += count
         return first
 
-    def _generation(self) -> int:
+    def new_generation(self) -> int:
+        """A generation that nobody else gets."""
         return self._generations_for(1)
 
     def begin(self) -> None:
         """Make the session known before the first write.  Called under the commit lock."""
-        self._generation()
+        self.new_generation()
 
     def write(
         self,
@@ -284,7 +290,7 @@ class Store:
         OSError
             Nothing is left of the file.
         """
-        generation = self._generation()
+        generation = self.new_generation()
         stamp = _new_stamp()
         head = npy.header(form)
         size = sum(map(len, body))
@@ -308,7 +314,7 @@ class Store:
         nthreads: int,
     ) -> Row:
         """As `write`, compressed: chunk by chunk, `b2nd.WORKING_BYTES` of RAM for each thread."""
-        generation = self._generation()
+        generation = self.new_generation()
         stamp = _new_stamp()
         listed = _directory_of_one(stamp, generation, seq, form.nbytes, code, text)
         row = Row(code.canonical, seq, code.exact, text, generation, None, 0, 0, stamp)
@@ -341,7 +347,7 @@ class Store:
         named
             What follows in the text of its form, which nobody knows yet.
         """
-        generation = self._generation()
+        generation = self.new_generation()
         stamp = _new_stamp()
         # As long as with any other number of bytes: NumPy pads it.
         start = len(npy.header(tree.form_of(0)))
@@ -392,7 +398,7 @@ class Store:
         """
         head = npy.header(form)
         end = len(head) + form.nbytes
-        stamp, generation = _new_stamp(), self._generation()
+        stamp, generation = _new_stamp(), self.new_generation()
         listed = _directory_of_one(stamp, generation, seq, form.nbytes, code, text)
         stored = end + len(listed) + npy.TRAILER_BYTES
         row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
@@ -461,7 +467,7 @@ class Store:
 
     def may_write_in_place(self, row: Row) -> bool:
         """Whether a value has a file that nothing else shares."""
-        if row.pack is not None or row.is_frame:
+        if row.pack is not None or row.is_frame or row.is_blocked:
             return False
         return os.stat(self.files.path(value_name(row)), follow_symlinks=False).st_nlink == 1
 
@@ -572,7 +578,7 @@ class Store:
             name, head = pack_name(target.id), pack.header(target.stamp)
             if self._tail >= len(head) and self.files.may_append(name, self._tail, head):
                 return target, self._tail
-        identity = self._generation()
+        identity = self.new_generation()
         self._claim(identity)
         return Pack(identity, _new_stamp(), 0, 0, 0, pack.HEADER_BYTES), 0
 
@@ -721,6 +727,8 @@ class Store:
 
     def _note_unsummed(self, packs: Iterable[Pack], rows: Iterable[RawRow]) -> None:
         """These were committed: their bytes have no checksums yet."""
+        if not self._checksums:
+            return
         extents = []
         for known in packs:
             before = self._packs.get(known.id)
@@ -731,7 +739,7 @@ class Store:
         for raw in rows:
             row = Row._make(raw)
             # A compressed one has its checksums in its file.
-            if row.pack is None and not row.is_frame:
+            if row.pack is None and not row.is_frame and not row.is_blocked:
                 extents.append(Extent(row.generation, value_name(row), 0, row.stored, row.key))
         self.sums.add(extents)
 
@@ -850,7 +858,7 @@ class Store:
 
     def clear(self) -> None:
         """Remove every entry, and then every file.  Nobody else is attached."""
-        self._generation()
+        self.new_generation()
         names = list(self.files.names())
         with self.exclusive():
             self.catalog.clear(names)
@@ -861,6 +869,7 @@ class Store:
             self.counter.reset(1, 0)
             self.counter.saw(1)
         self.files.remove(names, keep_spares=False)
+        self.files.remove_unfinished(all_of_them=True)
         self.catalog.raise_interrupt()
 
     def become_reader(self) -> None:
@@ -888,9 +897,9 @@ class Store:
 
     def adopt(self, source: str, row: Row, form: Form) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
-        if row.stamp is None:
+        if row.stamp is None or row.is_blocked:
             raise OSError(errno.EINVAL, "expected a value with a file of its own", source)
-        mine = row._replace(generation=self._generation())
+        mine = row._replace(generation=self.new_generation())
         name = value_name(mine)
         self.files.link(source, name)
         # The other chest may have made a spare of it meanwhile, and have begun to overwrite it.
@@ -913,7 +922,7 @@ class Store:
 
     def adopt_pack(self, source: str, theirs: Pack) -> Pack:
         """Link another chest's pack into this one; never appended to here."""
-        mine = Pack(self._generation(), theirs.stamp, theirs.bytes, 0, 1, theirs.own)
+        mine = Pack(self.new_generation(), theirs.stamp, theirs.bytes, 0, 1, theirs.own)
         name = pack_name(mine.id)
         self.files.link(source, name)
         try:
@@ -934,7 +943,7 @@ class Store:
         """The row that names a value in a pack that was adopted as `mine`."""
         if not is_packed_well(row, form) or row.offset + row.stored > mine.bytes:
             raise OSError(errno.EINVAL, "expected a value in a pack", self.files.path(""))
-        return row._replace(generation=self._generation(), pack=mine.id)
+        return row._replace(generation=self.new_generation(), pack=mine.id)
 
     def pack_file(self, known: Pack) -> str:
         """The file of a pack, relative to the chest."""
@@ -1028,7 +1037,7 @@ class Store:
 
 
 _VALUE_NAME = re.compile(
-    rf"(?:{DATA}/[0-9a-f]{{2}}/[^/]*-([0-9a-f]{{1,16}})\.(?:npy|b2nd)"
+    rf"(?:{DATA}/[0-9a-f]{{2}}/[^/]*-([0-9a-f]{{1,16}})\.(?:npy|b2nd|blocks)"
     rf"|{PACKS}/([0-9a-f]{{1,16}})\.pack"
     rf"|{SPARE}/[0-9a-f]{{1,8}}/[^/]*-([0-9a-f]{{1,16}})\.npy)",
 )

@@ -12,12 +12,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any, Protocol
 from weakref import ref
 
 import numpy as np
 
 from arraychest import origins
+from arraychest.assembly import taken_over
+from arraychest.blocked import BlockedArray
 from arraychest.budget import Budget
 from arraychest.codecs.frame import CODEC_NAMES, FILTER_NAMES, Layout
 from arraychest.codecs.pack import PACK_THRESHOLD
@@ -49,6 +52,7 @@ from arraychest.errors import (
 )
 from arraychest.eviction import Uses, freed_by
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
+from arraychest.lazy import LazyArray
 from arraychest.loader import file_name, value_name
 from arraychest.mapping import is_map
 from arraychest.progress import Asked, measured
@@ -147,6 +151,7 @@ class Tiers(Session):
         # What digests of our arrays are asked for at, and told.
         self.source = self.committer.source = ref(self)
         self.committer.private = self.temporary
+        self._counters = self.committer.counters
         self.index.pinned = self._loading.__contains__
         # A name of its own for what every put asks.
         self._slots = self.index.slots
@@ -212,6 +217,8 @@ class Tiers(Session):
 
     def _find(self, key: Any) -> Any:
         """What `value_of` makes the value of: not here, as it may call a user's functions."""
+        if monotonic() >= self.live.due:
+            self.tell_if_due()
         changes = self.own_changes()
         if changes is not None and key in changes:
             return changes.get(key)
@@ -382,13 +389,17 @@ class Tiers(Session):
                 if len(kept) > (MAX_KEPT_FRAMES if is_compressed else MAX_KEPT_VIEWS):
                     _let_go_oldest(kept)
             return value
-        if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray):
+        if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray, BlockedArray):
             self._note_origin(value, raw, 0)
         if type(value) is CompressedArray:
             slot.value = value
             self._kept_frames.append(slot)
             if len(self._kept_frames) > MAX_KEPT_FRAMES:
                 _let_go_oldest(self._kept_frames)
+            return value
+        if type(value) is BlockedArray and self._shows_resident:
+            # It holds a descriptor: no longer than its user does.
+            slot.view = ref(value)
             return value
         if type(value) is not np.ndarray:
             return value
@@ -402,7 +413,7 @@ class Tiers(Session):
             _let_go_oldest(self._kept)
         return value
 
-    def _note_origin(self, array: np.ndarray | CompressedArray, raw: RawRow, part: int) -> None:
+    def _note_origin(self, array: np.ndarray | LazyArray, raw: RawRow, part: int) -> None:
         private = self.temporary
         origins.note(array, self.source, raw[KEY], raw[GENERATION], part, private=private)
 
@@ -422,6 +433,10 @@ class Tiers(Session):
         if type(value) is Tree:
             parts = [self._in_ram(part) for part in value.parts]
             return value_of(Tree(value.structure, parts), key, self.options.own)
+        if type(value) is BlockedArray:
+            found = np.asarray(value)
+            found.setflags(write=not self._shows_resident)
+            return found
         if type(value) is not np.ndarray and type(value) is not CompressedArray:
             return value_of(value, key, self.options.own)
         found = self._in_ram(value)
@@ -644,6 +659,7 @@ class Tiers(Session):
                         else:
                             added = False
                         if added:
+                            self._counters.puts += 1
                             # `write`, which by name takes twice as long.
                             value.setflags(False)  # type: ignore[call-arg]
                             if charged > budget.high:
@@ -681,12 +697,17 @@ class Tiers(Session):
         ValueTypeError, KeyTypeError, SpillError, ReadOnlyChestError, ClosedChestError
             The key has its old value, and the array is as it was.
         """
+        if monotonic() >= self.live.due:
+            self.tell_if_due()
         changes = self.own_changes()
         if changes is not None:
             if not (only_absent and self.contains(key)):
                 changes.put(key, value, compression, cost, on_put)
             return
         on_put = on_put or self.options.on_put
+        if type(value) is BlockedArray:
+            self._put_blocks(key, value, only_absent, cost)
+            return
         array, kind, shown = accept(value, self.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
@@ -726,6 +747,7 @@ class Tiers(Session):
                 self.index.add(slot)
             slot.view = None
             self.index.puts += 1
+            self.committer.counters.puts += 1
             slot.version = self.index.puts
             slot.value = shown if self._shows_resident or kind == "scalar" else None
             writer.put_noted(slot)
@@ -791,6 +813,22 @@ class Tiers(Session):
                 self.committer.count_spill(array.nbytes)
         return True
 
+    def _put_blocks(
+        self, key: Any, value: BlockedArray, only_absent: bool, cost: Cost | None
+    ) -> None:
+        """Put what is larger than RAM, maybe: its files are linked, and never read."""
+        encode_key(key)
+        self.check_writable()
+        row = taken_over(self.committer, key, value)
+        facts = None if cost is None else Facts(row.generation, {}, cost)
+        try:
+            self._place_directly(key, row, only_absent, facts)
+        except ArrayChestError:
+            self.open_store().files.remove([value_name(row)])
+            raise
+        except OSError as error:
+            raise SpillError(f"the value of key {key!r} could not be stored: {error}") from error
+
     def _place_directly(self, key: Any, row: Row, only_absent: bool, facts: Facts | None) -> bool:
         with self.committer.committing() as store:
             with self.writer.lock:
@@ -833,6 +871,7 @@ class Tiers(Session):
                 return False
             self.index.delete(slot)
             self.committer.doom(slot)
+            self.committer.counters.deletes += 1
             writer.deletion_noted()
         finally:
             writer.release()
@@ -993,6 +1032,7 @@ class Tiers(Session):
         store = self._store
         if store is None:
             return 0
+        store.files.remove_unfinished()
         dead = store.dead_bytes()
         sizes = {}
         for identity in store.sparse_packs(0.0):
@@ -1046,6 +1086,13 @@ def _let_go_oldest(kept: deque[Slot]) -> None:
         return
 
 
+def _codec_name(row: Row) -> str:
+    """How a value is stored that is not compressed as a whole."""
+    if row.pack is not None:
+        return "pack"
+    return "blocks" if row.is_blocked else "npy"
+
+
 def entry_of(
     form: Form, row: Row | None = None, file: str | None = None, layout: Layout | None = None
 ) -> Entry:
@@ -1063,7 +1110,7 @@ def entry_of(
         dtype=dtype,
         nbytes=form.nbytes,
         stored_bytes=0 if row is None else row.stored,
-        codec=None if row is None else "npy" if row.pack is None else "pack",
+        codec=None if row is None else _codec_name(row),
         file=file,
         generation=None if row is None else row.generation,
         resident=row is None,

@@ -7,11 +7,14 @@ left of it after an exception or a crash.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
 
+from arraychest.assembly import taken_over
+from arraychest.blocked import BlockedArray
 from arraychest.catalog import Pack
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree
@@ -127,6 +130,11 @@ class Transaction:
             The key has the value it had, and the transaction goes on.
         """
         tiers = self._tiers
+        if type(value) is BlockedArray:
+            self.put_row(key, taken_over(tiers.committer, key, value))
+            if cost is not None:
+                self._costs[key] = cost
+            return
         array, kind, _ = accept(value, tiers.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
@@ -249,3 +257,19 @@ class Transaction:
         self._changes.clear()
         self._small.clear()
         self._appended.clear()
+
+
+@contextlib.contextmanager
+def changes_of(tiers: Tiers) -> Iterator[Transaction]:
+    """The transaction that the thread is in, or one of its own for this change."""
+    outer = tiers.own_changes()
+    if isinstance(outer, Transaction):
+        yield outer
+        return
+    changes = Transaction(tiers)
+    try:
+        yield changes
+    except BaseException:
+        changes.roll_back()
+        raise
+    changes.commit()

@@ -1,8 +1,8 @@
 """Datasets of xarray in a chest: `save`, and ``xarray.open_dataset(path, engine="arraychest")``.
 
-Each variable is an entry ``("variable", name)``, stored and compressed as any array is.  The entry
-``"dataset"`` says what they are: dimensions, attributes, and which of them are coordinates.  It is
-put last: without it there is no dataset.
+Each variable is an entry ``("variable", name)``, stored and compressed as any array is; of a dask
+array its blocks.  The entry ``"dataset"`` says what they are: dimensions, attributes, and which of
+them are coordinates.  It is put last: without it there is no dataset.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 import arraychest
+from arraychest.blocked import BlockedArray
 from arraychest.compressed import CompressedArray
 from arraychest.errors import AbsentKeyError, ChestFormatError, ValueTypeError
 from arraychest.handle import Handle
@@ -40,7 +41,7 @@ def save(
     ----------
     dataset
         Its variables may be dask arrays, also larger than RAM: those are written block by block by
-        whatever scheduler is in charge, as they are, without compression.  A data array becomes a
+        whatever scheduler is in charge, as `arraychest.dask.store` does.  A data array becomes a
         dataset of one variable.
     path
         The chest's folder.
@@ -94,25 +95,9 @@ def _store(chest: arraychest.Chest, key: Any, variable: xr.Variable) -> None:
             array = array.astype(np.dtypes.StringDType())
         chest[key] = array
         return
-    import dask.array as da
+    from arraychest.dask import store
 
-    creation = chest.create(key, variable.shape, variable.dtype)
-    with creation:
-        da.store([variable.data], [_Target(creation.__reduce__())], lock=False)
-
-
-class _Target:
-    """What a task writes its block to, in whatever process; it is opened for each block.
-
-    Left open it would keep the array from being sealed for as long as a worker has the task.
-    """
-
-    def __init__(self, how: tuple[Any, ...]) -> None:
-        self._make, self._arguments = how
-
-    def __setitem__(self, where: Any, block: Any) -> None:
-        with self._make(*self._arguments) as array:
-            array[where] = block
+    store(variable.data, chest, key)
 
 
 class _Stored(BackendArray):
@@ -208,10 +193,11 @@ def _variable(chest: arraychest.Chest, name: Hashable, dims: Any, attrs: Any) ->
         raise ChestFormatError(
             f"expected the variable {name!r:.200} in {chest.path}, found none"
         ) from None
-    if handle.kind != "array":
+    if handle.kind not in ("array", "blocked"):
         return xr.Variable(dims, chest.load(key), attrs)
     stored = _Stored(handle)
     encoding = {}
-    if handle.is_compressed and isinstance(array := stored.array(), CompressedArray):
+    if handle.is_compressed or handle.kind == "blocked":
+        array: CompressedArray | BlockedArray = stored.array()
         encoding["preferred_chunks"] = dict(zip(dims, array.chunks, strict=True))
     return xr.Variable(dims, indexing.LazilyIndexedArray(stored), attrs, encoding)

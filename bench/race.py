@@ -25,7 +25,7 @@ from bench.workload import Workload, anonymous_bytes
 _SAMPLE_SECONDS = 0.02
 
 # A turn that takes longer has hung.
-_TIMEOUT_SECONDS = 180
+_TIMEOUT_SECONDS = 240
 
 # What it means that a peer has not a method.
 _LACKS = {
@@ -39,6 +39,7 @@ _LACKS = {
     "memoise": "memoises no functions",
     "reader": "not for readers beside a writer",
     "dask_worker": "no mapping for a worker of dask",
+    "dask_stored": "dask has no way to store an array in it",
 }
 
 # A peer is played in one round if its turn takes longer than this, and so many times as long as
@@ -163,7 +164,7 @@ class Runner:
                 race.skipped |= dict.fromkeys(playing, str(missing))
                 return race
             except TurnFailedError as failed:
-                race.failed["-"] = str(failed)
+                race.failed["what they share"] = str(failed)
                 return race
             answers: dict[str, tuple[int, str]] = {}
             rounds = self._rounds or (1 if self._small else workload.rounds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib.util
 import multiprocessing.resource_tracker
 import os
 import subprocess
@@ -154,3 +156,13 @@ def each_codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Every chest stores its large values as they are, or every chest compresses them."""
     defaults = arraychest.Chest.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "compression", request.param)
+
+
+@pytest.fixture
+def no_pool() -> Iterator[None]:
+    """dask's own pool of threads would be left behind."""
+    with contextlib.ExitStack() as stack:
+        if importlib.util.find_spec("dask") is not None:
+            config = importlib.import_module("dask.config")
+            stack.enter_context(config.set(scheduler="sync"))
+        yield

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import arraychest
+from arraychest import manifest
 
 # The folder that `arraychest` was imported from, for subprocesses.
 IMPORT_ROOT = str(Path(arraychest.__file__).parent.parent)
@@ -99,13 +100,27 @@ def audit(path: str) -> None:
         for folder, _, names in os.walk(os.path.join(path, top))
         for name in names
     }
+    # A folder of blocks is one value, and nothing is in it that its manifest does not name.
+    blocked: dict[str, dict[str, int]] = {}
+    for name in [name for name in files if ".blocks/" in name]:
+        files.remove(name)
+        folder, _, block = name.rpartition("/")
+        size = os.path.getsize(os.path.join(path, name))
+        blocked.setdefault(folder, {})[block] = size
+    files.update(blocked)
     own = {os.path.splitext(name.rpartition("-")[2])[0]: name for name in files if "data" in name}
     ends = {identity: nbytes for identity, nbytes, _ in packs}
     live = dict.fromkeys(ends, 0)
     for generation, pack, offset, stored in rows:
         if pack is None:
             name = own.pop(f"{generation:x}")
-            assert os.path.getsize(os.path.join(path, name)) == stored
+            if offset == 1:
+                assert name.endswith(".blocks")
+                assert sum(blocked[name].values()) == stored
+                told = manifest.decode(Path(path, name, manifest.NAME).read_bytes())
+                assert len(blocked[name]) == len(told.blocks) + 1
+            else:
+                assert os.path.getsize(os.path.join(path, name)) == stored
             files.remove(name)
         else:
             assert pack in ends, f"a row names pack {pack:x}, which does not exist"

@@ -167,6 +167,16 @@ def test_workers_have_their_own_folders_and_limits(sessions, tmp_path):
             assert os.path.isdir(one["folder"]) and os.path.isdir(other["folder"])
             targets = client.run(lambda dask_worker: dask_worker.data.target)
             assert set(targets.values()) == {30_000_000}
+
+            # A dataset's variables are written by the workers, and read by them.
+            import arraychest.xarray, xarray
+            path = os.path.join(FOLDER, os.pardir, "dataset.chest")
+            x = da.arange(10_000, chunks=1000).reshape(100, 100)
+            arraychest.xarray.save(xarray.Dataset({"x": (("j", "i"), x)}), path)
+            opened = xarray.open_dataset(path, engine="arraychest", chunks={})
+            assert int(opened.x.sum()) == sum(range(10_000))
+            writers = client.run(lambda: "arraychest.blocks" in sys.modules)
+            assert all(writers.values())
         assert not os.path.exists(one["folder"])
         print("done")
         """,

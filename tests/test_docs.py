@@ -10,10 +10,12 @@ import pkgutil
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import arraychest
-from tests.support_docs import blocks, prose, python_blocks, run_blocks
+from arraychest.cli import main
+from tests.support_docs import blocks, commands, prose, python_blocks, run_blocks
 
 PACKAGE = Path(arraychest.__file__).parent
 MODULES = sorted(
@@ -27,7 +29,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pool: None) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -80,3 +82,24 @@ def test_files_that_the_readme_links_to_exist(readme):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in target and not target.startswith("mailto:"):
             assert os.path.exists(readme.parent / target), target
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_readmes_commands_run():
+    with arraychest.open("work.chest") as chest:
+        chest["slope"] = np.arange(60_000.0).reshape(200, 300)
+    arraychest.open("yesterday.chest").close()
+    os.mkdir("tiles")
+    np.save("tiles/a.npy", np.arange(3))
+    found = [
+        words
+        for block in blocks(README)
+        if block.language == "console"
+        for words in commands(block)
+        if words[0] == "arraychest"
+    ]
+    assert {words[1] for words in found} >= {"ls", "info", "get", "put", "cp", "diff", "export"}
+    for words in found:
+        more = ["--once"] if words[1] == "top" else []
+        assert main([*words[1:], *more]) == (words[1] == "diff"), words
+    assert np.load("window.npy").shape == (100, 50)

@@ -15,7 +15,7 @@ GUIDES = sorted(FOLDER.glob("*.md"))
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, no_pool):
     monkeypatch.chdir(tmp_path)
 
 

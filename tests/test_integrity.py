@@ -151,8 +151,13 @@ def test_every_stored_byte_has_a_checksum_once_the_chest_is_closed(folder):
         assert covered == nbytes
 
 
-def test_a_temporary_chest_is_verified_too(nothing_left_behind):
+def test_a_temporary_chest_has_checksums_where_they_are_asked_for(nothing_left_behind):
     with Chest() as chest:
+        chest["x"] = np.arange(float(LARGE))
+        chest.spill("x")
+        report = chest.verify()
+        assert (report.ok, report.unchecked) == (True, 1)
+    with Chest(checksums=True) as chest:
         chest["x"] = np.arange(float(LARGE))
         chest.spill("x")
         assert chest.verify().unchecked == 0
@@ -163,6 +168,16 @@ def test_a_temporary_chest_is_verified_too(nothing_left_behind):
         assert "x" not in chest
         chest["x"] = np.zeros(3)
         assert (chest["x"] == 0).all()
+
+
+def test_a_chest_without_checksums_can_be_given_them_later(path):
+    with Chest(path=path, checksums=False) as chest:
+        chest["x"] = np.arange(float(LARGE))
+        chest["small"] = np.arange(3)
+    with Chest(path=path) as chest:
+        assert chest.verify().unchecked == 2
+        assert chest.repair().ok
+        assert chest.verify().unchecked == 0
 
 
 def test_what_is_deleted_or_overwritten_leaves_no_checksum(path):

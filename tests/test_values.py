@@ -461,3 +461,16 @@ class Bomb:
 
     def __reduce__(self) -> Any:
         return (divmod, (1, 0))
+
+
+@pytest.mark.parametrize("code", ["f8", "i2", "c16", "M8[s]"])
+def test_a_dtype_that_names_this_machines_byte_order_is_that_dtype(path, code):
+    order = "<" if np.little_endian else ">"
+    array = np.arange(3).astype(code).astype(np.dtype(code).newbyteorder(order))
+    with arraychest.Chest(path=path) as chest:
+        chest["x"] = array
+        chest.spill("x")
+        assert chest.entry("x").dtype == np.dtype(code)
+    with arraychest.open(path) as chest:
+        assert chest["x"].dtype == np.dtype(code)
+        assert chest["x"].tolist() == array.tolist()

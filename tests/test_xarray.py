@@ -22,11 +22,7 @@ from arraychest.xarray import save  # noqa: E402
 resource_tracker.ensure_running()
 
 
-@pytest.fixture(autouse=True)
-def no_pool():
-    """dask's own would leave its threads behind."""
-    with dask.config.set(scheduler="sync"):
-        yield
+pytestmark = pytest.mark.usefixtures("no_pool")
 
 
 @pytest.fixture
@@ -108,6 +104,19 @@ def test_dask_variables_are_written_block_by_block(path, scheduler):
     with made[scheduler]() as pool, dask.config.set(scheduler=scheduler, pool=pool):
         save(xr.DataArray(x, dims=("y", "x"), name="x"), path)
     assert np.array_equal(opened(path).x.values, np.arange(1200).reshape(40, 30))
+
+
+def test_dask_variables_are_compressed_where_they_are_worth_it_and_keep_their_chunks(path):
+    x = da.arange(120_000, chunks=120_000).reshape(400, 300).rechunk((150, 300))
+    xr.Dataset({"x": (("y", "x"), x)}).pipe(save, path, compress_above=1)
+    with arraychest.open(path, "r") as chest:
+        entry = chest.entry(("variable", "x"))
+    assert (entry.kind, entry.codec) == ("blocked", "blocks")
+    assert entry.ratio > 3
+    found = opened(path, chunks={})
+    assert found.x.chunks == ((150, 150, 100), (300,))
+    np.testing.assert_array_equal(found.x, x)
+    np.testing.assert_array_equal(found.x[::-7, [3, 1]], x.compute()[::-7, [3, 1]])
 
 
 def test_what_fails_leaves_no_dataset_and_does_not_touch_another(dataset, path):

@@ -3,7 +3,8 @@
 Each module of this package with a function ``add_commands(commands)`` adds parsers, which set
 ``run``: a function of the parsed arguments that returns the exit code.
 
-Exit codes: 0; 1, the command failed; 2, a wrong argument; 130, interrupted.
+Exit codes: 0; 1, the command failed; 2, a wrong argument; 130, interrupted.  Of `verify` and `diff`
+1 says that something was found, and 2 that they failed.
 """
 
 from __future__ import annotations
@@ -56,26 +57,43 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return int(arguments.run(arguments))
     except KeyboardInterrupt:
+        if arguments.debug:
+            raise
         message, code = "interrupted", 130
     except BrokenPipeError:
         # Who reads has seen enough (`| head`).  Nor may the interpreter's last flush complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (CommandError, arraychest.ArrayChestError, OSError) as error:
-        message, code = str(error), 1
+        if arguments.debug:
+            raise
+        message, code = str(error), getattr(arguments, "trouble", 1)
     print(f"arraychest {arguments.command}: {message}", file=sys.stderr)
     return code
 
 
 def _parser() -> _Parser:
     # Here and not above: commands raise this module's `CommandError`.
-    from arraychest.cli import demo, exchange, guide, looking
+    from arraychest.cli import (
+        about,
+        between,
+        care,
+        completion,
+        demo,
+        exchange,
+        guide,
+        looking,
+        top,
+        values,
+    )
 
     parser = _Parser(prog="arraychest", description=arraychest.__doc__)
     parser.add_argument(
         "--version", action="version", version=f"arraychest {arraychest.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (looking, exchange, guide, demo):
+    for module in (looking, about, top, values, between, exchange, care, guide, demo, completion):
         module.add_commands(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show where an error comes from")
     return parser

@@ -1,8 +1,24 @@
-"""dask on a chest: workers that spill through one.
+"""dask on a chest: arrays larger than RAM, results that are kept, workers that spill through one.
 
-The extra ``dask`` installs what this needs.  A cluster needs no code for it: see `preload`.
+The extra ``dask`` installs what this needs.  A cluster needs no code for its workers: see
+`preload`.
 """
 
-from arraychest.dask.worker import WorkerChest
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["WorkerChest"]
+from arraychest.dask.caching import caching
+from arraychest.dask.storing import append, persist, store
+
+if TYPE_CHECKING:
+    from arraychest.dask.worker import WorkerChest
+
+__all__ = ["WorkerChest", "append", "caching", "persist", "store"]
+
+
+def __getattr__(name: str) -> Any:
+    # dask on one machine does without distributed.
+    if name == "WorkerChest":
+        from arraychest.dask.worker import WorkerChest
+
+        return WorkerChest
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

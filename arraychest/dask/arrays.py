@@ -10,6 +10,8 @@ import numpy as np
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
 
+from arraychest.blocked import BlockedArray
+from arraychest.blocks import regular
 from arraychest.compressed import CompressedArray
 from arraychest.errors import ValueTypeError
 from arraychest.handle import Handle
@@ -53,12 +55,15 @@ class StoredArray:
         return array
 
     @property
-    def chunks(self) -> tuple[int, ...] | None:
-        """The shape of what is compressed at a time; None if nothing is."""
-        if not self._handle.is_compressed:
+    def chunks(self) -> tuple[tuple[int, ...], ...] | None:
+        """The sizes of what is read at a time, along each dimension; None if any part may be."""
+        if not (self._handle.is_compressed or self._handle.kind == "blocked"):
             return None
         array = self._array()
-        return array.chunks if isinstance(array, CompressedArray) else None
+        if isinstance(array, BlockedArray):
+            return array.chunks
+        # Decompressed whole where it is asked for to be written to.
+        return regular(self.shape, array.chunks) if isinstance(array, CompressedArray) else None
 
     def __dask_tokenize__(self) -> Any:
         handle = self._handle
@@ -70,21 +75,16 @@ class StoredArray:
 
 def to_dask(handle: Handle, chunks: Any = "auto") -> da.Array:
     """A dask array over a stored array; see `Chest.to_dask`."""
-    if handle.kind != "array":
+    if handle.kind not in ("array", "blocked"):
         raise ValueTypeError(
             f"expected an array under key {handle.key!r:.200}, found a value of kind {handle.kind}"
         )
     stored = StoredArray(handle)
-    steps = stored.chunks
-    previous = None
-    if steps is not None:
-        # Blocks of whole chunks of the file: a chunk is decompressed once.
-        previous = tuple(
-            tuple(min(step, n - at) for at in range(0, n, step)) or (0,)
-            for n, step in zip(stored.shape, steps, strict=True)
-        )
+    if handle.kind == "blocked" and chunks == "auto":
+        chunks = stored.chunks
+    # Blocks of whole chunks of the file: a chunk is decompressed once.
     chunks = normalize_chunks(
-        chunks, shape=stored.shape, dtype=stored.dtype, previous_chunks=previous
+        chunks, shape=stored.shape, dtype=stored.dtype, previous_chunks=stored.chunks
     )
     return da.from_array(
         stored,

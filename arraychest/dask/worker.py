@@ -387,7 +387,8 @@ class WorkerChest(MutableMapping[Any, Any]):
     def _open(self) -> arraychest.Chest:
         if self._chest is None:
             # Small: what is put here leaves RAM at once.  The folder is this worker's alone, on
-            # whatever file system.
+            # whatever file system, and goes with it: checksums, which would take as long as the
+            # writes, tell nobody anything.
             self._chest = arraychest.Chest(
                 path=self._folder,
                 available_memory="16 MiB",
@@ -396,6 +397,7 @@ class WorkerChest(MutableMapping[Any, Any]):
                 on_put="share",
                 compression=self._compression,
                 allow_network=True,
+                checksums=False,
                 # Counted here; with a limit of its own the chest keeps no files for later use.
                 max_disk=None if self._max_spill is None else self._max_spill * 9 // 8 + (16 << 20),
             )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from arraychest import registry
-from arraychest.compressed import CompressedArray
+from arraychest.lazy import LazyArray
 
-_ARRAYS = (np.ndarray, np.generic, CompressedArray)
+_ARRAYS = (np.ndarray, np.generic, LazyArray)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from arraychest import registry
+from arraychest.blocked import BlockedArray
 from arraychest.compressed import CompressedArray
 from arraychest.entry import describe, form_text
 from arraychest.errors import KeyTypeError, ValueTypeError
@@ -55,7 +56,7 @@ class Encoder:
         self._open: set[int] = set()
 
     def array(self, array: Any, depth: int) -> None:
-        """Encode an ndarray or a `CompressedArray`."""
+        """Encode an ndarray or a `LazyArray`."""
         raise NotImplementedError
 
     def long(self, tag: bytes, data: bytes) -> None:
@@ -94,7 +95,7 @@ class Encoder:
             out += b"-"
         elif kind is bool:
             out += b"1" if value else b"0"
-        elif kind is np.ndarray or kind is CompressedArray:
+        elif kind is np.ndarray or kind is CompressedArray or kind is BlockedArray:
             self.array(value, depth)
         elif kind in CONTAINERS:
             self._container(CONTAINERS[kind], value, depth)

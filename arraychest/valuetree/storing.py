@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arraychest import registry
+from arraychest.blocked import BlockedArray
 from arraychest.entry import DESCRIBED, describe
 from arraychest.errors import ValueTypeError
 from arraychest.valuetree.encoder import Encoder
@@ -77,6 +78,11 @@ class _Storing(Encoder):
         self._part_of: dict[int, int] = {}
 
     def array(self, array: Any, depth: int) -> None:
+        if type(array) is BlockedArray:
+            raise ValueTypeError(
+                "expected an array that can be stored within another value, found a blocked one: "
+                "store it under a key of its own"
+            )
         number = self._part_of.get(id(array))
         if number is None:
             dtype = array.dtype

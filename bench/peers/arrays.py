@@ -109,11 +109,16 @@ class Zarr(Peer):
     def open_whole(self) -> Any:
         return self._zarr.open_array(str(self.folder / "whole"), mode="r")
 
+    def dask_stored(self, x: Any) -> Any:
+        path = str(self.folder / "dask")
+        x.to_zarr(path)
+        return load("dask.array").from_zarr(path)
+
 
 class ZarrUncompressed(Zarr):
     name: ClassVar[str] = "zarr, uncompressed"
     setup: ClassVar[str] = "compressors=None, one chunk for an array; large: chunks of 1 MiB"
-    cannot: ClassVar[dict[str, str]] = {**Zarr.cannot, "small": "as zarr"}
+    cannot: ClassVar[dict[str, str]] = {**Zarr.cannot, "small": "as zarr", "dask-store": "as zarr"}
 
     def options(self, array: np.ndarray) -> dict[str, Any]:
         return {"compressors": None, "chunks": array.shape}
@@ -127,6 +132,7 @@ class ZarrSharded(Zarr):
     setup: ClassVar[str] = "chunks of 64 KiB in shards of 16 MiB"
     cannot: ClassVar[dict[str, str]] = {
         **Zarr.cannot,
+        "dask-store": "as zarr",
         **dict.fromkeys(
             ("small", "spill-write", "reload", "pipeline", "scan", "churn"),
             "shards are for arrays of many chunks",

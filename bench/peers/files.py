@@ -53,6 +53,11 @@ class NumpySave(_Files):
         array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None)
         return array
 
+    def dask_stored(self, x: Any) -> Any:
+        path = str(self.folder / "dask")
+        load("dask.array").to_npy_stack(path, x)
+        return load("dask.array").from_npy_stack(path)
+
     def write_whole(self, array: np.ndarray) -> None:
         self.put("whole", array)
 

@@ -60,6 +60,11 @@ class Arraychest(Peer):
     def dask_worker(self, target: int) -> dict[str, Any]:
         return {"data": (load("arraychest.dask").WorkerChest, {"target": target})}
 
+    def dask_stored(self, x: Any) -> Any:
+        y = load("arraychest.dask").store(x, self._chest, "x", return_stored=True)
+        self._chest.flush()
+        return y
+
     def reader(self) -> Callable[[str], np.ndarray]:
         self._chest.close()
         self._chest = self._arraychest.open(self.folder / "chest", mode="r")
