@@ -120,7 +120,7 @@ def _check(
     console: Console,
     document: report.Document,
 ) -> None:
-    from bench.harness import Bench, table_of
+    from bench.checks.harness import Bench, table_of
 
     small = options.scale == "small"
     rounds = options.rounds or (1 if small else _CHECK_ROUNDS)

@@ -57,12 +57,14 @@ def _turn(workload: Any, name: str, folder: Path, shared: Path, small: bool) -> 
     try:
         workload.play(peer, run)
         run.measure_disk()
+        run.measure_memory()
     finally:
         peer.close()
     return {
         "seconds": run.seconds,
         "answers": run.answers,
         "anon_before": run.anon_before,
+        "anon_most": run.anon_most,
         "disk": run.disk,
     }
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.peers import LIMIT, OURS, PEERS
+from bench.peers import OURS, PEERS
 from bench.peers.base import Peer, PeerMissingError
 from bench.workload import Workload, anonymous_bytes
 
@@ -280,7 +280,9 @@ class Runner:
         if "error" in result:
             raise TurnFailedError(result["error"])
         result["turn_seconds"] = time.perf_counter() - start
-        result["anon"] = max(peak - result.get("anon_before", 0), 0)
+        result["anon"] = max(
+            max(peak, result.get("anon_most", 0)) - result.get("anon_before", 0), 0
+        )
         return result
 
     @contextmanager
@@ -363,6 +365,3 @@ def _kill_group(pid: int) -> None:
 def _environment(folder: Path) -> dict[str, str]:
     # Peers put files of their own where these say.
     return {**os.environ, "TMPDIR": str(folder), "MPLCONFIGDIR": str(folder / "matplotlib")}
-
-
-__all__ = ["LIMIT", "OURS", "Outcome", "Race", "Runner", "TurnFailedError"]

@@ -126,6 +126,7 @@ class Run:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
     anon_before: int = 0
+    anon_most: int = 0
     disk: int = 0
 
     def pick(self, full: int, small: int) -> int:
@@ -142,6 +143,7 @@ class Run:
         start = perf_counter()
         yield
         self.add(step, (perf_counter() - start) / count)
+        self.measure_memory()
 
     def add(self, step: str, figure: float) -> None:
         """A figure of a step."""
@@ -155,6 +157,10 @@ class Run:
         """What is in memory by now is the workload's own data, and not the peer's doing."""
         self.anon_before = anonymous_bytes(os.getpid())
 
+    def measure_memory(self) -> None:
+        """Note what is in memory now: who looks from outside may miss what is short."""
+        self.anon_most = max(self.anon_most, anonymous_bytes(os.getpid()))
+
     def measure_disk(self) -> int:
         """Note what the peer's files take now; the most of all times is told."""
         found = disk_bytes(self.folder)
@@ -162,16 +168,20 @@ class Run:
         return found
 
     def warm(self, nbytes: int) -> None:
-        """Make the next pages that are asked for warm ones: write that many bytes and more to a
-        file, and remove it.  Not at the small scale, which judges nothing.
-        """
-        if self.small:
-            return
-        block = np.full(2 * MIB, 1, np.uint64).data.cast("B")
-        path = self.shared / f"warm-{os.getpid()}"
-        with open(path, "wb", buffering=0) as file:
-            file.writelines(block for _ in range(0, nbytes + _WARM_BEYOND, len(block)))
-        path.unlink()
+        """As `warm_disk`; not at the small scale, which judges nothing."""
+        if not self.small:
+            warm_disk(self.shared, nbytes)
+
+
+def warm_disk(folder: Path, nbytes: int) -> None:
+    """Make the next pages of the page cache warm ones: write that many bytes and more, and remove
+    them.
+    """
+    block = np.full(2 * MIB, 1, np.uint64).data.cast("B")
+    path = folder / f"warm-{os.getpid()}"
+    with open(path, "wb", buffering=0) as file:
+        file.writelines(block for _ in range(0, nbytes + _WARM_BEYOND, len(block)))
+    path.unlink()
 
 
 class Arrays:

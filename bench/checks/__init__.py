@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.checks import compressed, imports, sharing, trees
-from bench.harness import Bench, Row
+from bench.checks.harness import Bench, Row
 
 CHECKS: dict[str, Callable[[Bench], list[Row]]] = {
     "import": imports.run,

@@ -16,7 +16,7 @@ import numpy as np
 
 import arraychest
 from arraychest.codecs import blosc, frame
-from bench.harness import OURS, Bench, Contestant, Figures, Floor, Row, Samples, rows_against
+from bench.checks.harness import OURS, Bench, Contestant, Figures, Floor, Row, Samples, rows_against
 from bench.peers.base import load
 from bench.workload import MIB, expect
 

@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 import arraychest
-from bench.harness import OURS, Bench, Contestant, Figures, Floor, Row
+from bench.checks.harness import OURS, Bench, Contestant, Figures, Floor, Row
 from bench.workload import MIB, expect
 
 _NAME = "sharing"

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 
 import arraychest
-from bench.harness import (
+from bench.checks.harness import (
     OURS,
     Bench,
     Contestant,

@@ -30,7 +30,7 @@ class Pipeline(Workload):
         Step("in all", limit=True),
     )
     rounds = 3
-    seconds = 200
+    seconds = 160
     budget = (256 * MIB, 4 * MIB)
     # Who cannot reuse the space of what it takes back into memory writes more than once.
     disk = (8192 * MIB, 256 * MIB)

@@ -17,7 +17,7 @@ class Reload(Workload):
         Step("all elements", nbytes=ARRAY_BYTES, limit=True),
     )
     rounds = 5
-    seconds = 90
+    seconds = 60
     # Room for all of them: whoever keeps what was read may.
     budget = (1024 * MIB, 32 * MIB)
     disk = (1200 * MIB, 32 * MIB)

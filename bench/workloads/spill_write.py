@@ -13,7 +13,7 @@ class SpillWrite(Workload):
     needs = ("put", "get", "flush")
     steps = (Step("array", nbytes=ARRAY_BYTES, limit=True),)
     rounds = 5
-    seconds = 120
+    seconds = 90
     budget = (256 * MIB, 2 * MIB)
     disk = (1800 * MIB, 32 * MIB)
     durable = True

@@ -1,8 +1,7 @@
-"""What every workload shares: rounds that interleave the contestants, medians, and result rows.
+"""What every check shares: rounds that interleave the contestants, medians, and result rows.
 
-The contestants of a workload take turns within one run of one process, because two runs of the
-same program on a shared machine differ by more than what is measured here.  Each starts a round
-in turn, so that none always runs behind the same neighbour.
+The contestants of a check take turns in one process: most of them are arraychest, set up otherwise.
+Each starts a round in turn, so that none always runs behind the same neighbour.
 """
 
 from __future__ import annotations
@@ -17,20 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 from rich.table import Table
 
 from bench.peers.base import PeerMissingError
-from bench.workload import MIB
-
-# The array of the workloads with large values: 16 MiB.
-SHAPE = (1024, 2048)
-DTYPE = np.dtype(np.uint64)
-ARRAY_BYTES = 16 * MIB
-
-# How much more page cache is warmed than a contestant fills.  With exactly as much, one write in
-# twenty on two threads met pages of the host's and took 45 ms instead of 3.
-_WARM_BEYOND = 512 * MIB
+from bench.workload import warm_disk
 
 OURS = "arraychest"
 
@@ -130,40 +119,17 @@ class Bench:
         self.small = small
         self.say = say
         self.skipped: dict[str, str] = {}
-        self._arrays: list[np.ndarray] = []
-        self._random = np.random.default_rng(20)
 
     def pick(self, full: int, small: int) -> int:
         """A number that depends on the scale."""
         return small if self.small else full
 
-    def arrays(self, count: int) -> list[np.ndarray]:
-        """So many different incompressible arrays of 16 MiB; the same ones at every call.
-
-        They are made once and kept: memory that has been idle for two seconds may have to be
-        fetched back from the host of a virtual machine, which would be measured instead.
-        """
-        while len(self._arrays) < count:
-            array = self._random.integers(0, 1 << 64, SHAPE, DTYPE)
-            assert array.base is None, "a chest would copy it"
-            self._arrays.append(array)
-        return self._arrays[:count]
-
-    def forget_arrays(self) -> None:
-        """Let go of what `arrays` made."""
-        self._arrays.clear()
-
     def warm_disk(self, nbytes: int) -> None:
         """Make the page cache's next pages warm ones: write that many bytes and more, and remove
         them.  Not at the small scale, which judges nothing.
         """
-        if not nbytes or self.small:
-            return
-        path = self.folder / "warm"
-        block = self.arrays(1)[0].data.cast("B")
-        with open(path, "wb", buffering=0) as file:
-            file.writelines(block for _ in range(0, nbytes + _WARM_BEYOND, ARRAY_BYTES))
-        path.unlink()
+        if nbytes and not self.small:
+            warm_disk(self.folder, nbytes)
 
     @contextmanager
     def fresh_folder(self) -> Iterator[Path]:
