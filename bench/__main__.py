@@ -24,7 +24,7 @@ from rich.status import Status
 
 import arraychest
 from bench import report
-from bench.checks import CHECKS
+from bench.checks import BY_NAME, CHECKS
 from bench.peers import PEERS
 from bench.peers.base import PeerMissingError
 from bench.race import Runner
@@ -185,7 +185,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in chosen:
         if name not in known:
             parser.error(f"expected workloads among {', '.join(known)}, found {name!r}")
-    options.workloads = [name for name in known if not chosen or name in chosen]
+    # "dask" is all that has to do with it.
+    options.workloads = [
+        name
+        for name in known
+        if (not chosen and name not in BY_NAME)
+        or any(name == word or name.startswith(f"{word}-") for word in chosen)
+    ]
     if options.rounds is not None and options.rounds < 1:
         parser.error("expected at least one round")
     options.peers = _chosen_peers(parser, options.peers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.checks import compressed, imports, sharing, trees
+from bench.checks import compressed, dask_spill, imports, sharing, trees
 from bench.checks.harness import Bench, Row
 
 CHECKS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -12,4 +12,8 @@ CHECKS: dict[str, Callable[[Bench], list[Row]]] = {
     "sharing": sharing.run,
     "compressed": compressed.run,
     "trees": trees.run,
+    "dask-spill": dask_spill.run,
 }
+
+# Takes several minutes: only where it is asked for.
+BY_NAME = frozenset({"dask-spill"})

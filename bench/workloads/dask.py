@@ -17,7 +17,9 @@ import numpy as np
 from bench.peers.base import load
 from bench.workload import MIB, Run, Step, Workload, expect
 
-_TITLES = ("((x + x.T) - x.mean(0)).std()", "transpose, rechunk, tensordot", "terrain over time")
+TITLES = ("((x + x.T) - x.mean(0)).std()", "transpose, rechunk, tensordot", "terrain over time")
+
+PAUSES = "pauses and restarts"
 
 # What a worker may use: dask spills from 60 % on.
 _LIMIT = 768 << 20
@@ -41,22 +43,27 @@ class Dask(Workload):
     title = "dask computes 3 GiB and more with a worker of 768 MiB"
     needs = ("dask_worker",)
     steps = (
-        *(Step(title, limit=False) for title in _TITLES),
-        Step("pauses and restarts", unit="", judged=False),
+        *(Step(title, limit=False) for title in TITLES),
+        Step(PAUSES, unit="", judged=False),
     )
     # Each takes half a minute.
     rounds = 2
     seconds = 160
     disk = (6144 * MIB, 512 * MIB)
 
+    titles = TITLES
+
+    def __init__(self, side: int = 14_000) -> None:
+        self._side = side
+
     def play(self, peer: Any, run: Run) -> None:
         load("distributed")
-        # Blocks of 15 MiB: x is twice what the worker may use, and what is made of it as much
-        # again.
-        side, chunk = run.pick(14_000, 2_000), run.pick(1_400, 500)
+        # Blocks of 15 MiB: by default x is twice what the worker may use, and what is made of it
+        # as much again.
+        side, chunk = run.pick(self._side, 2_000), run.pick(1_400, 500)
         tasks: dict[str, Task] = dict(
             zip(
-                _TITLES,
+                TITLES,
                 (_Statistics(side, chunk), _Tensordot(side, chunk), _Terrain(run.pick(176, 16))),
                 strict=True,
             )
@@ -237,4 +244,4 @@ def _compute(
             pauses = sum(client.run(_pauses).values())
     finally:
         nanny.removeHandler(count)
-    run.add("pauses and restarts", pauses + count.restarts)
+    run.add(PAUSES, pauses + count.restarts)

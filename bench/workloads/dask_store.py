@@ -14,14 +14,14 @@ from bench.peers.base import load
 from bench.workload import MIB, Run, Step, Workload, expect
 from bench.workloads.dask import elevation
 
-_SIDES = ((16_384, 32_768), (1_024, 2_048))
+_SIDES = ((32_768, 32_768), (1_024, 2_048))
 _STEPS = (2_048, 512)
-_BYTES = (2048 * MIB, 8 * MIB)
+_BYTES = (4096 * MIB, 8 * MIB)
 
 
 class DaskStore(Workload):
     name = "dask-store"
-    title = "A dask array of 2 GiB, float32, in blocks of 16 MiB"
+    title = "A dask array of 4 GiB, float32, in blocks of 16 MiB"
     needs = ("dask_stored",)
     steps = (
         Step("make and write", nbytes=_BYTES),
@@ -30,7 +30,7 @@ class DaskStore(Workload):
     )
     rounds = 2
     seconds = 90
-    disk = (2560 * MIB, 64 * MIB)
+    disk = (4608 * MIB, 64 * MIB)
     sized = True
 
     def prepare(self, folder: Path, *, small: bool) -> None:
