@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from bench.peers import LIMIT, OURS
 # Okabe and Ito's colours, which people tell apart however they see them.
 _FASTER, _SLOWER, _PEER, _LIMIT, _TEXT = "#0072B2", "#D55E00", "#999999", "#000000", "#222222"
 
+_OTHERS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 _LIMIT_MARK: dict[str, Any] = {
     "marker": "|",
     "markersize": 11,
@@ -27,7 +29,8 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     """Draw a run.
 
     A bar for each step: how many times as long the best peer takes as arraychest, or arraychest
-    as the best peer.  Dots are the other peers, a line the machine's limit.
+    as the best peer.  Dots are the other peers, a line the machine's limit.  Below: what an entry
+    costs by the number of entries.
 
     Parameters
     ----------
@@ -40,13 +43,30 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+
+    verdicts = [each for each in report.verdicts(document) if each.ratio is not None]
+    heights = [1.4 + 0.27 * (len(verdicts) + 1.6 * len({each.workload for each in verdicts}))]
+    growing = [workload for workload in document["workloads"] if _sizes(workload)]
+    heights += [2.8] * len(growing)
+    figure = plt.figure(figsize=(11, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _bars(parts[0], verdicts, document)
+    for part, workload in zip(parts[1:], growing, strict=True):
+        _growth(part, workload)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+# --- bars ----------------------------------------------------------------------------------------
+
+
+def _bars(part: Any, verdicts: list[report.Verdict], document: Mapping[str, Any]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     def dot(label: str, *, compared: bool = True) -> Line2D:
         return Line2D([], [], linestyle="", label=label, **_mark(compared=compared))
 
-    verdicts = [each for each in report.verdicts(document) if each.ratio is not None]
     workloads = {workload["name"]: workload for workload in document["workloads"]}
     # A line for each step, and a heading for each workload.
     places: list[float] = []
@@ -60,7 +80,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
             at += 1
         places.append(at)
         at += 1
-    figure, axes = plt.subplots(figsize=(11, 1.4 + 0.27 * max(at, 1)), layout="constrained")
+    axes = part.subplots()
     axes.set_xscale("log")
     axes.axvline(1, color=_TEXT, linewidth=1.2, zorder=3)
     for place, verdict in zip(places, verdicts, strict=True):
@@ -89,7 +109,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         f"{document['date'][:10]}",
         loc="left", fontsize=10, color=_TEXT,
     )  # fmt: skip
-    figure.legend(
+    part.legend(
         handles=[
             Patch(color=_FASTER, label="the best peer is slower"),
             Patch(color=_SLOWER, label="the best peer is faster"),
@@ -102,8 +122,6 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         frameon=False,
         fontsize=9,
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _line(axes: Any, place: float, verdict: report.Verdict, workload: Mapping[str, Any]) -> None:
@@ -139,3 +157,56 @@ def _mark(*, compared: bool) -> dict[str, Any]:
         "markeredgecolor": "white" if compared else _PEER,
         "markeredgewidth": 0.5 if compared else 1,
     }
+
+
+# --- cost against size ---------------------------------------------------------------------------
+
+
+def _sizes(workload: Mapping[str, Any]) -> dict[str, list[int]]:
+    """What arraychest was measured in at several sizes of the store, and at which."""
+    found: dict[str, list[int]] = {}
+    for name in workload["peers"].get(OURS, {"steps": {}})["steps"]:
+        match = re.fullmatch(r"(.+), of ([\d,]+)", name)
+        if match:
+            found.setdefault(match[1], []).append(int(match[2].replace(",", "")))
+    return found
+
+
+def _growth(part: Any, workload: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    sizes = _sizes(workload)
+    part.suptitle(workload["title"], x=0.01, ha="left", fontsize=10, weight="bold", color=_TEXT)
+    for axes, (what, at) in zip(part.subplots(1, len(sizes)), sizes.items(), strict=True):
+        colors = iter(_OTHERS)
+        for name, peer in workload["peers"].items():
+            figures = [report.median_of(peer, f"{what}, of {size:,}") for size in at]
+            pairs = [pair for pair in zip(at, figures, strict=True) if pair[1] is not None]
+            if not pairs:
+                continue
+            own = {"color": _FASTER, "linewidth": 2.5, "zorder": 4}
+            if name == LIMIT:
+                own = {"color": _LIMIT, "linestyle": "--", "linewidth": 1.2}
+            elif name != OURS:
+                own = {"color": next(colors, _PEER), "linewidth": 1.5}
+            axes.plot(*zip(*pairs, strict=True), marker="o", markersize=4, label=name, **own)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(what, fontsize=9, color=_TEXT)
+        axes.set_xlabel("entries", fontsize=8, color=_TEXT)
+        axes.yaxis.set_major_formatter(FuncFormatter(_seconds))
+        axes.yaxis.set_minor_formatter("")
+        axes.tick_params(labelsize=8)
+        axes.grid(which="major", color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    part.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(workload["peers"]),
+        frameon=False,
+        fontsize=9,
+    )
+
+
+def _seconds(value: float, _: int) -> str:
+    return report.figure(value, {"unit": "s", "nbytes": None})
