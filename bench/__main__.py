@@ -162,7 +162,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", default=[], metavar="WORKLOAD", help="the same")
     parser.add_argument(
-        "--peers", metavar="NAME,…", help="which ones: words of their names; all by default"
+        "--peers",
+        metavar="NAME,…",
+        help="those that have one of these words in their names; all by default",
     )
     parser.add_argument("--rounds", type=int, help="default: what each workload says; 1 in small")
     parser.add_argument(
@@ -203,7 +205,7 @@ def _chosen_peers(parser: argparse.ArgumentParser, words: str | None) -> list[st
         return list(PEERS)
     found: set[str] = set()
     for word in words.split(","):
-        fitting = [word] if word in PEERS else [name for name in PEERS if word in name]
+        fitting = [name for name in PEERS if word.strip() in name]
         if not fitting:
             parser.error(f"expected peers among {', '.join(PEERS)}, found {word!r}")
         found.update(fitting)

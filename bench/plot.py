@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.peers import LIMIT, OURS
+from bench.peers import LIMIT, OURS, OURS_DURABLE
 
 # Okabe and Ito's colours, which people tell apart however they see them.
 _FASTER, _SLOWER, _PEER, _LIMIT, _TEXT = "#0072B2", "#D55E00", "#999999", "#000000", "#222222"
@@ -92,7 +92,7 @@ def _bars(part: Any, verdicts: list[report.Verdict], document: Mapping[str, Any]
             bbox={"color": "white", "pad": 1.5},
             fontsize=10, color=_TEXT,
         )  # fmt: skip
-    axes.set_yticks(places, [verdict.step for verdict in verdicts], fontsize=9, color=_TEXT)
+    axes.set_yticks(places, [verdict.label for verdict in verdicts], fontsize=9, color=_TEXT)
     axes.set_ylim(max(at, 1) - 0.4, -0.8)
     axes.set_xlim(1 / _WIDEST**0.75, _WIDEST * 1.3)
     ticks = [0.01, 0.1, 1, 10, 100, 1000]
@@ -134,13 +134,14 @@ def _line(axes: Any, place: float, verdict: report.Verdict, workload: Mapping[st
     text += "slower" if by_us >= 1 else "faster"
     for name, peer in workload["peers"].items():
         theirs = report.median_of(peer, verdict.step)
-        if name == OURS or theirs is None or not verdict.ours:
+        if name in (OURS, OURS_DURABLE) or theirs is None or not verdict.ours:
             continue
         times = min(max(theirs / verdict.ours, 1 / _WIDEST), _WIDEST)
         if name == LIMIT:
-            axes.plot(times, place, color=_LIMIT, zorder=5, **_LIMIT_MARK)
+            if verdict.limit_ratio is not None:
+                axes.plot(times, place, color=_LIMIT, zorder=5, **_LIMIT_MARK)
         elif name != verdict.best:
-            compared = report.why_not_compared(workload, name) is None
+            compared = report.why_not_compared(workload, name, verdict.name) is None
             axes.plot(times, place, zorder=4, **_mark(compared=compared))
     axes.text(
         1.01, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8,

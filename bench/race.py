@@ -298,6 +298,8 @@ def _why_not(peer: type[Peer], workload: Workload) -> str | None:
     """Why a peer cannot do a workload; None if it can."""
     if workload.name in peer.cannot:
         return peer.cannot[workload.name]
+    if peer.only is not None and workload.name not in peer.only:
+        return f"only for {' and '.join(peer.only)}"
     if workload.peers is not None and peer.name not in workload.peers:
         return "of those that can, only a few are given the time"
     # `put`, `get` and `delete` may be bound methods of the peer's own object.

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.peers import LIMIT, OURS
+from bench.peers import LIMIT, OURS, OURS_DURABLE
 from bench.peers.base import DURABILITIES, NOTHING, POWER_LOSS, PROCESS_CRASH
 from bench.race import Race
 
@@ -58,6 +58,8 @@ class Verdict:
 
     Attributes
     ----------
+    name
+        Which arraychest: with its defaults, or durable.
     ours
         Median, in the step's unit.
     best, ratio
@@ -70,6 +72,7 @@ class Verdict:
 
     workload: str
     step: str
+    name: str
     ours: float
     best: str | None
     ratio: float | None
@@ -77,50 +80,66 @@ class Verdict:
     limit_judged: bool
     met: bool | None
 
+    @property
+    def label(self) -> str:
+        """The step, for people."""
+        return self.step if self.name == OURS else f"{self.step}, durable"
+
 
 def verdicts(document: Mapping[str, Any]) -> Iterator[Verdict]:
     """Of each step that arraychest was measured in."""
+    full = document["scale"] == "full"
     for workload in document["workloads"]:
-        peers = workload["peers"]
-        if OURS not in peers:
-            continue
-        for step in workload["steps"]:
-            ours = median_of(peers[OURS], step["name"])
-            if ours is None:
-                continue
-            # Of ratios and of numbers of events none is the best.
-            ratios = {
-                name: _ratio(ours, median_of(peer, step["name"]))
-                for name, peer in peers.items()
-                if step["unit"] in _COMPARED
-                and name != OURS
-                and (name == LIMIT or why_not_compared(workload, name) is None)
-            }
-            limit_ratio = ratios.pop(LIMIT, None)
-            known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-            best = max(known, key=lambda name: known[name], default=None)
-            asked = []
-            if step["judged"] and best is not None:
-                asked.append(known[best] <= GOAL_OF_BEST)
-            if step["limit"] and limit_ratio is not None:
-                asked.append(limit_ratio <= GOAL_OF_LIMIT)
-            if step["at_most"] is not None:
-                asked.append(ours <= step["at_most"])
-            yield Verdict(
-                workload["name"],
-                step["name"],
-                ours,
-                best if step["judged"] else None,
-                known[best] if best is not None and step["judged"] else None,
-                limit_ratio,
-                step["limit"],
-                all(asked) if asked and document["scale"] == "full" else None,
-            )
+        for name in (OURS, OURS_DURABLE):
+            if name in workload["peers"]:
+                for step in workload["steps"]:
+                    yield from _verdict(workload, name, step, full)
 
 
-def why_not_compared(workload: Mapping[str, Any], name: str) -> str | None:
+def _verdict(
+    workload: Mapping[str, Any], name: str, step: Mapping[str, Any], full: bool
+) -> Iterator[Verdict]:
+    peers = workload["peers"]
+    ours = median_of(peers[name], step["name"])
+    if ours is None:
+        return
+    ratios: dict[str, float] = {}
+    # Of ratios and of numbers of events none is the best.
+    for other in peers if step["unit"] in _COMPARED else ():
+        theirs = median_of(peers[other], step["name"])
+        if other not in (OURS, OURS_DURABLE) and theirs is not None:
+            ratios[other] = _ratio(ours, theirs)
+    # What is synced has no limit here.
+    limit_ratio = ratios.get(LIMIT) if name == OURS else None
+    known = {
+        other: ratio
+        for other, ratio in ratios.items()
+        if step["judged"] and why_not_compared(workload, other, name) is None
+    }
+    best = max(known, key=lambda other: known[other], default=None)
+    asked = [] if best is None else [known[best] <= GOAL_OF_BEST]
+    if step["limit"] and limit_ratio is not None:
+        asked.append(limit_ratio <= GOAL_OF_LIMIT)
+    if step["at_most"] is not None:
+        asked.append(ours <= step["at_most"])
+    yield Verdict(
+        workload["name"],
+        step["name"],
+        name,
+        ours,
+        best,
+        None if best is None else known[best],
+        limit_ratio,
+        step["limit"],
+        all(asked) if asked and full else None,
+    )
+
+
+def why_not_compared(workload: Mapping[str, Any], name: str, ours_name: str = OURS) -> str | None:
     """Why a peer is shown and not compared with arraychest; None if it is compared."""
-    ours, peer = workload["peers"][OURS], workload["peers"][name]
+    if name == LIMIT:
+        return "is no peer"
+    ours, peer = workload["peers"][ours_name], workload["peers"][name]
     rank = DURABILITIES.index
     if workload["durable"] and rank(peer["durability"]) < rank(ours["durability"]):
         return "promises less"
@@ -137,8 +156,8 @@ def median_of(peer: Mapping[str, Any], step: str) -> float | None:
     return statistics.median(figures) if figures else None
 
 
-def _ratio(ours: float, theirs: float | None) -> float | None:
-    return None if theirs is None else ours / theirs if theirs else math.inf
+def _ratio(ours: float, theirs: float) -> float:
+    return ours / theirs if theirs else math.inf
 
 
 # --- on the terminal -----------------------------------------------------------------------------
@@ -175,12 +194,16 @@ def table(workload: Mapping[str, Any]) -> Table:
                 continue
             median = statistics.median(figures)
             limit = median_of(peers[LIMIT], step["name"]) if LIMIT in peers else None
-            ratios = [_times(_ratio(median, other)) for other in (best[step["name"]], limit)]
+            ratios = [
+                _times(_ratio(median, other))
+                for other in (best[step["name"]], limit)
+                if other is not None
+            ]
             cells.append(_with_spread(figures, step))
             if step["unit"] in _COMPARED:
-                cells[-1] += f"\n[dim]{' · '.join(filter(None, ratios))}[/dim]"
+                cells[-1] += f"\n[dim]{' · '.join(ratios)}[/dim]"
         notes = [] if peer["share"] == 1 else [f"{peer['share']:.2g} of the values"]
-        if name not in (OURS, LIMIT) and OURS in peers:
+        if name not in (OURS, OURS_DURABLE, LIMIT) and OURS in peers:
             notes += filter(None, [why_not_compared(workload, name)])
         made.add_row(
             f"[bold]{name}[/bold]" if name == OURS else name,
@@ -224,7 +247,7 @@ def summary(document: Mapping[str, Any]) -> Table:
         last = verdict.workload
         table.add_row(
             verdict.workload,
-            verdict.step,
+            verdict.label,
             figure(verdict.ours, _step(document, verdict)),
             verdict.best or "",
             _times(verdict.ratio),
@@ -265,13 +288,13 @@ def markdown(document: Mapping[str, Any]) -> str:
         step, peers = _step(document, verdict), titles[verdict.workload]["peers"]
         best, limit = (
             median_of(peers[name], verdict.step) if name in peers else None
-            for name in (verdict.best, LIMIT)
+            for name in (verdict.best, LIMIT if verdict.name == OURS else None)
         )
         title = titles[verdict.workload]["title"] if verdict.workload != last else ""
         last = verdict.workload
         cells = (
             f"**{verdict.workload}**: {title}" if title else "",
-            verdict.step,
+            verdict.label,
             figure(verdict.ours, step),
             "" if best is None else f"{verdict.best} {figure(best, step)}",
             _times(verdict.ratio),

@@ -110,6 +110,23 @@ def test_a_peer_that_stores_more_is_not_compared_where_size_counts():
     assert verdict(peers, sized=False).best == "np.save"
 
 
+def test_what_is_synced_is_compared_with_what_is_synced():
+    from bench import report
+
+    synced = {"durability": "power loss"}
+    peers = {
+        "arraychest": outcome([1.0]),
+        "arraychest, durable": outcome([4.0], **synced),
+        "limit": outcome([1.0], durability="none"),
+        "lmdb": outcome([2.0]),
+        "lmdb, synced": outcome([8.0], **synced),
+    }
+    usual, durable = report.verdicts(document(peers, durable=True))
+    assert (usual.label, usual.best, usual.ratio, usual.limit_ratio) == ("put", "lmdb", 0.5, 1.0)
+    assert (durable.label, durable.best, durable.ratio) == ("put, durable", "lmdb, synced", 0.5)
+    assert durable.limit_ratio is None
+
+
 @pytest.mark.parametrize(("growth", "met"), [(1.4, True), (1.6, False)])
 def test_growth_is_bounded_whatever_peers_do(growth, met):
     peers = {"arraychest": outcome([growth]), "lmdb": outcome([1.0])}
@@ -169,7 +186,7 @@ def test_every_workload_and_adapter_is_known_by_the_name_that_others_use_for_it(
     from bench.workloads import RACES
 
     for peer in PEERS.values():
-        assert {*peer.shares, *peer.cannot} <= RACES.keys()
+        assert {*peer.shares, *peer.cannot, *(peer.only or ())} <= RACES.keys()
         assert peer.durability in DURABILITIES
         assert peer.setup
     for race in RACES.values():

@@ -18,19 +18,21 @@ from bench.peers.arrays import (
     ZarrUncompressed,
 )
 from bench.peers.base import Peer
-from bench.peers.databases import Diskcache, Lmdb, Shelve, Sqlitedict
+from bench.peers.databases import Diskcache, Lmdb, LmdbSynced, Shelve, Sqlitedict
 from bench.peers.files import Joblib, NumpySave, Safetensors
 from bench.peers.limit import Limit
 from bench.peers.mappings import Cachetools, Chest023, DaskSpillBuffer, Zict, ZictMemmap
-from bench.peers.ours import Arraychest
+from bench.peers.ours import Arraychest, ArraychestDurable
 
 OURS = Arraychest.name
+OURS_DURABLE = ArraychestDurable.name
 LIMIT = Limit.name
 
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (
         Arraychest,
+        ArraychestDurable,
         Limit,
         Chest023,
         Zict,
@@ -42,6 +44,7 @@ PEERS: dict[str, type[Peer]] = {
         Safetensors,
         Diskcache,
         Lmdb,
+        LmdbSynced,
         Shelve,
         Sqlitedict,
         H5py,

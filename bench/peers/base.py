@@ -16,6 +16,9 @@ import numpy as np
 NOTHING, PROCESS_CRASH, POWER_LOSS = "none", "process crash", "power loss"
 DURABILITIES = (NOTHING, PROCESS_CRASH, POWER_LOSS)
 
+# Workloads in which those that sync what they write are compared with each other.
+SYNCED = ("spill-write", "small")
+
 
 class PeerMissingError(Exception):
     """A peer is not installed, or cannot do a workload."""
@@ -85,6 +88,8 @@ class Peer:
         Which of the methods are the object's own, bound when it is opened.
     cannot
         By workload: why not, where the methods do not tell.
+    only
+        Workloads that it is for, where it is another peer set up otherwise.
     """
 
     name: ClassVar[str]
@@ -94,6 +99,7 @@ class Peer:
     bound: ClassVar[tuple[str, ...]] = ()
     shares: ClassVar[dict[str, float]] = {}
     cannot: ClassVar[dict[str, str]] = {}
+    only: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder = folder

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.peers.base import PROCESS_CRASH, Peer, load, packed, unpacked
+from bench.peers.base import POWER_LOSS, PROCESS_CRASH, SYNCED, Peer, load, packed, unpacked
 
 _MAP_BYTES = 64 << 30  # address space; the file grows as it is filled
 
@@ -98,8 +98,7 @@ class Lmdb(Peer):
             str(self.folder / "lmdb"),
             map_size=_MAP_BYTES,
             # writemap=True wrote values of 16 MiB at half the speed.
-            sync=False,
-            metasync=False,
+            sync=self.durability == POWER_LOSS,
             readahead=True,
             readonly=readonly,
         )
@@ -178,6 +177,13 @@ class Lmdb(Peer):
                 return self._found(transaction, key.encode()).copy()
 
         return read
+
+
+class LmdbSynced(Lmdb):
+    name: ClassVar[str] = "lmdb, synced"
+    durability: ClassVar[str] = POWER_LOSS
+    setup: ClassVar[str] = "the same with sync=True"
+    only: ClassVar[tuple[str, ...] | None] = SYNCED
 
 
 class Shelve(Peer):

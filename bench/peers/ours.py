@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.peers.base import PROCESS_CRASH, Peer, load
+from bench.peers.base import POWER_LOSS, PROCESS_CRASH, SYNCED, Peer, load
 
 
 class Arraychest(Peer):
@@ -25,7 +25,9 @@ class Arraychest(Peer):
 
     def _open(self) -> None:
         self._chest = self._arraychest.Chest(
-            path=self.folder / "chest", available_memory=self.budget
+            path=self.folder / "chest",
+            available_memory=self.budget,
+            durable=self.durability == POWER_LOSS,
         )
         self.put = self._chest.__setitem__
         self.get = self._chest.__getitem__
@@ -69,3 +71,10 @@ class Arraychest(Peer):
         self._chest.close()
         self._chest = self._arraychest.open(self.folder / "chest", mode="r")
         return self._chest.__getitem__
+
+
+class ArraychestDurable(Arraychest):
+    name: ClassVar[str] = "arraychest, durable"
+    durability: ClassVar[str] = POWER_LOSS
+    setup: ClassVar[str] = "durable=True"
+    only: ClassVar[tuple[str, ...] | None] = SYNCED
