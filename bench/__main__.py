@@ -164,7 +164,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         metavar="NAME,…",
-        help="those that have one of these words in their names; all by default",
+        help="those with one of these words in their names",
     )
     parser.add_argument("--rounds", type=int, help="default: what each workload says; 1 in small")
     parser.add_argument(
