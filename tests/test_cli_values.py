@@ -81,6 +81,26 @@ def test_an_array_is_written_whole(work, tmp_path, capsys, key):
     assert [each.name for each in tmp_path.glob("*whole*")] == ["whole.npy"]
 
 
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(work, tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert printed(capsys, "get", work, "=('tile', 3)", "-o", pipe)[0] == 0
+    data = os.read(read, 1 << 16)
+    os.close(read)
+    assert np.load(io.BytesIO(data)).shape == (3, 4)
+    assert pipe.is_fifo()
+    err = printed(capsys, "get", work, "slope", "-o", tmp_path / "nodir" / "x.npy")[2]
+    assert "nodir/x.npy cannot be written: No such file" in err
+
+
+def test_what_a_command_does_not_know_points_to_its_help(work, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["get", str(work), "slope", "3", "5"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: 5 (see arraychest get --help)" in capsys.readouterr().err
+
+
 def test_keys_are_named_as_they_are_shown_or_as_literals(work, capsys):
     for text in ("=('tile', 3)", "('tile', 3)", "=('tile',3.0)"):
         found = json.loads(printed(capsys, "get", work, text, "--json")[1])

@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         After ``--help`` and ``--version`` (0) and a wrong argument (2).
     """
-    arguments = _parser().parse_args(argv)
+    parser, commands = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        # By the command's own parser, whose help tells.
+        commands[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         # A spill that fails is warned of and raised: here the exception says it, once.
         with warnings.catch_warnings():
@@ -72,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> _Parser:
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     # Here and not above: commands raise this module's `CommandError`.
     from arraychest.cli import (
         about,
@@ -98,4 +102,4 @@ def _parser() -> _Parser:
         module.add_commands(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where an error comes from")
-    return parser
+    return parser, commands.choices

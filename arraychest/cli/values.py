@@ -99,10 +99,10 @@ def _get(arguments: argparse.Namespace) -> int:
         value = chest[key]
         is_array = isinstance(value, np.ndarray | LazyArray | np.generic)
         if arguments.index is not None:
-            if not is_array:
+            if not is_array or isinstance(value, np.generic):
                 raise CommandError(
-                    f"expected an array under {arguments.key}, of which there are parts, found "
-                    f"{type(value).__name__}"
+                    f"expected an array under {readable(arguments.key)}, of which there are parts, "
+                    f"found {type(value).__name__}"
                 )
             try:
                 value = value[parse_index(arguments.index)]
@@ -159,8 +159,16 @@ def _save(value: Any, output: str) -> None:
         _write_npy(value, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
+    if os.path.lexists(output) and not os.path.isfile(output):
+        # A device, a pipe: it is written to, and stays what it is.
+        with open(output, "wb") as file:
+            _write_npy(value, file)
+        return
     folder = os.path.dirname(os.path.abspath(output))
-    fd, unfinished = tempfile.mkstemp(dir=folder, prefix=".arraychest-", suffix=".npy")
+    try:
+        fd, unfinished = tempfile.mkstemp(dir=folder, prefix=".arraychest-", suffix=".npy")
+    except OSError as error:
+        raise CommandError(f"{readable(output)} cannot be written: {error.strerror}") from error
     try:
         with open(fd, "wb") as file:
             _write_npy(value, file)
@@ -179,19 +187,23 @@ def _umask() -> int:
 
 
 def _write_npy(value: Any, file: BinaryIO) -> None:
-    """As `numpy.save`, a slab at a time of what is not at hand."""
-    if not isinstance(value, LazyArray):
-        np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
-        return
+    """As `numpy.save`, a slab at a time; also to a pipe, for which NumPy's own would seek."""
+    array: Any = value if isinstance(value, LazyArray) else np.asarray(value)
+    turned = isinstance(array, np.ndarray) and array.flags.fnc
     header = {
-        "descr": np.lib.format.dtype_to_descr(value.dtype),
-        "fortran_order": False,
-        "shape": value.shape,
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": turned,
+        "shape": array.shape,
     }
-    np.lib.format.write_array_header_1_0(file, header)
-    for part in _slabs(value):
-        slab = np.ascontiguousarray(value[part])
-        file.write(slab.reshape(-1).view(np.uint8).data)
+    np.lib.format.write_array_header_2_0(file, header)
+    flat = array.T if turned else array
+    if not flat.ndim:
+        file.write(np.asarray(flat).tobytes())
+        return
+    for part in _slabs(flat):
+        slab = np.ascontiguousarray(flat[part])
+        if slab.nbytes:
+            file.write(slab.reshape(-1).view(np.uint8).data)
 
 
 def _slabs(array: Any) -> Iterator[slice]:

@@ -9,31 +9,17 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import pickle
-from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path
-from time import perf_counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from bench.harness import (
-    OURS,
-    Bench,
-    Contestant,
-    Figures,
-    Floor,
-    Row,
-    Samples,
-    expect,
-    rows_against,
-)
-from bench.peers import load
+from bench.peers.base import load
+from bench.workload import MIB, Run, Step, Workload, expect
 
-_NAME = "dask"
-_UNLIMITED = "dask without a limit"
-_DEFAULT = "dask's spill buffer"
-_ZICT = "zict.Buffer over zict.File"
+TITLES = ("((x + x.T) - x.mean(0)).std()", "transpose, rechunk, tensordot", "terrain over time")
+
+PAUSES = "pauses and restarts"
 
 # What a worker may use: dask spills from 60 % on.
 _LIMIT = 768 << 20
@@ -52,79 +38,52 @@ _QUIET = {
 }
 
 
-def run(bench: Bench) -> list[Row]:
-    load("distributed")
-    # Blocks of 15 MiB: x is twice what the worker may use, and what is made of it as much again.
-    side = bench.pick(14_000, 2_000)
-    chunk = bench.pick(1_400, 500)
-    tasks: dict[str, Task] = {
-        "((x + x.T) - x.mean(0)).std()": _Statistics(side, chunk),
-        "transpose, rechunk, tensordot": _Tensordot(side, chunk),
-        "terrain over time": _Terrain(bench.pick(176, 16)),
-    }
-    # The small scale spills, too.
-    target = 12_000_000 if bench.small else int(0.6 * _LIMIT)
-    config: dict[str, Any] = {"distributed.worker.memory.target": target / _LIMIT}
-    common: dict[str, Any] = {"memory_limit": _LIMIT, "processes": True, "config": config}
-    if bench.small:
-        # To start processes would take most of the time.  What else is in this one does not count.
-        common["processes"] = False
-        config |= {
-            "distributed.worker.memory.spill": False,
-            "distributed.worker.memory.pause": False,
-        }
-    keeps: dict[str, dict[str, Any]] = {
-        OURS: {"data": (_worker_chest(), {"target": target})},
-        _DEFAULT: {},
-        # It spills by what results say of their size alone: too much memory pauses it for good.
-        _ZICT: {
-            "data": (zict_buffer, {"target": 2 * target // 3}),
-            "config": {"distributed.worker.memory.pause": False},
-        },
-    }
-    right = {title: task.expected() for title, task in tasks.items()}
+class Dask(Workload):
+    name = "dask"
+    title = "dask computes 3 GiB and more with a worker of 768 MiB"
+    needs = ("dask_worker",)
+    steps = (
+        *(Step(title, limit=False) for title in TITLES),
+        Step(PAUSES, unit="", judged=False),
+    )
+    # Each takes half a minute.
+    rounds = 2
+    seconds = 160
+    disk = (6144 * MIB, 512 * MIB)
 
-    def contestant(name: str, options: dict[str, Any]) -> Contestant:
-        return Contestant(
-            name, lambda folder: _compute(folder, tasks, right, **options), once=name == _ZICT
+    titles = TITLES
+
+    def __init__(self, side: int = 14_000) -> None:
+        self._side = side
+
+    def play(self, peer: Any, run: Run) -> None:
+        load("distributed")
+        # Blocks of 15 MiB: by default x is twice what the worker may use, and what is made of it
+        # as much again.
+        side, chunk = run.pick(self._side, 2_000), run.pick(1_400, 500)
+        tasks: dict[str, Task] = dict(
+            zip(
+                TITLES,
+                (_Statistics(side, chunk), _Tensordot(side, chunk), _Terrain(run.pick(176, 16))),
+                strict=True,
+            )
         )
-
-    samples = bench.interleave(
-        [
-            *(
-                contestant(name, common | own | {"config": config | own.get("config", {})})
-                for name, own in keeps.items()
-            ),
-            contestant(_UNLIMITED, common | {"memory_limit": 0}),
-        ],
-        # Each takes half a minute, or at the small scale mostly starts processes.
-        rounds=bench.pick(min(bench.rounds, 3), 1),
-    )
-    rows: list[Row] = []
-    for title, task in tasks.items():
-        for other in (_DEFAULT, _ZICT, _UNLIMITED):
-            rows += rows_against(_NAME, title, "s", samples, {other: None})
-        floor = None if bench.small or isinstance(task, _Terrain) else Floor(0.5)
-        rows.append(_added(title, samples, floor))
-        rows.append(_times(f"{title}: pauses", samples, bench))
-    rows.append(_times("restarts", samples, bench))
-    return rows
-
-
-def _times(measure: str, samples: Samples, bench: Bench) -> Row:
-    """How often something happened in all rounds; never, where it did not to dask's own."""
-    ours, theirs = ([sum(samples[name, measure])] for name in (OURS, _DEFAULT))
-    floor = None if bench.small or theirs[0] else Floor(0, of_ratio=False)
-    return Row(_NAME, measure, "", ours, _DEFAULT, theirs, floor)
-
-
-def _added(title: str, samples: Samples, floor: Floor | None) -> Row:
-    """What spilling adds to a run without a limit: ours by dask's own."""
-    base = float(np.median(samples[_UNLIMITED, title]))
-    ours, theirs = (
-        [max(0.0, seconds - base) for seconds in samples[name, title]] for name in (OURS, _DEFAULT)
-    )
-    return Row(_NAME, f"{title}: added by spilling", "s", ours, _DEFAULT, theirs, floor)
+        # The small scale spills, too.
+        target = 12_000_000 if run.small else int(0.6 * _LIMIT)
+        config: dict[str, Any] = {"distributed.worker.memory.target": target / _LIMIT}
+        options: dict[str, Any] = {"memory_limit": _LIMIT, "processes": True}
+        if run.small:
+            # To start processes would take most of the time.  What else is in this one does not
+            # count.
+            options["processes"] = False
+            config |= {
+                "distributed.worker.memory.spill": False,
+                "distributed.worker.memory.pause": False,
+            }
+        own = peer.dask_worker(target)
+        config |= own.pop("config", {})
+        run.settled()
+        _compute(run, tasks, config, **options | own)
 
 
 # --- what is computed -------------------------------------------------------------------------
@@ -222,49 +181,6 @@ def _days_of_ground(tile: np.ndarray, block_info: Any = None) -> np.ndarray:
     return tile + days[:, None, None]
 
 
-# --- what a worker keeps its results in -------------------------------------------------------
-
-
-def _worker_chest() -> Any:
-    return importlib.import_module("arraychest.dask").WorkerChest
-
-
-def zict_buffer(worker_local_directory: str, target: int) -> MutableMapping[Any, Any]:
-    """The plainest mapping that spills, of zict's own parts."""
-    zict = load("zict")
-    sizeof = importlib.import_module("dask.sizeof").sizeof
-    files = _ByName(zict.File(worker_local_directory + "/zict"))
-    slow = zict.Func(pickle.dumps, pickle.loads, files)
-    buffer: MutableMapping[Any, Any] = zict.Buffer(
-        {}, slow, target, weight=lambda _, value: sizeof(value)
-    )
-    return buffer
-
-
-class _ByName(MutableMapping[Any, Any]):
-    """Files have names, and dask's keys are tuples."""
-
-    def __init__(self, files: MutableMapping[str, Any]) -> None:
-        self._files = files
-        self._names: dict[Any, str] = {}
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._names[key] = str(key)
-        self._files[str(key)] = value
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._files[self._names[key]]
-
-    def __delitem__(self, key: Any) -> None:
-        del self._files[self._names.pop(key)]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 # --- a run ------------------------------------------------------------------------------------
 
 
@@ -297,25 +213,20 @@ def _pauses(dask_worker: Any) -> int:
 
 
 def _compute(
-    folder: Path,
-    tasks: Mapping[str, Task],
-    right: Mapping[str, float],
-    config: Mapping[str, Any],
-    **options: Any,
-) -> Figures:
+    run: Run, tasks: Mapping[str, Task], config: Mapping[str, Any], **options: Any
+) -> None:
     dask = load("dask")
     distributed = load("distributed")
     count = _Count()
     nanny = logging.getLogger("distributed.nanny")
     nanny.addHandler(count)
-    figures: dict[str, float] = {}
     try:
         with (
             dask.config.set({**_QUIET, **config}),
             distributed.LocalCluster(
                 n_workers=1,
                 threads_per_worker=2,
-                local_directory=str(folder),
+                local_directory=str(run.folder),
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL,
                 **options,
@@ -323,15 +234,14 @@ def _compute(
             distributed.Client(cluster) as client,
         ):
             client.run(_watch_pauses)
-            before = 0
             for title, task in tasks.items():
-                start = perf_counter()
-                found = float(client.compute(task.lazy()).result())
-                figures[title] = perf_counter() - start
-                expect(np.isclose(found, right[title], rtol=1e-5), f"{title}: {found}")
-                pauses = sum(client.run(_pauses).values())
-                figures[f"{title}: pauses"] = pauses - before
-                before = pauses
+                lazy = task.lazy()
+                with run.time(title):
+                    found = float(client.compute(lazy).result())
+                right = task.expected()
+                expect(np.isclose(found, right, rtol=1e-5), f"{title}: not {right}, but {found}")
+                run.measure_disk()
+            pauses = sum(client.run(_pauses).values())
     finally:
         nanny.removeHandler(count)
-    return {**figures, "restarts": count.restarts}
+    run.add(PAUSES, pauses + count.restarts)

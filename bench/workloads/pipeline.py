@@ -1,116 +1,74 @@
-"""`pipeline`: 96 arrays of 16 MiB through a budget of 256 MiB, then 400 skewed re-reads."""
+"""`pipeline` and `scan`: more arrays than fit in the budget, got by popularity or in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-import arraychest
-from bench.harness import (
-    ARRAY_BYTES,
-    DTYPE,
-    OURS,
-    SHAPE,
-    Bench,
-    Contestant,
-    Figures,
-    Floor,
-    Row,
-    expect,
-    rows_against,
-)
-from bench.limits import map_array, npy_header, reserve_write
-from bench.peers import STORES, NumpySave, Peer
-
-_NAME = "pipeline"
-_LIMIT = "bare reserve-write-and-map"
+from bench.workload import ARRAY_BYTES, MIB, Arrays, Run, Step, Workload, expect, zipf
 
 
-def run(bench: Bench) -> list[Row]:
-    count = bench.pick(96, 8)
-    reads = bench.pick(400, 40)
-    budget = bench.pick(16, 2) * ARRAY_BYTES
-    arrays = bench.arrays(count)
-    sums = [array.sum() for array in arrays]
-    random = np.random.default_rng(7)
-    # Zipf's law: the second most wanted is read half as often as the first, and so on.
-    weights = 1 / np.arange(1, count + 1)
-    drawn = random.permutation(count)[random.choice(count, reads, p=weights / weights.sum())]
-    order = [(f"key_{at}", sums[at]) for at in drawn.tolist()]
-    pairs = [(f"key_{at}", array) for at, array in enumerate(arrays)]
+def _fill(peer: Any, made: Arrays, count: int) -> None:
+    for number in range(count):
+        peer.put(f"key_{number}", made.make(number))
 
-    def read_all(get: Callable[[str], np.ndarray]) -> float:
-        start = perf_counter()
-        found = [get(key).sum() for key, _ in order]
-        took = perf_counter() - start
-        expect(found == [right for _, right in order], "wrong sums")
-        return took
 
-    def figures(put: float, read: float) -> dict[str, float]:
-        return {"puts": put, "re-reads": read, "puts and re-reads": put + read}
+def _read(peer: Any, made: Arrays, order: Sequence[int]) -> list[int]:
+    found = [int(peer.get(f"key_{number}").sum()) for number in order]
+    expect(found == [made.sum_of(number) for number in order], "wrong sums")
+    return found
 
-    def ours(folder: Path) -> Figures:
-        # "share": the chest lets go of its view once the value is stored, so that a re-read maps
-        # the file.  Under "freeze" it would find our own array alive and return that.
-        with arraychest.Chest(
-            path=folder / "chest", available_memory=budget, on_put="share"
-        ) as chest:
-            start = perf_counter()
-            for key, array in pairs:
-                chest[key] = array
-            put = perf_counter() - start
-            read = read_all(chest.__getitem__)
-            start = perf_counter()
-            chest.flush()
-            flush = perf_counter() - start
-            return {**figures(put, read), "…and flush": put + read + flush}
 
-    def bare(folder: Path) -> Figures:
-        paths = {key: str(folder / f"{key}.npy") for key, _ in pairs}
-        maps: dict[str, np.ndarray] = {}
-
-        def get(key: str) -> np.ndarray:
-            array = maps.get(key)
-            if array is None:
-                array = maps[key] = map_array(paths[key], SHAPE, DTYPE)
-            return array
-
-        start = perf_counter()
-        for key, array in pairs:
-            reserve_write(paths[key], npy_header(array), array)
-        put = perf_counter() - start
-        both = figures(put, read_all(get))
-        return {**both, "…and flush": both["puts and re-reads"]}
-
-    def peer(make: Callable[[Path, int], Peer]) -> Callable[[Path], Figures]:
-        def run(folder: Path) -> Figures:
-            store: Any = make(folder, budget)
-            try:
-                start = perf_counter()
-                for key, array in pairs:
-                    store.put(key, array)
-                put = perf_counter() - start
-                return figures(put, read_all(store.get))
-            finally:
-                store.close()
-
-        return run
-
-    samples = bench.interleave(
-        [
-            Contestant(OURS, ours),
-            Contestant(_LIMIT, bare),
-            *(Contestant(store.name, peer(store), store is not NumpySave) for store in STORES),
-        ],
-        disk=count * ARRAY_BYTES,
+class Pipeline(Workload):
+    name = "pipeline"
+    title = "2 GiB through a budget of 256 MiB, then 240 skewed reads"
+    steps = (
+        Step("make and put all", limit=True),
+        Step("read", nbytes=ARRAY_BYTES, limit=True),
+        Step("in all", limit=True),
     )
-    others: dict[str, Floor | None] = {_LIMIT: Floor(1.15)}
-    others |= dict.fromkeys(store.name for store in STORES)
-    rows = rows_against(_NAME, "puts and re-reads", "s", samples, others)
-    for measure in ("puts", "re-reads", "…and flush"):
-        rows += rows_against(_NAME, measure, "s", samples, {_LIMIT: None})
-    return rows
+    rounds = 3
+    seconds = 160
+    budget = (256 * MIB, 4 * MIB)
+    # Who cannot reuse the space of what it takes back into memory writes more than once.
+    disk = (8192 * MIB, 256 * MIB)
+
+    def play(self, peer: Any, run: Run) -> None:
+        count = run.count(128, 12)
+        order = zipf(count, run.count(240, 24))
+        made = Arrays(run)
+        run.warm(count * ARRAY_BYTES[0])
+        run.settled()
+        with run.time("in all"):
+            # An array is made when it is put, as in a pipeline: else all would be in memory.
+            with run.time("make and put all"):
+                _fill(peer, made, count)
+            with run.time("read", len(order)):
+                found = _read(peer, made, order)
+        run.answer(f"sums of {len(order)} of {count}", np.array(found, np.uint64))
+
+
+class Scan(Workload):
+    name = "scan"
+    title = "Epochs over 512 MiB with a budget of 256 MiB"
+    steps = (Step("epoch", limit=True),)
+    rounds = 3
+    seconds = 90
+    budget = (256 * MIB, 4 * MIB)
+    disk = (4096 * MIB, 128 * MIB)
+
+    def play(self, peer: Any, run: Run) -> None:
+        count = run.count(32, 8)
+        made = Arrays(run)
+        run.warm(count * ARRAY_BYTES[0])
+        run.settled()
+        _fill(peer, made, count)
+        order = list(range(count))
+        # Not timed: what is still being written after the last put.
+        _read(peer, made, order)
+        for _ in range(run.pick(3, 2)):
+            with run.time("epoch"):
+                found = _read(peer, made, order)
+        run.answer(f"sums of {count}", np.array(found, np.uint64))

@@ -1,14 +1,12 @@
-"""What every workload shares: rounds that interleave the contestants, medians, and result rows.
+"""What every check shares: rounds that interleave the contestants, medians, and result rows.
 
-The contestants of a workload take turns within one run of one process, because two runs of the
-same program on a shared machine differ by more than what is measured here.  Each starts a round
-in turn, so that none always runs behind the same neighbour.
+The contestants of a check take turns in one process: most of them are arraychest, set up otherwise.
+Each starts a round in turn, so that none always runs behind the same neighbour.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import statistics
 import tempfile
@@ -18,18 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
+from rich.table import Table
 
-MIB = 1 << 20
-
-# The array of the workloads with large values: 16 MiB.
-SHAPE = (1024, 2048)
-DTYPE = np.dtype(np.uint64)
-ARRAY_BYTES = 16 * MIB
-
-# How much more page cache is warmed than a contestant fills.  With exactly as much, one write in
-# twenty on two threads met pages of the host's and took 45 ms instead of 3.
-_WARM_BEYOND = 512 * MIB
+from bench.peers.base import PeerMissingError
+from bench.workload import warm_disk
 
 OURS = "arraychest"
 
@@ -37,20 +27,6 @@ OURS = "arraychest"
 Figures = Mapping[str, float | Sequence[float]]
 # All figures of one run of a workload, by contestant and measure.
 Samples = dict[tuple[str, str], list[float]]
-
-
-class WrongAnswerError(Exception):
-    """What was read back is not what was stored."""
-
-
-class PeerMissingError(Exception):
-    """A peer is not installed, or cannot do this workload here."""
-
-
-def expect(right: object, what: str) -> None:
-    """Raise `WrongAnswerError` unless `right` is true."""
-    if not right:
-        raise WrongAnswerError(what)
 
 
 @dataclass(frozen=True)
@@ -143,40 +119,17 @@ class Bench:
         self.small = small
         self.say = say
         self.skipped: dict[str, str] = {}
-        self._arrays: list[np.ndarray] = []
-        self._random = np.random.default_rng(20)
 
     def pick(self, full: int, small: int) -> int:
         """A number that depends on the scale."""
         return small if self.small else full
 
-    def arrays(self, count: int) -> list[np.ndarray]:
-        """So many different incompressible arrays of 16 MiB; the same ones at every call.
-
-        They are made once and kept: memory that has been idle for two seconds may have to be
-        fetched back from the host of a virtual machine, which would be measured instead.
-        """
-        while len(self._arrays) < count:
-            array = self._random.integers(0, 1 << 64, SHAPE, DTYPE)
-            assert array.base is None, "a chest would copy it"
-            self._arrays.append(array)
-        return self._arrays[:count]
-
-    def forget_arrays(self) -> None:
-        """Let go of what `arrays` made."""
-        self._arrays.clear()
-
     def warm_disk(self, nbytes: int) -> None:
         """Make the page cache's next pages warm ones: write that many bytes and more, and remove
         them.  Not at the small scale, which judges nothing.
         """
-        if not nbytes or self.small:
-            return
-        path = self.folder / "warm"
-        block = self.arrays(1)[0].data.cast("B")
-        with open(path, "wb", buffering=0) as file:
-            file.writelines(block for _ in range(0, nbytes + _WARM_BEYOND, ARRAY_BYTES))
-        path.unlink()
+        if nbytes and not self.small:
+            warm_disk(self.folder, nbytes)
 
     @contextmanager
     def fresh_folder(self) -> Iterator[Path]:
@@ -266,10 +219,57 @@ def seconds(action: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def disk_bytes(folder: Path) -> int:
-    """Bytes of disk that the files in a folder take."""
-    return sum(
-        os.stat(os.path.join(top, name)).st_blocks * 512
-        for top, _, names in os.walk(folder)
-        for name in names
+def table_of(rows: list[Row], title: str) -> Table:
+    """A line for each row."""
+    table = Table(
+        title=f"{title}: median (best)",
+        title_justify="left",
+        caption="Peers that take many times as long are measured once, on fewer arrays.",
+        caption_justify="left",
     )
+    for name, justify in (
+        ("workload", "left"),
+        ("measure", "left"),
+        ("arraychest", "right"),
+        ("compared with", "left"),
+        ("it", "right"),
+        ("ratio", "right"),
+        ("floor", "right"),
+        ("met", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    last = ""
+    for row in rows:
+        if last and row.workload != last:
+            table.add_section()
+        last = row.workload
+        ratio = row.ratio
+        floor = ""
+        if row.floor is not None:
+            sign = "≥" if row.floor.at_least else "≤"
+            floor = f"{sign} {row.floor.value:g}" + (" ×" if row.floor.of_ratio else f" {row.unit}")
+        met = {None: "", True: "[green]yes[/green]", False: "[red]NO[/red]"}[row.met]
+        table.add_row(
+            row.workload,
+            row.measure,
+            _figures(row, row.ours),
+            row.against,
+            _figures(row, row.theirs),
+            "" if ratio is None else _short(ratio),
+            floor,
+            met,
+        )
+    return table
+
+
+def _figures(row: Row, figures: list[float]) -> str:
+    if not figures:
+        return ""
+    median, best = statistics.median(figures), row.best(figures)
+    return f"{_short(median)} ({_short(best)}) {row.unit}"
+
+
+def _short(figure: float) -> str:
+    if abs(figure) >= 100:
+        return f"{figure:,.0f}"
+    return f"{figure:.3g}" if abs(figure) >= 0.01 else f"{figure:.4f}"

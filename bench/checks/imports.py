@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import arraychest
-from bench.harness import OURS, Bench, Contestant, Figures, Floor, PeerMissingError, Row
+from bench.checks.harness import OURS, Bench, Contestant, Figures, Floor, Row
+from bench.peers.base import PeerMissingError
 
 _CODE = """
 import collections, collections.abc, sys, time

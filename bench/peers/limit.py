@@ -1,4 +1,4 @@
-"""The machine's own limit: the same bytes moved by bare system calls, and by the plainest log."""
+"""The machine's limit: the same bytes moved by bare system calls, or what is plainest."""
 
 from __future__ import annotations
 
@@ -6,14 +6,105 @@ import io
 import mmap
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from bench.peers.base import Peer
+
+# Where a file and a map for each value would be no limit, all are records of one log.
+_SMALL_BYTES = 1 << 16
+
 # What a .npy file begins with for an array of two dimensions; its data starts behind it.
 HEADER_BYTES = 128
+
+
+class Limit(Peer):
+    """A file for each large value, reserved and written by one call, and mapped once; small ones
+    in a log.  What is where is kept in a dict; nothing is safe from anything.
+    """
+
+    name: ClassVar[str] = "limit"
+    package: ClassVar[str] = "arraychest"
+    setup: ClassVar[str] = (
+        "fallocate, writev, mmap; small values: a buffered log; dict; dask: no limit"
+    )
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        super().__init__(folder, budget)
+        self._forms: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._maps: dict[str, np.ndarray] = {}
+        self._log = Log(folder / "log")
+        self._in_ram: dict[str, np.ndarray] = {}
+
+    def put(self, key: str, array: np.ndarray) -> None:
+        if array.nbytes < _SMALL_BYTES:
+            self._log[key] = array
+            return
+        path = f"{self.folder}/{key}.npy"
+        try:
+            reserve_write(path, npy_header(array), array)
+        except FileExistsError:
+            # Readers in other processes see the old file or the new one.
+            reserve_write(f"{path}.new", npy_header(array), array)
+            os.rename(f"{path}.new", path)
+            self._maps.pop(key, None)
+        self._forms[key] = array.shape, array.dtype
+
+    def get(self, key: str) -> np.ndarray:
+        found = self._maps.get(key)
+        if found is None:
+            if key not in self._forms:
+                return self._log[key]
+            found = self._maps[key] = map_array(f"{self.folder}/{key}.npy", *self._forms[key])
+        return found
+
+    def delete(self, key: str) -> None:
+        if key not in self._forms:
+            del self._log[key]
+            return
+        self._maps.pop(key, None)
+        del self._forms[key]
+        os.unlink(f"{self.folder}/{key}.npy")
+
+    def flush(self) -> None:
+        self._log.flush()
+
+    def reopen(self) -> None:
+        self._maps.clear()
+        self._log.close()
+        self._log = Log(self.folder / "log")
+
+    def close(self) -> None:
+        self._maps.clear()
+        self._log.close()
+
+    def bare(self) -> Any:
+        return self._in_ram
+
+    def write_whole(self, array: np.ndarray) -> None:
+        reserve_write(f"{self.folder}/whole.npy", npy_header(array), array)
+        self._whole = array.shape, array.dtype
+
+    def open_whole(self) -> Any:
+        return map_array(f"{self.folder}/whole.npy", *self._whole, HEADER_BYTES)
+
+    def dask_worker(self, target: int) -> dict[str, Any]:
+        del target  # all stays in memory
+        return {"memory_limit": 0}
+
+    def reader(self) -> Callable[[str], np.ndarray]:
+        # The names of files are the only index that processes share.
+        folder = self.folder
+
+        def read(key: str) -> np.ndarray:
+            path = f"{folder}/{key}.npy"
+            words = (os.stat(path).st_size - HEADER_BYTES) // 8
+            return map_array(path, (words,), np.dtype(np.int64))
+
+        return read
 
 
 def npy_header(array: np.ndarray) -> bytes:
@@ -24,35 +115,12 @@ def npy_header(array: np.ndarray) -> bytes:
     return header.getvalue()
 
 
-def raw_write(path: str, array: np.ndarray) -> None:
-    """Write an array's bytes to a new file with ``os.write``."""
-    rest = array.data.cast("B")
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-    finally:
-        os.close(fd)
-
-
 def reserve_write(path: str, header: bytes, array: np.ndarray) -> None:
     """Write header and data to a new file: reserve the space first, then one ``writev``."""
     data = array.data.cast("B")
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         os.posix_fallocate(fd, 0, len(header) + len(data))
-        written = os.writev(fd, [header, data])
-        while written < len(header) + len(data):
-            written += os.pwrite(fd, data[written - len(header) :], written)
-    finally:
-        os.close(fd)
-
-
-def over_write(path: str, header: bytes, array: np.ndarray) -> None:
-    """Write header and data over what a file of that size holds."""
-    data = array.data.cast("B")
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
         written = os.writev(fd, [header, data])
         while written < len(header) + len(data):
             written += os.pwrite(fd, data[written - len(header) :], written)
@@ -147,10 +215,6 @@ class Log:
 
     def __len__(self) -> int:
         return len(self._index)
-
-    def put_all(self, pairs: Iterable[tuple[str, np.ndarray]]) -> None:
-        for key, array in pairs:
-            self[key] = array
 
     def flush(self) -> None:
         self._file.flush()

@@ -1,33 +1,30 @@
-"""`sharing`: many processes on one chest, and what one process pays for it."""
+"""`sharing`: what one process pays for others, and how soon it sees what they commit."""
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
-import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 import arraychest
-from bench.harness import MIB, OURS, Bench, Contestant, Figures, Floor, Row, expect
+from bench.checks.harness import OURS, Bench, Contestant, Figures, Floor, Row
+from bench.workload import MIB, expect
 
 _NAME = "sharing"
 _KEYS = 256
 _WORDS = 8192  # 64 KiB: each value has a file and a map of its own
-_READERS = 4
-_WRITE_PAUSE_SECONDS = 0.002
 _LOOPS = 5
 # A fork would inherit the bench's own threads and chests.
 _processes = multiprocessing.get_context("spawn")
 
 
 def run(bench: Bench) -> list[Row]:
-    return _readers(bench) + _hit_cost(bench) + _news(bench)
+    return _hit_cost(bench) + _news(bench)
 
 
 def _value(key: int, turn: int) -> np.ndarray:
@@ -37,83 +34,6 @@ def _value(key: int, turn: int) -> np.ndarray:
 def _fill(path: Path) -> None:
     with arraychest.Chest(path=path, available_memory=64 * MIB) as chest:
         chest.update({key: _value(key, 0) for key in range(_KEYS)})
-
-
-# --- readers beside a writer ---------------------------------------------------------------------
-
-
-def _readers(bench: Bench) -> list[Row]:
-    seconds = bench.pick(1.5, 0.3)
-
-    def contestant(name: str, readers: int) -> Contestant:
-        def run(folder: Path) -> Figures:
-            _fill(folder / "chest")
-            return {"gets": _gets_per_second(str(folder / "chest"), readers, seconds)}
-
-        return Contestant(name, run)
-
-    one, many = "one reader beside it", f"{_READERS} readers"
-    samples = bench.interleave([contestant(many, _READERS), contestant(one, 1)])
-    measure = f"gets of {_READERS} readers beside a writer"
-    floor = Floor(1.5, at_least=True)
-    theirs = samples[one, "gets"]
-    return [
-        Row(_NAME, measure, "/s", samples[many, "gets"], one, theirs, floor, more_is_better=True)
-    ]
-
-
-def _gets_per_second(path: str, readers: int, seconds: float) -> float:
-    gate, stop = _processes.Barrier(readers + 1), _processes.Event()
-    results: Any = _processes.Queue()
-    writer = _processes.Process(target=_write, args=(path, gate, stop, results))
-    others = [
-        _processes.Process(target=_read, args=(path, seconds, gate, results))
-        for _ in range(readers)
-    ]
-    everybody = [writer, *others]
-    for process in everybody:
-        process.start()
-    try:
-        rates = [results.get(timeout=60) for _ in others]
-        stop.set()
-        turns = results.get(timeout=60)
-    finally:
-        stop.set()
-        for process in everybody:
-            process.join(10)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-    expect(turns > 0, "nothing was written meanwhile")
-    return float(sum(rates))
-
-
-def _read(path: str, seconds: float, gate: Any, results: Any) -> None:
-    with arraychest.open(path, "r") as chest:
-        for key in range(_KEYS):
-            chest[key]
-        gate.wait()
-        gets = 0
-        start = perf_counter()
-        while perf_counter() - start < seconds:
-            for key in range(_KEYS):
-                array = chest[key]
-            expect(array[0] % _KEYS == key and array[-1] == array[0], f"another value of {key}")
-            gets += _KEYS
-        results.put(gets / (perf_counter() - start))
-
-
-def _write(path: str, gate: Any, stop: Any, results: Any) -> None:
-    with arraychest.open(path, "a") as chest:
-        gate.wait()
-        turn = 0
-        while not stop.is_set():
-            turn += 1
-            key = turn * 7 % _KEYS
-            chest[key] = _value(key, turn)
-            chest.flush()
-            time.sleep(_WRITE_PAUSE_SECONDS)
-        results.put(turn)
 
 
 # --- one process ---------------------------------------------------------------------------------
