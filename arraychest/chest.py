@@ -1238,7 +1238,7 @@ class Chest(MutableMapping[Any, Any]):
 
         Notes
         -----
-        O(entries), some 5 us each; with `times` and files of their own, 10.
+        O(entries), some 10 us each; with `times` and files of their own, some 15.
 
         Examples
         --------

@@ -57,9 +57,6 @@ _LEAST_BINS = 8
 # Points of each inch.
 _POINTS = 72
 
-# How wide a character is at most times, of the size of its font.
-_WIDTH = 0.68
-
 
 class _Item(NamedTuple):
     """A key, where its value lies, and how many bytes it takes there."""
@@ -286,15 +283,44 @@ def _draw_treemap(figure: Any, ax: Axes, found: _Summary) -> None:
 def _labels(text: str, size: str, wide: float, tall: float) -> list[tuple[str, float]]:
     """What fits into a rectangle of so many points: key and size, the key, or nothing."""
     font = 9.0 if min(wide, tall) > 40 else 7.0
-    most = int((wide - 7) / (_WIDTH * font))
-    if most < 3 or tall < font + 5:
+    room = (wide - 8) / font
+    label = _cut(text, room)
+    if len(label) < min(len(text), 3) or tall < font + 5:
         return []
-    # Keys begin alike more often than they end alike.
-    head = most // 3
-    label = text if len(text) <= most else f"{text[:head]}…{text[len(text) - most + head + 1 :]}"
-    if tall < 2.6 * font + 4 or len(size) > most:
+    if tall < 2.6 * font + 4 or _cut(size, room) != size:
         return [(label, font)]
     return [(label, font), (size, font)]
+
+
+def _cut(text: str, room: float) -> str:
+    """A text without its middle, so that it is no wider than so many times its font's size."""
+    if sum(map(_em, text)) <= room:
+        return text
+    # Keys begin alike more often than they end alike.
+    head, left = "", room - _em("…")
+    for each in text:
+        if sum(map(_em, head)) + _em(each) > left / 3:
+            break
+        head += each
+    tail = ""
+    left -= sum(map(_em, head))
+    for each in reversed(text):
+        left -= _em(each)
+        if left < 0:
+            break
+        tail = each + tail
+    return f"{head}…{tail}" if head or tail else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _em(character: str) -> float:
+    """How wide a character is in bold, of the size of its font."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    measured: Any = text_to_path
+    bold = FontProperties(weight="bold", size=10)
+    return float(measured.get_text_width_height_descent(character, bold, False)[0]) / 10
 
 
 def squarified(sizes: Sequence[int], wide: float, tall: float) -> list[tuple[float, ...]]:
