@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,11 @@ def _append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
         writer = begin(tiers.committer, key, array.dtype, chunks)
     else:
         at[axis] = before.shape[axis]
-        step = max(before.chunks[axis], default=0) or array.shape[axis]
+        # Not as short as the shortest there: a single row must not make each of many a file.
+        sides = list(before.largest_chunk)
+        longest, sides[axis] = sides[axis], 1
+        row = before.dtype.itemsize * math.prod(sides)
+        step = max(longest, _BLOCK_BYTES // max(row, 1), 1)
         (more,) = regular((array.shape[axis],), (step,))
         writer = begin(tiers.committer, key, before.dtype, longer(before.chunks, axis, more))
     try:

@@ -763,7 +763,8 @@ class Chest(MutableMapping[Any, Any]):
         ----------
         array
             What comes behind the array that is there: of its dtype, and of its shape but along
-            `axis`.  It is cut as that one is.
+            `axis`.  It is cut as that one is, but along `axis` into blocks of 64 MiB, or of the
+            longest there.
         axis
             Along which dimension.
 

@@ -93,7 +93,8 @@ def verdicts(document: Mapping[str, Any]) -> Iterator[Verdict]:
         for name in (OURS, OURS_DURABLE):
             if name in workload["peers"]:
                 for step in workload["steps"]:
-                    yield from _verdict(workload, name, step, full)
+                    if name == OURS or step["stores"]:
+                        yield from _verdict(workload, name, step, full)
 
 
 def _verdict(

@@ -44,6 +44,8 @@ class Step:
         Whether arraychest should be the best in it.
     limit
         Whether what the limit does in it are bare system calls, so that it is judged, too.
+    stores
+        Whether it ends on disk, so that it is something else where that is synced.
     at_most
         A bound for arraychest's own figure.
     """
@@ -53,6 +55,7 @@ class Step:
     nbytes: tuple[int, int] | None = None
     judged: bool = True
     limit: bool = False
+    stores: bool = False
     at_most: float | None = None
 
 

@@ -45,7 +45,7 @@ def outcome(seconds, **others):
 
 def step(**others):
     known = {"name": "put", "unit": "s", "nbytes": None, "judged": True, "limit": True}
-    return {**known, "at_most": None, **others}
+    return {**known, "stores": False, "at_most": None, **others}
 
 
 def document(peers, *, steps=None, scale="full", **workload):
@@ -121,10 +121,14 @@ def test_what_is_synced_is_compared_with_what_is_synced():
         "lmdb": outcome([2.0]),
         "lmdb, synced": outcome([8.0], **synced),
     }
-    usual, durable = report.verdicts(document(peers, durable=True))
+    steps = [step(stores=True)]
+    usual, durable = report.verdicts(document(peers, steps=steps, durable=True))
     assert (usual.label, usual.best, usual.ratio, usual.limit_ratio) == ("put", "lmdb", 0.5, 1.0)
     assert (durable.label, durable.best, durable.ratio) == ("put, durable", "lmdb, synced", 0.5)
     assert durable.limit_ratio is None
+    # A read is the same.
+    (only,) = report.verdicts(document(peers, durable=True))
+    assert only.label == "put"
 
 
 @pytest.mark.parametrize(("growth", "met"), [(1.4, True), (1.6, False)])

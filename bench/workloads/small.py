@@ -16,10 +16,10 @@ class Small(Workload):
     title = "100,000 arrays of 1 KiB"
     needs = ("put", "get", "delete", "flush", "reopen")
     steps = (
-        Step("put and flush"),
+        Step("put and flush", stores=True),
         Step("get, reopened"),
-        Step("overwrite and flush"),
-        Step("delete and flush"),
+        Step("overwrite and flush", stores=True),
+        Step("delete and flush", stores=True),
         Step("disk for 1 KiB", unit="B", judged=False, at_most=1.2 * 1024),
     )
     rounds = 3

@@ -11,7 +11,7 @@ class SpillWrite(Workload):
     name = "spill-write"
     title = "Arrays of 16 MiB, put and flushed"
     needs = ("put", "get", "flush")
-    steps = (Step("array", nbytes=ARRAY_BYTES, limit=True),)
+    steps = (Step("array", nbytes=ARRAY_BYTES, limit=True, stores=True),)
     rounds = 5
     seconds = 90
     budget = (256 * MIB, 2 * MIB)
