@@ -105,7 +105,10 @@ class Session:
         # Last: its first page comes a while after the chest was opened.
         self.live = Live(path, options.mode)
         self.committer.before_commit = weakref.WeakMethod(self.tell_if_due)
-        _alive.add(self)
+        # Not while somebody forks, who knows of all others by then: a look-up in the catalog is
+        # kept from a fork by the chest's lock alone.
+        with _fork_lock:
+            _alive.add(self)
 
     # --- opening -----------------------------------------------------------------------------
 
