@@ -472,14 +472,16 @@ def _draw_memory(ax: Axes, samples: Sequence[Sample]) -> None:
     if budget.max() <= 4 * top:
         ax.plot(seconds, budget, color=_INK, lw=1.2, ls=(0, (5, 3)), label="budget")
         top = max(top, budget.max())
-        _heading(ax, "Over time")
+        below = ""
     else:
-        _heading(ax, f"Over time (budget {format_bytes(budget[-1])})")
+        # Beside the heading there is room for the legend only.
+        below = f"; the budget is {format_bytes(budget[-1])}"
+    _heading(ax, "Over time")
     _plain(ax)
     ax.set_ylim(0, 1.08 * top)
     ax.set_xlim(0, max(float(seconds[-1]), 0.1))
     _size_axis(ax.yaxis)
-    ax.set_xlabel("seconds since it was opened", fontsize=8.5, color=_FAINT)
+    ax.set_xlabel(f"seconds since it was opened{below}", fontsize=8.5, color=_FAINT)
     ax.legend(
         loc="lower right", bbox_to_anchor=(1.01, 0.985), ncols=3, fontsize=8.5, frameon=False,
         labelcolor=_INK, handlelength=1.6, columnspacing=1.2,
