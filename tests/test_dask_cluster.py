@@ -168,6 +168,15 @@ def test_workers_have_their_own_folders_and_limits(sessions, tmp_path):
             targets = client.run(lambda dask_worker: dask_worker.data.target)
             assert set(targets.values()) == {30_000_000}
 
+            # Without a shared folder blocks stay with the workers that have computed them.
+            y = da.arange(8_000_000, chunks=1_000_000).persist()
+            wait(y)
+            homes = list(client.who_has(y).values())
+            assert len(homes) == 8 and all(len(home) == 1 for home in homes)
+            assert {name for home in homes for name in home} == set(targets)
+            assert sum(client.run(lambda dask_worker: len(dask_worker.data.slow)).values()) > 0
+            assert int(y.sum().compute()) == 8_000_000 * 7_999_999 // 2
+
             # A dataset's variables are written by the workers, and read by them.
             import arraychest.xarray, xarray
             path = os.path.join(FOLDER, os.pardir, "dataset.chest")
