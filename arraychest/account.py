@@ -10,7 +10,6 @@ import contextlib
 import heapq
 import itertools
 import operator
-import reprlib
 from typing import Any
 
 from arraychest.budget import Budget
@@ -22,6 +21,7 @@ from arraychest.live import MOST_TEXT, Counts
 from arraychest.resident import ResidentSet
 from arraychest.slot import Slot
 from arraychest.store import Store
+from arraychest.text import key_text
 
 # Slots looked at each time: some 2 ms, a half of it under the chest's lock.
 _SLOTS = 16_384
@@ -91,7 +91,7 @@ class Account:
                 bytes_spilled=counters.bytes_spilled,
                 bytes_faulted=counters.bytes_faulted,
             ),
-            "busiest": [[_text_of(slot.key), slot.hits] for slot in self._busiest],
+            "busiest": [[key_text(slot.key)[:MOST_TEXT], slot.hits] for slot in self._busiest],
         }
 
     def _next_slots(self) -> list[Slot]:
@@ -123,14 +123,3 @@ class Account:
                 self._counted = self._rows, self._nbytes + packs
                 self._counted_at = self._began_at
         return self._counted
-
-
-def _text_of(key: Any) -> str:
-    """A key's repr, with its middle left out where it is longer than `MOST_TEXT` characters."""
-    return _short.repr(key)[:MOST_TEXT]
-
-
-# A key may be a tuple of megabytes.
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = MOST_TEXT
-_short.maxlevel, _short.maxtuple = 4, 8

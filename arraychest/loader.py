@@ -156,25 +156,11 @@ class Loader:
                 return self._load_file(path, row, form, key)
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
             return self._value(array, form, packed=True, row=row, key=key)
-        except (FileNotFoundError, NotADirectoryError, BlockingIOError) as error:
-            # BlockingIOError: it is being overwritten as a spare, since its row is gone.
-            raise CorruptEntryError(
-                f"expected the value of key {key!r} in {path}, found no such file"
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise CorruptEntryError(
-                    f"expected the value of key {key!r} in {path}, found a symbolic link or a "
-                    "socket"
-                ) from error
-            raise
-        except (CorruptEntryError, PickleRefusedError):
-            raise
-        except (TypeError, ValueError, OverflowError, MemoryError) as error:
-            raise CorruptEntryError(
-                f"expected a value of the form {row.form[:200]} for key {key!r} in {path}, found "
-                f"what is none: {error}"
-            ) from error
+        except _UNREADABLE as error:
+            told = _told(error, f"the value of key {key!r} in {path}")
+            if told is None:
+                raise
+            raise told from error
 
     def _end_of_data(self, fd: int, path: str, row: Row, key: Any) -> int:
         """Where the data end in the file of a value, which is the one that its row tells of."""
@@ -390,6 +376,23 @@ def _open(path: str, flags: int, folder: int | None) -> int:
     return os.open(path if folder is None else os.path.basename(path), flags, dir_fd=folder)
 
 
+_UNREADABLE = (OSError, TypeError, ValueError, OverflowError, MemoryError)
+
+
+def _told(error: Exception, what: str) -> CorruptEntryError | None:
+    """What to raise where something else than `what` was found; None: the error as it is."""
+    if isinstance(error, CorruptEntryError | PickleRefusedError):
+        return None
+    if isinstance(error, FileNotFoundError | NotADirectoryError | BlockingIOError):
+        # BlockingIOError: it is being overwritten as a spare, since its row is gone.
+        return CorruptEntryError(f"expected {what}, found no such file")
+    if isinstance(error, OSError):
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            return CorruptEntryError(f"expected {what}, found a symbolic link or a socket")
+        return None
+    return CorruptEntryError(f"expected {what}, found what is none: {error}")
+
+
 # Of a blocked array so many blocks stay open.
 _MAX_OPEN_BLOCKS = 64
 
@@ -445,24 +448,11 @@ class _BlocksOf:
         load = self._loader._load_file if known.offset else self._loader._open_frame
         try:
             return load(path, row, form, self._key, self.fd)
-        except FileNotFoundError as error:
-            raise CorruptEntryError(
-                f"expected a block of the value of key {self._key!r} in {path}, found no such file"
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise CorruptEntryError(
-                    f"expected a block of the value of key {self._key!r} in {path}, found a "
-                    "symbolic link or a socket"
-                ) from error
-            raise
-        except (TypeError, ValueError, OverflowError, MemoryError) as error:
-            if isinstance(error, CorruptEntryError):
+        except _UNREADABLE as error:
+            told = _told(error, f"a block of the value of key {self._key!r} in {path}")
+            if told is None:
                 raise
-            raise CorruptEntryError(
-                f"expected a block of the value of key {self._key!r} in {path}, found what is "
-                f"none: {error}"
-            ) from error
+            raise told from error
 
 
 def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import display
+from arraychest import chunkgrid, display
 from arraychest.listing import listed
 
 HOSTILE = [
@@ -275,7 +275,7 @@ def lines(svg):
     ],
 )
 def test_chunks_are_drawn_axis_by_axis(shape, chunks, cuts, faces):
-    svg = display.chunks_svg(shape, chunks)
+    svg = chunkgrid.chunks_svg(shape, chunks)
     assert Page(svg).tags[0] == "svg"
     found, polygons = lines(svg)
     assert sorted(found) == sorted(cuts)
@@ -285,7 +285,7 @@ def test_chunks_are_drawn_axis_by_axis(shape, chunks, cuts, faces):
 
 
 def test_lines_lie_where_chunks_end():
-    svg = display.chunks_svg((100, 100), ((100,), (10, 60, 30)))
+    svg = chunkgrid.chunks_svg((100, 100), ((100,), (10, 60, 30)))
     (left, right) = re.search('points="([0-9.]+),[0-9.]+ ([0-9.]+),', svg).groups()
     cuts = [float(each) for each in re.findall(r"M([0-9.]+) ", svg)]
     width = float(right) - float(left)

@@ -86,8 +86,8 @@ def store(
     ...     print(chest["x"])
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
-    writer = begin(chest._tiers.committer, key, x.dtype, _chunks(x), x.name)
     chest._tiers.check_writable()
+    writer = begin(chest._tiers.committer, key, x.dtype, _chunks(x), x.name)
     task = _Storing(chest, key, writer, (0,) * x.ndim)
     return _stored(x, task, compute, return_stored, options)
 
