@@ -16,7 +16,7 @@ import numpy as np
 
 import arraychest
 from arraychest.cli.keys import HELP, find_key
-from arraychest.cli.looking import age_of, print_table, readable
+from arraychest.cli.printing import age_of, print_table, readable
 from arraychest.lazy import LazyArray
 from arraychest.units import format_bytes
 

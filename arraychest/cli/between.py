@@ -15,7 +15,7 @@ import numpy as np
 import arraychest
 from arraychest.cli import CommandError
 from arraychest.cli.keys import HELP, chosen_keys
-from arraychest.cli.looking import counted, readable
+from arraychest.cli.printing import counted, key_text, readable
 from arraychest.lazy import LazyArray
 from arraychest.valuetree import same
 
@@ -78,8 +78,7 @@ def _diff(arguments: argparse.Namespace) -> int:
         print(json.dumps(told, indent=1))
     else:
         for sign, key, text in found:
-            shown = readable(key if isinstance(key, str) else repr(key))
-            print(f"{sign} {shown}" + (f"\t{text}" if text else ""))
+            print(f"{sign} {key_text(key)}" + (f"\t{text}" if text else ""))
     return 1 if found else 0
 
 

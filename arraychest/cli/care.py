@@ -1,4 +1,4 @@
-"""``arraychest repair`` and ``arraychest compact``."""
+"""``arraychest verify``, ``repair`` and ``compact``: whether a chest is sound, and what helps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ import sys
 from typing import Any
 
 import arraychest
-from arraychest.cli.looking import print_findings, readable, records_of
+from arraychest.cli.printing import readable
 from arraychest.units import format_bytes
 
 
 def add_commands(commands: Any) -> None:
-    """Add both parsers to the subparsers of the command line."""
+    """Add the parsers to the subparsers of the command line."""
+    verify = commands.add_parser(
+        "verify",
+        help="read all that is stored and say what is not as it was written",
+        description="Compares all that is stored with its checksums. Exit code 0: all is well; 1: "
+        "something was found, which `arraychest repair` mends; 2: the chest cannot be read.",
+        epilog="Example: arraychest verify work.chest --quick",
+    )
+    verify.add_argument("path", metavar="PATH", help="the chest's folder")
+    verify.add_argument(
+        "--quick", action="store_true", help="only sizes, headers and places; no data are read"
+    )
+    verify.add_argument("--json", action="store_true", help="as one JSON document")
+    verify.set_defaults(run=_verify, trouble=2)
+
     repair = commands.add_parser(
         "repair",
         help="mend what verify finds, and a lost catalog",
@@ -37,12 +51,24 @@ def add_commands(commands: Any) -> None:
     compact.set_defaults(run=_compact)
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    with arraychest.open(arguments.path, "r") as chest:
+        report = chest.verify(read_data=not arguments.quick, progress=sys.stderr.isatty())
+    if arguments.json:
+        print(json.dumps({"ok": report.ok, "findings": _records_of(report)}, indent=1))
+    else:
+        _print_findings(report, arguments.path)
+        if report.ok:
+            print(f"{readable(arguments.path)}: all is as it was written")
+    return 0 if report.ok else 1
+
+
 def _repair(arguments: argparse.Namespace) -> int:
     report = arraychest.repair(arguments.path, progress=sys.stderr.isatty())
     if arguments.json:
-        print(json.dumps({"findings": records_of(report)}, indent=1))
+        print(json.dumps({"findings": _records_of(report)}, indent=1))
         return 0
-    print_findings(report, arguments.path)
+    _print_findings(report, arguments.path)
     if report.ok:
         print(f"{readable(arguments.path)}: there was nothing to mend")
     return 0
@@ -55,3 +81,24 @@ def _compact(arguments: argparse.Namespace) -> int:
         given = chest.compact(progress=sys.stderr.isatty())
     print(f"{format_bytes(given)} given back")
     return 0
+
+
+def _records_of(report: arraychest.Report) -> list[dict[str, Any]]:
+    """What was found, as JSON has it."""
+    return [
+        {
+            "kind": each.kind,
+            "key": None if each.key is None else repr(each.key),
+            "file": each.file,
+            "message": each.message,
+            "action": each.action,
+        }
+        for each in report.findings
+    ]
+
+
+def _print_findings(report: arraychest.Report, path: str) -> None:
+    """A line for each finding, its columns between tabs."""
+    for each in _records_of(report):
+        told = [each["kind"], each["key"] or each["file"] or path, each["message"], each["action"]]
+        print("\t".join(readable(str(part)) for part in told if part is not None))

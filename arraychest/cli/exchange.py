@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fnmatch
 import os
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import arraychest
 from arraychest.cli import CommandError
-from arraychest.exchange import names
+from arraychest.cli.keys import chosen_keys
 
 _FORMATS = ("npz", "npy", "hdf5", "zarr")
 
@@ -81,11 +80,7 @@ def _export(arguments: argparse.Namespace) -> int:
     with _told_in_one_line(), arraychest.open(arguments.path, "r") as chest:
         keys = None
         if arguments.keys:
-            keys = [key for key in chest if _matches(key, arguments.keys)]
-            if not keys:
-                raise CommandError(
-                    f"expected keys that match {', '.join(arguments.keys)}, found none"
-                )
+            keys = chosen_keys(chest, (), arguments.keys)
         count = chest.export(
             arguments.target,
             arguments.format,
@@ -119,12 +114,6 @@ def _import(arguments: argparse.Namespace) -> int:
         chest.close()
     print(f"{count} values put into {arguments.path}")
     return 0
-
-
-def _matches(key: Any, globs: list[str]) -> bool:
-    # As people see it: of a key that is no string, its readable form and Python's.
-    told = {names.readable(key), key if isinstance(key, str) else repr(key)}
-    return any(fnmatch.fnmatchcase(text, glob) for text in told for glob in globs)
 
 
 def _shows_progress() -> bool:

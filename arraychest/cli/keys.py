@@ -13,7 +13,8 @@ from typing import Any
 
 import arraychest
 from arraychest.cli import CommandError
-from arraychest.cli.looking import readable
+from arraychest.cli.printing import key_text, readable
+from arraychest.exchange import names
 
 HELP = "a key as `arraychest ls` shows it; =LITERAL is Python's, as in =('tile', 3)"
 
@@ -85,9 +86,10 @@ def chosen_keys(
 
 
 def matches(key: Any, globs: Sequence[str]) -> bool:
-    """Whether a key, as it is shown, matches one of these patterns."""
-    text = key if isinstance(key, str) else repr(key)
-    return any(fnmatch.fnmatchcase(each, glob) for each in (text, readable(text)) for glob in globs)
+    """Whether a key, as it is, as it is shown or as an export names it, matches a pattern."""
+    exact = key if isinstance(key, str) else repr(key)
+    told = {exact, key_text(key), names.readable(key)}
+    return any(fnmatch.fnmatchcase(text, glob) for text in told for glob in globs)
 
 
 def parse_index(text: str) -> Any:

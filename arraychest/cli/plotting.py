@@ -8,7 +8,7 @@ from typing import Any
 
 import arraychest
 from arraychest.cli import CommandError
-from arraychest.cli.looking import readable
+from arraychest.cli.printing import readable
 
 # Dots of an inch, where the picture is made of dots: 13 inches are 1,950.
 _DPI = 150

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from arraychest.cli.looking import readable
+from arraychest.cli.printing import readable
 from arraychest.live import Counts, Published, published
 from arraychest.units import format_bytes
 

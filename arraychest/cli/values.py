@@ -19,7 +19,7 @@ import numpy as np
 import arraychest
 from arraychest.cli import CommandError
 from arraychest.cli.keys import HELP, chosen_keys, find_key, parse_index, parse_key
-from arraychest.cli.looking import counted, readable
+from arraychest.cli.printing import counted, readable
 from arraychest.compression import parse_compression
 from arraychest.lazy import LazyArray
 
