@@ -20,6 +20,10 @@ from arraychest import manifest
 IMPORT_ROOT = str(Path(arraychest.__file__).parent.parent)
 
 
+# A worker's options: what the documentation shows, and what a test starts one with.
+PRELOAD = ["--preload", "arraychest.dask.preload"]
+
+
 def assert_identical(found: Any, expected: Any, *, order: bool = True) -> None:
     """Same type, dtype in every detail, shape, order in memory, and value bit by bit.
 

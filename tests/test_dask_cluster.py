@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import IMPORT_ROOT
+from tests.support import IMPORT_ROOT, PRELOAD
 
 pytest.importorskip("distributed")
 
@@ -599,7 +599,7 @@ def test_a_cluster_from_the_shell(sessions, tmp_path, nanny):
             "--local-directory", str(folder),
         ]  # fmt: skip
         if nanny:
-            options = ["--preload", "arraychest.dask.preload"]
+            options = PRELOAD
             env = {}
         else:
             options = ["--no-nanny"]

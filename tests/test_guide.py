@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 
 import arraychest
+from arraychest.cli import main
+from tests.support import PRELOAD
 from tests.support_docs import blocks, commands, prose, python_blocks, run_blocks
+from tests.test_docs import README
 
 FOLDER = Path(arraychest.__file__).parent / "guide"
 GUIDES = sorted(FOLDER.glob("*.md"))
@@ -44,3 +48,31 @@ def test_a_guide_has_one_title_and_its_links_lead_somewhere(guide):
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         assert "://" in target or (FOLDER / target).exists(), target
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_is_shown_of_a_terminal_is_what_tests_and_ci_run():
+    """`test_docs` runs README's commands of arraychest, `test_dask_cluster` a worker."""
+    shown = [
+        words
+        for file in [*GUIDES, README]
+        for block in blocks(file)
+        if block.language == "console"
+        for words in commands(block)
+        if file != README or words[0] != "arraychest"
+    ]
+    assert len(shown) >= 5
+    extras = metadata("arraychest").get_all("Provides-Extra")
+    arraychest.open("work.chest").close()
+    for words in shown:
+        if words[0] == "arraychest":
+            more = ["--once"] if words[1] == "top" else []
+            assert main([*words[1:], *more]) == 0
+        elif words[:2] == ["dask", "worker"]:
+            assert words[3:] == PRELOAD
+        elif words[:2] == ["pip", "install"]:
+            wanted = re.fullmatch(r"(?:\.|arraychest)\[([a-z,]+)\]", words[2])
+            assert wanted is not None, words
+            assert set(wanted[1].split(",")) <= set(extras)
+        else:
+            assert words in ([".ci/run"], ["eval", "$(arraychest completion bash)"]), words
