@@ -85,7 +85,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from arraychest.checksums import Extent
-from arraychest.entry import KEY, SEQ, Cost, Facts, RawRow, Row
+from arraychest.entry import EXACT, KEY, SEQ, STAMP, Cost, Facts, RawRow, Row
 from arraychest.errors import ChestFormatError, CorruptEntryError
 
 FORMAT_VERSION = 4
@@ -322,7 +322,8 @@ class Catalog:
         if self._writable and not self._snapshot:
             self._begin_snapshot()
         try:
-            found = self._find.execute(_FIND, (key,)).fetchone()
+            # Not bytes: see `_put_rows`.
+            found = self._find.execute(_FIND, (bytearray(key),)).fetchone()
         except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:
             raise CorruptEntryError(f"catalog {self.path}: {error}") from error
         return None if found is None else _checked(found, self.path)
@@ -334,7 +335,9 @@ class Catalog:
         found = []
         for group in _grouped(sorted(keys)):
             marks = ",".join("?" * len(group))
-            found += self._read(f"SELECT * FROM entry WHERE key IN ({marks})", *group)
+            found += self._read(
+                f"SELECT * FROM entry WHERE key IN ({marks})", *map(bytearray, group)
+            )
         # One without a place can only be overwritten.
         return [_checked(raw, self.path) for raw in found if type(raw[SEQ]) is int]
 
@@ -552,6 +555,7 @@ class Catalog:
         *,
         deleted: Sequence[RawRow] = (),
         rows: Sequence[RawRow] = (),
+        updated: Sequence[RawRow] = (),
         packs: Sequence[Pack] = (),
         dropped_packs: Sequence[int] = (),
         dropped_files: Sequence[int] = (),
@@ -568,6 +572,8 @@ class Catalog:
             Entries that go.
         rows
             Entries to insert, or to put in the place of the same key's.
+        updated
+            Entries that take the place of the same key's, and have its place in the order.
         packs, dropped_packs
             Packs to insert or update, and packs (their ids) to forget.
         dropped_files
@@ -591,12 +597,8 @@ class Catalog:
             for group in _grouped(sorted([row[SEQ] for row in deleted])):
                 marks = ",".join("?" * len(group))
                 connection.execute(f"DELETE FROM entry WHERE seq IN ({marks})", group)
-            for rows_group in _grouped(sorted(rows)):
-                marks = ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(rows_group))
-                connection.execute(
-                    f"INSERT OR REPLACE INTO entry VALUES {marks}",
-                    list(itertools.chain.from_iterable(rows_group)),
-                )
+            _put_rows(connection, rows, "INSERT OR REPLACE", "")
+            _put_rows(connection, updated, "INSERT", _UPDATE)
             for pack in packs:
                 connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?,?)", pack)
             for identity in dropped_packs:
@@ -611,7 +613,7 @@ class Catalog:
             for each in facts:
                 _add_facts(connection, each)
             if change is not None:
-                self._tell(connection, change, [*deleted, *rows], gone)
+                self._tell(connection, change, [*deleted, *rows, *updated], gone)
 
     @staticmethod
     def _tables_of_facts(connection: sqlite3.Connection) -> list[str]:
@@ -791,6 +793,38 @@ _GOOD_COST = (
     "AND typeof(seconds) = 'real' AND seconds BETWEEN 0 AND 1e300"
     " AND typeof(expires) IN ('real', 'null')"
 )
+
+
+# Unlike a replacement it leaves the index of places alone: a fifth less of the time.
+_UPDATE = (
+    "ON CONFLICT(key) DO UPDATE SET exact = excluded.exact, form = excluded.form, "
+    "gen = excluded.gen, pack = excluded.pack, offset = excluded.offset, "
+    "stored = excluded.stored, stamp = excluded.stamp"
+)
+
+
+def _put_rows(
+    connection: sqlite3.Connection, rows: Sequence[RawRow], how: str, conflict: str
+) -> None:
+    # Of each bytes and None Python asks who adapts it to SQLite, which takes a third of an
+    # insertion: a bytearray is taken as it is, and mostly there is neither exact code nor stamp.
+    short: list[RawRow] = []
+    long: list[RawRow] = []
+    # In the order of the B-tree, as above.
+    for row in sorted(rows):
+        (long if row[EXACT] is not None or row[STAMP] is not None else short).append(row)
+    for group in _grouped(short):
+        marks = ",".join(["(?,?,NULL,?,?,?,?,?,NULL)"] * len(group))
+        values = [
+            value
+            for key, seq, _, form, generation, pack, offset, stored, _ in group
+            for value in (bytearray(key), seq, form, generation, pack, offset, stored)
+        ]
+        connection.execute(f"{how} INTO entry VALUES {marks} {conflict}", values)
+    for group in _grouped(long):
+        marks = ",".join(["(?,?,?,?,?,?,?,?,?)"] * len(group))
+        flat = list(itertools.chain.from_iterable(group))
+        connection.execute(f"{how} INTO entry VALUES {marks} {conflict}", flat)
 
 
 def _add_facts(connection: sqlite3.Connection, facts: Facts) -> None:

@@ -314,6 +314,8 @@ class Committer:
         nbytes = sum([array.nbytes for array in job.arrays]) + overhead * len(job.arrays)
         with self.lock:
             freed = sum(freed_by(slot.raw) for slot in job.slots)
+            if job.batch is not None:
+                freed += sum(map(freed_by, job.batch.replaced.values()))
         self.reserve_disk(nbytes, freed, keep=True)
         try:
             self._write_and_commit(job)
@@ -460,6 +462,8 @@ class Committer:
                     and (known := facts_of(row[GENERATION], array, slot.cost)) is not None
                 ]
                 replaced = [slot.raw for slot in slots if slot.raw is not None]
+                if batch is not None:
+                    replaced += batch.replaced.values()
                 deleted = [slot.raw for slot in deletions if slot.raw is not None]
             try:
                 unused += store.commit(rows, replaced, deleted, facts=facts)
@@ -875,7 +879,7 @@ _Columns = tuple[
 
 
 def _batch_values(batch: Batch) -> _Columns:
-    return _columns(batch.keys, batch.numbers, batch.arrays, None)
+    return _columns(batch.keys, batch.places, batch.arrays, None)
 
 
 def _small_values(job: Job) -> _Columns:

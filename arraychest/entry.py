@@ -82,7 +82,9 @@ SEQ: Final = 1
 EXACT: Final = 2
 GENERATION: Final = 4
 PACK: Final = 5
+OFFSET: Final = 6
 STORED: Final = 7
+STAMP: Final = 8
 
 
 class Cost(NamedTuple):

@@ -253,46 +253,40 @@ class Index:
         while self._resident.fresh:
             self._cut(BATCH_BYTES)
 
-    def _cut(self, most_bytes: int) -> Batch | None:
-        """Make a batch of the oldest fresh values; None if all of them overwrite stored ones.
+    def _cut(self, most_bytes: int) -> Batch:
+        """Make a batch of the oldest fresh values.
 
-        Whether they do is not asked when they are put, but here for all at once, which takes a
-        quarter of the time of as many single look-ups.
+        Whether they overwrite stored ones is not asked when they are put, but here for all at once,
+        which takes a quarter of the time of as many single look-ups.
         """
         resident = self._resident
         keys, arrays = resident.oldest_fresh(most_bytes, BATCH_VALUES)
         # First what may fail: the values are safe where they are.
-        stored = {} if self.complete else self._slots_of_stored(keys)
+        replaced = {} if self.complete else self._stored_rows(keys)
         resident.drop_fresh(keys)
-        if stored:
-            values = dict(zip(keys, arrays, strict=True))
-            for key, slot in stored.items():
-                self.puts += 1
-                self._set_array(slot, values.pop(key), self.puts)
-                self.slots[slot.key] = slot
-            self._in_order = False
-            resident.add_slots(stored.values())
-            keys, arrays = list(values), list(values.values())
-        if not keys:
-            return None
-        batch = Batch(keys, arrays, self.next_places(len(keys)))
-        self._count += len(keys)
+        if replaced:
+            # A key stays as it was when it was first put.
+            first = {key: key for key in replaced}
+            keys = [first.get(key, key) for key in keys]
+        batch = Batch(keys, arrays, self.next_places(len(keys)), replaced)
+        self._count += len(keys) - len(replaced)
         resident.add_batch(batch)
         self.rows.update(dict.fromkeys(keys, batch))
         return batch
 
-    def _slots_of_stored(self, keys: list[Any]) -> dict[Any, Slot]:
-        """New slots, not yet in the index, for those of these keys that the catalog has."""
+    def _stored_rows(self, keys: list[Any]) -> dict[Any, RawRow]:
+        """The catalog's rows of those of these keys that it has, by the key of each."""
         assert self._catalog is not None
         asked = {encode_key(key).canonical: key for key in keys if key not in self.tombstones}
-        slots = {}
+        rows = {}
         for raw in self._catalog.find_all(list(asked)):
-            key = first = asked[raw[KEY]]
-            # A row that cannot be decoded is about to be overwritten.
-            with contextlib.suppress(ValueError):
-                first = decode_key(raw[KEY], raw[EXACT])
-            slots[key] = Slot(first, raw[SEQ], raw)
-        return slots
+            key = asked[raw[KEY]]
+            if raw[EXACT] is not None or type(key) is not str:
+                # A row that cannot be decoded is about to be overwritten.
+                with contextlib.suppress(ValueError):
+                    key = decode_key(raw[KEY], raw[EXACT])
+            rows[key] = raw
+        return rows
 
     def _set_array(self, slot: Slot, array: np.ndarray, number: int) -> None:
         slot.version = number
@@ -303,7 +297,7 @@ class Index:
     def next_batch(self, most_bytes: int) -> Batch | None:
         """The oldest batch that no writer has, made of fresh values if need be; marks it so."""
         found = next((batch for batch in self._resident.batches if not batch.writing), None)
-        while found is None and self._resident.fresh:
+        if found is None and self._resident.fresh:
             found = self._cut(min(most_bytes, BATCH_BYTES))
         if found is not None:
             found.writing = True
@@ -319,9 +313,7 @@ class Index:
     def settle(self) -> None:
         """Give the fresh values slots."""
         while self._resident.fresh:
-            batch = self._cut(BATCH_BYTES)
-            if batch is not None:
-                self.give_slots(batch)
+            self.give_slots(self._cut(BATCH_BYTES))
 
     def settle_all(self) -> None:
         """Give every value in RAM a slot."""
@@ -339,9 +331,12 @@ class Index:
     def give_slots(self, batch: Batch) -> None:
         """Give the values of a batch slots."""
         slots = []
-        writing = batch.writing
-        for key, array, number in zip(batch.keys, batch.arrays, batch.numbers, strict=True):
-            slot = Slot(key, number, None)
+        writing, replaced = batch.writing, batch.replaced
+        places = batch.places
+        for key, array, number, place in zip(
+            batch.keys, batch.arrays, batch.numbers, places, strict=True
+        ):
+            slot = Slot(key, place, replaced.get(key))
             self._set_array(slot, array, number)
             if writing:
                 slot.writing = number
@@ -349,7 +344,9 @@ class Index:
         self._resident.forget_batch(batch)
         self._resident.add_slots(slots)
         self.slots.update(zip(batch.keys, slots, strict=True))
-        self._note_order(batch.numbers[0], batch.numbers[-1])
+        if replaced:
+            self._in_order = False
+        self._note_order(batch.numbers[0], max(places))
         for key in batch.keys:
             del self.rows[key]
         batch.slots = slots
@@ -376,7 +373,11 @@ class Index:
             slot, known = self.slots.get(key), self.rows.get(key)
             if slot is not None and slot.raw is not None:
                 slot.raw = to.get(slot.raw[GENERATION], slot.raw)
-            elif known is not None and not isinstance(known, Batch):
+            elif isinstance(known, Batch):
+                if key in known.replaced:
+                    old = known.replaced[key]
+                    known.replaced[key] = to.get(old[GENERATION], old)
+            elif known is not None:
                 self.rows[key] = to.get(known[GENERATION], known)
 
     # --- what others commit ------------------------------------------------------------------
@@ -472,7 +473,8 @@ class Index:
         if not self._counted:
             assert self._catalog is not None
             unsaved = sum(slot.raw is None for slot in self.slots.values())
-            without_slot = sum(len(batch.keys) for batch in self._resident.batches)
+            batches = self._resident.batches
+            without_slot = sum(len(batch.keys) - len(batch.replaced) for batch in batches)
             self._count = self._catalog.count() + unsaved + without_slot - doomed
             self._counted = True
         return self._count + len(self._resident.fresh)
@@ -483,7 +485,7 @@ class Index:
         if slot is not None:
             return slot.raw is not None
         known = self.rows.get(key)
-        return known is not None and not isinstance(known, Batch)
+        return key in known.replaced if isinstance(known, Batch) else known is not None
 
     def known_keys(self, *, descending: bool) -> list[Any]:
         """Every key that is known here, in the order of insertion.  O(n log n)."""
@@ -519,7 +521,9 @@ class Index:
                 (row[SEQ], key) for key, row in self.rows.items() if not isinstance(row, Batch)
             ]
         for batch in self._resident.batches:
-            places += zip(batch.numbers, batch.keys, strict=True)
+            found = zip(batch.places, batch.keys, strict=True)
+            # What replaces a stored value has its row in the catalog.
+            places += (each for each in found if not unsaved or each[1] not in batch.replaced)
         places += zip(itertools.count(self.puts + 1), self._resident.fresh)
         places.sort(key=lambda place: place[0], reverse=descending)
         return places

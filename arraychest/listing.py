@@ -20,7 +20,7 @@ from arraychest.codecs.tree import Tree, form_of
 from arraychest.entry import EXACT, KEY, SEQ, Entry, Form, Kind, RawRow, Row, parse_form
 from arraychest.errors import ArrayChestError
 from arraychest.keys import decode_key
-from arraychest.slot import Slot
+from arraychest.slot import Batch, Slot
 from arraychest.tiers import Tiers, entry_of
 
 # In RAM and not stored; stored, and its decompressed copy in RAM; stored, and a view of it kept
@@ -119,8 +119,11 @@ def _unsaved(tiers: Tiers, most: int | None) -> Iterator[tuple[int, Any, np.ndar
     for slot in itertools.islice(index.slots.values(), None if most is None else _MOST_SLOTS):
         if slot.raw is None and slot.array is not None:
             yield slot.seq, slot.key, slot.array, slot.kind
-    batched = itertools.chain.from_iterable(
-        zip(batch.numbers, batch.keys, batch.arrays, strict=True) for batch in resident.batches
+    batched = (
+        (place, key, array)
+        for batch in resident.batches
+        for place, key, array in zip(batch.numbers, batch.keys, batch.arrays, strict=True)
+        if key not in batch.replaced
     )
     fresh = zip(
         itertools.count(index.puts + 1), resident.fresh, resident.fresh.values(), strict=False
@@ -167,6 +170,9 @@ def _of_row(tiers: Tiers, raw: RawRow, deleted: dict[Any, int | None]) -> Listed
         return Listed(seq, key, "RAM", _resident_entry(slot.array, slot.kind))
     if key in resident.fresh:
         return Listed(seq, key, "RAM", _resident_entry(resident.fresh[key], "array"))
+    known = tiers.index.rows.get(key)
+    if isinstance(known, Batch):
+        return Listed(seq, key, "RAM", _resident_entry(known.array_of(key), "array"))
     row = Row._make(raw)
     try:
         entry = entry_of(parse_form(row.form), row)

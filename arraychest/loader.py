@@ -11,6 +11,7 @@ import os
 import pickle
 import stat
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -340,24 +341,32 @@ class Loader:
             self._maps[identity] = base, status.st_size
         return base
 
-    def packed_bytes(self, row: Row) -> bytes:
-        """The bytes of a packed value, as they lie in its pack.
+    def packed_bytes(self, rows: Sequence[Row]) -> list[bytes]:
+        """The bytes of values of one pack, as they lie in it; its file is opened once for all.
 
         Raises
         ------
         CorruptEntryError
-            The row, or what lies there, is not what it should be.
+            A row, or what lies there, is not what it should be.
         OSError
             It could not be read.
         """
-        form = parse_form(row.form)  # refuses what is left of a row that is corrupt
-        key = decode_key(row.key, row.exact)
-        path = self._files.path(pack_name(cast(int, row.pack)))
-        try:
-            array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
-        except (TypeError, ValueError) as error:
-            raise CorruptEntryError(f"the value of key {key!r} in {path}: {error}") from error
-        return array.tobytes(form.order)
+        found = []
+        base = None
+        # The one that reaches farthest first: its map holds all.
+        farthest = max(rows, key=lambda row: row.offset + row.stored)
+        for row in (farthest, *rows):
+            form = parse_form(row.form)  # refuses what is left of a row that is corrupt
+            key = decode_key(row.key, row.exact)
+            path = self._files.path(pack_name(cast(int, row.pack)))
+            if base is None or not is_packed_well(row, form):
+                base = self.pack_base(path, row, form, key)
+            try:
+                array = pack.view(base, form, row.offset)
+            except (TypeError, ValueError) as error:
+                raise CorruptEntryError(f"the value of key {key!r} in {path}: {error}") from error
+            found.append(array.tobytes(form.order))
+        return found[1:]
 
     def prefetch(self, row: Row) -> None:
         """Ask the kernel to read a value ahead; a hint that cannot fail."""

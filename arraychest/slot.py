@@ -15,7 +15,7 @@ import numpy as np
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree
 from arraychest.compression import How
-from arraychest.entry import Cost, Kind, RawRow, Row
+from arraychest.entry import SEQ, Cost, Kind, RawRow, Row
 
 
 class Slot:
@@ -103,6 +103,8 @@ class Batch:
         The values, in the order in which they were put.
     first
         The number of the first one's put; the others follow.
+    replaced
+        The catalog's rows of those keys that are stored already.
     nbytes
         Bytes of all values.
     writing
@@ -114,18 +116,49 @@ class Batch:
         Whether they are committed.
     """
 
-    __slots__ = ("arrays", "first", "keys", "nbytes", "slots", "stored", "writing")
+    __slots__ = (
+        "_by_key",
+        "arrays",
+        "first",
+        "keys",
+        "nbytes",
+        "replaced",
+        "slots",
+        "stored",
+        "writing",
+    )
 
-    def __init__(self, keys: list[Any], arrays: list[np.ndarray], first: int) -> None:
+    def __init__(
+        self, keys: list[Any], arrays: list[np.ndarray], first: int, replaced: dict[Any, RawRow]
+    ) -> None:
         self.keys = keys
         self.arrays = arrays
         self.first = first
+        self.replaced = replaced
         self.nbytes = sum([array.nbytes for array in arrays])
         self.writing = False
         self.slots: list[Slot] | None = None
         self.stored = False
+        self._by_key: dict[Any, np.ndarray] = {}
 
     @property
     def numbers(self) -> Sequence[int]:
-        """The numbers of the puts: place and version of each value."""
+        """The numbers of the puts: the version of each value."""
         return range(self.first, self.first + len(self.keys))
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The place of each key in the order of insertion."""
+        if not self.replaced:
+            return self.numbers
+        places = list(self.numbers)
+        for at, key in enumerate(self.keys):
+            if key in self.replaced:
+                places[at] = self.replaced[key][SEQ]
+        return places
+
+    def array_of(self, key: Any) -> np.ndarray:
+        """The value of one of its keys.  O(n) the first time."""
+        if not self._by_key:
+            self._by_key = dict(zip(self.keys, self.arrays, strict=True))
+        return self._by_key[key]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import operator
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ from arraychest.codecs.tree import Tree
 from arraychest.counter import open_counter, unmoved
 from arraychest.entry import (
     GENERATION,
+    KEY,
+    OFFSET,
     PACK,
+    SEQ,
     STORED,
     Facts,
     Form,
@@ -637,7 +641,8 @@ class Store:
         freed = [*replaced, *deleted]
         packs = self._packs_after(rows, freed, adopted)
         try:
-            gone = self._commit(packs, rows, freed, deleted, self._refusing, facts)
+            places = {row[KEY]: row[SEQ] for row in replaced}
+            gone = self._commit(packs, rows, freed, deleted, places, self._refusing, facts)
         except BaseException as error:
             if isinstance(error, OSError):
                 self.files.remove(_own_files(rows))
@@ -670,10 +675,14 @@ class Store:
         rows: Sequence[RawRow],
         freed: Sequence[RawRow],
         deleted: Sequence[RawRow],
+        places: Mapping[bytes, int] | None = None,
         quota: Quota | None = None,
         facts: Sequence[Facts] = (),
     ) -> list[str]:
-        """Change the catalog, and note what became of the packs; returns the files to remove."""
+        """Change the catalog, and note what became of the packs; returns the files to remove.
+
+        `places` are those of keys that are in the catalog: most of these stay where they are.
+        """
         with self._append_lock:
             dropped = [
                 known.id
@@ -692,11 +701,17 @@ class Store:
             for identity in dropped:
                 self._unclaim(identity)
             raise quota.refusal(growth, stored)
+        inserted: Sequence[RawRow] = rows
+        updated: Sequence[RawRow] = ()
+        if places:
+            inserted = [row for row in rows if places.get(row[KEY]) != row[SEQ]]
+            updated = [row for row in rows if places.get(row[KEY]) == row[SEQ]]
         try:
             with self._announced() as change:
                 self.catalog.commit(
                     deleted=deleted,
-                    rows=rows,
+                    rows=inserted,
+                    updated=updated,
                     packs=changed,
                     dropped_packs=dropped,
                     dropped_files=[row[GENERATION] for row in freed if row[PACK] is None],
@@ -737,9 +752,11 @@ class Store:
                 nbytes = known.bytes - start
                 extents.append(Extent(known.id, pack_name(known.id), start, nbytes, None))
         for raw in rows:
+            if raw[PACK] is not None:
+                continue  # a row of 100,000 small ones: names cost as much as all the rest
             row = Row._make(raw)
             # A compressed one has its checksums in its file.
-            if row.pack is None and not row.is_frame and not row.is_blocked:
+            if not row.is_frame and not row.is_blocked:
                 extents.append(Extent(row.generation, value_name(row), 0, row.stored, row.key))
         self.sums.add(extents)
 
@@ -755,19 +772,23 @@ class Store:
         known = {each.id: each for each in adopted}
         ends: dict[int, int] = {}
         live: dict[int, int] = {}
-        for _, _, _, _, _, identity, offset, stored, _ in rows:
+        # By packs, of which there is mostly one: a row of many costs as little as can be.
+        for identity, group in itertools.groupby(rows, _PACK_OF):
             if identity is not None:
-                size = (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
-                live[identity] = live.get(identity, 0) + size
-                if offset + size > ends.get(identity, 0):
-                    ends[identity] = offset + size
-        for _, _, _, _, _, identity, offset, stored, _ in freed:
-            if identity is not None:
-                size = (stored + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN
-                before = known.get(identity) or self._packs.get(identity)
+                found = list(group)
+                sizes = _sizes_in_pack(found)
+                live[identity] = live.get(identity, 0) + sum(sizes)
+                end = max(map(operator.add, map(_OFFSET_OF, found), sizes))
+                ends[identity] = max(ends.get(identity, 0), end)
+        for identity, group in itertools.groupby(freed, _PACK_OF):
+            before = known.get(identity) or self._packs.get(identity)
+            if before is not None:
+                found = list(group)
+                sizes = _sizes_in_pack(found)
                 # One that reaches beyond its pack is corrupt, and was never counted.
-                if before is not None and offset + size <= before.bytes:
-                    live[identity] = live.get(identity, 0) - size
+                room = map(before.bytes.__sub__, map(_OFFSET_OF, found))
+                gone = sum(itertools.compress(sizes, map(operator.le, sizes, room)))
+                live[identity] = live.get(identity, 0) - gone
         after: dict[int, Pack] = {}
         for identity in live:
             before = known.get(identity) or self._packs.get(identity)
@@ -839,7 +860,7 @@ class Store:
         OSError, CorruptEntryError
             The values stay where they were.
         """
-        data = [self.loader.packed_bytes(row) for row in rows]
+        data = self.loader.packed_bytes(rows)
         appended = self.append(
             [row.key for row in rows],
             [row.seq for row in rows],
@@ -851,7 +872,8 @@ class Store:
         )
         moved = [Row._make(new) for new in appended]
         try:
-            self._commit(self._packs_after(moved, rows, ()), moved, (), ())
+            places = {row.key: row.seq for row in rows}
+            self._commit(self._packs_after(moved, rows, ()), moved, (), (), places)
         finally:
             self.append_settled(appended)
         return moved
@@ -1049,6 +1071,8 @@ def generation_of(name: str) -> int | None:
     return None if found is None else int(next(filter(None, found.groups())), 16)
 
 
+_PACK_OF = operator.itemgetter(PACK)
+_OFFSET_OF = operator.itemgetter(OFFSET)
 _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
 
 
@@ -1062,6 +1086,11 @@ def _directory_of_one(
 
 def _new_stamp() -> int:
     return int.from_bytes(os.urandom(8), "little") >> 2
+
+
+def _sizes_in_pack(rows: Iterable[RawRow]) -> list[int]:
+    """Bytes that values take in a pack; one without bytes takes a place, too."""
+    return [(row[STORED] + pack.ALIGN - 1) & -pack.ALIGN or pack.ALIGN for row in rows]
 
 
 def _own_files(rows: Iterable[RawRow]) -> list[str]:

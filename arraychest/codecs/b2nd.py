@@ -33,6 +33,8 @@ from arraychest.codecs.blosc import CHUNK_BYTES, ChunkCodec, FrameReader, Touche
 from arraychest.codecs.frame import Layout
 from arraychest.parallel import in_order
 
+_CHANGED = "expected bytes with their checksum, found another checksum"
+
 # Less is decompressed as fast by one thread as two are started.
 _FEW_BLOCKS = 32
 
@@ -315,22 +317,20 @@ class CheckedReader:
         begun = self._begun.get(number) or self._begin(number)
         limits, good = begun
         sums_at = self._sums_at[number] + 1
-        chunk = self._chunk(number)
+        chunk, sums, crc32 = self._chunk(number), self._sums, zlib.crc32
         for block in map(sum, itertools.product(*blocks)):
             if not good[block]:
-                self._compare(chunk[limits[block] : limits[block + 1]], sums_at + block)
+                if crc32(chunk[limits[block] : limits[block + 1]]) != sums[sums_at + block]:
+                    raise ValueError(_CHANGED)
                 good[block] = 1
-        if all(good):
+        if 0 not in good:
             self._good[number] = 1
             self._begun.pop(number, None)
 
     def _begin(self, number: int) -> tuple[list[int], bytearray]:
         chunk = self._chunk(number)
         limits = frame.block_limits(self.layout, chunk)
-        self._compare(chunk[: limits[0]], self._sums_at[number])
+        if zlib.crc32(chunk[: limits[0]]) != self._sums[self._sums_at[number]]:
+            raise ValueError(_CHANGED)
         self._begun[number] = found = limits, bytearray(len(limits) - 1)
         return found
-
-    def _compare(self, piece: memoryview, number: int) -> None:
-        if zlib.crc32(piece) != self._sums[number]:
-            raise ValueError("expected bytes with their checksum, found another checksum")
