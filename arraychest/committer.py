@@ -331,17 +331,30 @@ class Committer:
         elif job.small:
             rows = store.append(*_small_values(job))
         else:
-            rows = [
-                self._write(slot.key, slot.seq, array, kind, slot.compression)
-                # Not a variable: a zip keeps the last pair, which would then look held by a user.
-                for slot, array, kind in zip(job.slots, job.arrays, job.kinds, strict=True)
-            ]
+            rows = self._write_all(store, job)
         try:
             spilled = self._commit(job, rows)
         finally:
             if job.small:
                 store.append_settled(rows)
         self.tell_overflow(spilled)
+
+    def _write_all(self, store: Store, job: Job) -> list[RawRow]:
+        """Write each value of a job to a file of its own; where one fails none is left."""
+        rows: list[RawRow] = []
+        written = (
+            self._write(slot.key, slot.seq, array, kind, slot.compression)
+            # Not in a loop of this function: its variable would keep the last array, which would
+            # then look held by a user.
+            for slot, array, kind in zip(job.slots, job.arrays, job.kinds, strict=True)
+        )
+        try:
+            # As far as it comes: `extend` keeps what it has when an iterator fails.
+            rows.extend(written)
+        except BaseException:
+            store.files.remove([value_name(Row._make(row)) for row in rows], keep_spares=False)
+            raise
+        return rows
 
     def _write(
         self, key: Any, seq: int, array: np.ndarray | Tree, kind: Kind, asked: How | None

@@ -78,6 +78,11 @@ class Copy(NamedTuple):
     array: np.ndarray
 
 
+# Values with files of their own are committed together until they have so many bytes: a commit
+# takes as long as to write 1 MiB.
+TOGETHER_BYTES = 4 << 20
+
+
 class _Clock:
     """Slots in the order in which they were put, and the hand that goes round them."""
 
@@ -363,9 +368,9 @@ class ResidentSet:
     def victims(self, unfit: Set[Slot], most_bytes: int, most: int, *, small: bool) -> list[Slot]:
         """The next slots to evict; they stay in the set.
 
-        One large slot, or several small ones: up to `most` of them, and until they have
-        `most_bytes`.  Whichever has waited longer; only a large one unless `small` is true.
-        None of those that are being written, or `unfit`.
+        Several small ones, or several large ones: up to `most` of them, and until they have
+        `most_bytes`, of large ones `TOGETHER_BYTES` at most.  Whichever has waited longer; only
+        large ones unless `small` is true.  None of those that are being written, or `unfit`.
 
         O(1) a slot where most fit.  Each slot is looked at twice at most.
         """
@@ -373,7 +378,8 @@ class ResidentSet:
         if small:
             clocks.insert(self._large.oldest() < self._small.oldest(), self._small)
         for clock in clocks:
-            found = clock.victims(unfit, most_bytes, most if clock.small else 1)
+            enough = most_bytes if clock.small else min(most_bytes, TOGETHER_BYTES)
+            found = clock.victims(unfit, enough, most)
             if found:
                 return found
         return []

@@ -34,7 +34,7 @@ from arraychest.budget import Budget
 from arraychest.committer import Committer, Job, logger
 from arraychest.errors import ArrayChestError, ArrayChestWarning, QuotaError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES, Index
-from arraychest.resident import ResidentSet
+from arraychest.resident import TOGETHER_BYTES, ResidentSet
 from arraychest.slot import Slot
 from arraychest.units import format_bytes
 
@@ -43,6 +43,9 @@ MAX_WRITERS = 2
 
 # A writer thread ends when nothing came for so long.
 _LINGER_SECONDS = 0.02
+
+# A flush looks so often whether all that it waits for is stored.
+_LOOK_SECONDS = 0.005
 
 _FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
@@ -95,6 +98,8 @@ class WriteBehind:
         self._flushing = 0
         # What could not be stored in this round of trying.
         self._failed: set[Slot] = set()
+        # Whether something of several values could not be: alone, others may.
+        self._one_by_one = False
         # What went wrong and was not reported yet; and what went wrong last.
         self.failure: BaseException | None = None
         self._last_failure: BaseException | None = None
@@ -106,6 +111,8 @@ class WriteBehind:
         self.lock = self._committer.lock
         self.changed = self._committer.changed
         self.job_given = threading.Condition(self.lock)
+        # Notified where a writer finds nothing more to do.
+        self._drained = threading.Condition(self.lock)
         # Half the cost of `with lock`, for the one path that counts nanoseconds.
         self.acquire = self.lock.acquire
         self.release = self.lock.release
@@ -172,7 +179,11 @@ class WriteBehind:
 
     def wake(self) -> None:
         """See to it that a thread works while there is something to do."""
-        while len(self._threads) - self._idle + len(self._handed) < MAX_WRITERS:
+        while (at_work := len(self._threads) - self._idle + len(self._handed)) < MAX_WRITERS:
+            little = self.resident.charged - self._in_flight < TOGETHER_BYTES
+            if at_work and little and not self._urgent:
+                # Two that store little wait for each other's commits and for the interpreter.
+                return
             job = self._next_job()
             if job is None:
                 return
@@ -203,6 +214,7 @@ class WriteBehind:
     def _begin_round(self) -> None:
         """Let every value be tried again, whatever failed before."""
         self._failed.clear()
+        self._one_by_one = False
         self._deletions_failed = False
         self._retry_at = 0.0
         self._nothing_fits = False
@@ -280,8 +292,9 @@ class WriteBehind:
     def _next_victims(self, wanted: int) -> Job | None:
         if self._nothing_fits:
             return None
+        most = 1 if self._one_by_one else BATCH_VALUES
         slots = self.resident.victims(
-            self._failed, min(BATCH_BYTES, wanted), BATCH_VALUES, small=not self._packing
+            self._failed, min(BATCH_BYTES, wanted), most, small=not self._packing
         )
         if not slots:
             self._nothing_fits = True
@@ -323,6 +336,7 @@ class WriteBehind:
                     self._jobs -= 1
                 job = self._next_job()
                 if job is None:
+                    self._drained.notify_all()
                     self.changed.notify_all()
                     job = (self._wait_for_job() if lingers else None) or self._sums_job()
                 if job is None:
@@ -397,24 +411,27 @@ class WriteBehind:
                 if self._failed and not self._deletions_failed:
                     # There may be room now for what had none.
                     self._begin_round()
+            # One of them may have been the reason: each is tried alone before anybody is told.
+            split = error is not None and len(job.slots) > 1 and not job.small
+            self._one_by_one |= split
             for slot, version in zip(slots, versions, strict=False):
                 if slot.writing == version:
                     self._committer.written(slot)
-                    if error is not None:
+                    if error is not None and not split:
                         self._failed.add(slot)
             # The arrays leave RAM now, not when the thread finds its next job.
             job.arrays.clear()
             news, again = False, bool(self._pause)
             if error is None:
                 self._pause = 0.0
-            elif job.compact is None:
+            elif job.compact is None and not split:
                 # Who waits for it is given the error.
                 news = not (self._pause or self._flushing or self._awaited)
                 self._note_failure(error)
             self.changed.notify_all()
         if error is not None:
             # What is tried again and again, as where a disk stays full, is told of once.
-            level = logging.DEBUG if again else logging.WARNING
+            level = logging.DEBUG if again or split else logging.WARNING
             logger.log(level, "spill failed, values stay in RAM: %s", error)
         if news:
             _warn(f"values could not be spilled and stay in RAM; they are tried again: {error}")
@@ -485,7 +502,9 @@ class WriteBehind:
                         at += 1
                     if (at == len(slots) and not batches) or not self._jobs:
                         break
-                    self.changed.wait()
+                    # Not `changed`: to look after each of many commits would hinder them.  What
+                    # others put meanwhile, and is stored first, holds it up for a moment only.
+                    self._drained.wait(_LOOK_SECONDS)
             finally:
                 self._flushing -= 1
             left = sum(map(self._waits, slots[at:], versions[at:]))
@@ -526,6 +545,7 @@ class WriteBehind:
         """Undo `begin_work`.  Called under the lock."""
         self._jobs -= 1
         self._start_sums()
+        self._drained.notify_all()
         self.changed.notify_all()
 
     def call_at_rest(self, function: Callable[[], object]) -> None:
