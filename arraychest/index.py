@@ -206,8 +206,12 @@ class Index:
             self._forget_idle()
             # Looking through all of them must not happen at every new one when few are idle.
             self._most_known = max(MAX_KNOWN, 2 * len(self.slots))
-        slot = self.slots[key] = Slot(key, raw[SEQ], raw)
-        self._note_order(slot.seq, slot.seq)
+        seq = raw[SEQ]
+        slot = self.slots[key] = Slot(key, seq, raw)
+        if seq < self._highest:
+            self._in_order = False
+        else:
+            self._highest = seq
         return slot
 
     def _note_order(self, first: int, last: int) -> None:

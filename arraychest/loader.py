@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import pickle
 import stat
@@ -58,6 +59,13 @@ def pack_name(identity: int) -> str:
 def file_name(row: Row) -> str:
     """The file that holds a value, relative to the chest."""
     return value_name(row) if row.pack is None else pack_name(row.pack)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sized_form(text: str) -> tuple[Form, int]:
+    """A form, and how many bytes it takes: to work that out takes a third of a look at a value."""
+    form = parse_form(text)
+    return form, form.nbytes
 
 
 def frame_shape(form: Form) -> tuple[int, ...]:
@@ -115,8 +123,8 @@ class Loader:
         if known is None or offset + stored > known[1]:
             return None
         try:
-            form = parse_form(text)
-            if form.nbytes != stored or offset < pack.HEADER_BYTES:
+            form, nbytes = _sized_form(text)
+            if nbytes != stored or offset < pack.HEADER_BYTES:
                 return None  # `load` says what is wrong
             # Without a row: what is compressed has a file of its own.
             return self._value(pack.view(known[0], form, offset), form, packed=True)

@@ -77,7 +77,8 @@ class WriteBehind:
         self._idle = 0
         self._handed: deque[Job] = deque()
         self._ending = False
-        self._jobs = 0
+        # Jobs that are being done, and how many of them are no writer's; see `begin_work`.
+        self._jobs = self._callers = 0
         self._in_flight = 0
         self._packing = False
         # Whether a thread computes checksums, and how many wait for the last one.
@@ -179,10 +180,11 @@ class WriteBehind:
 
     def wake(self) -> None:
         """See to it that a thread works while there is something to do."""
-        while (at_work := len(self._threads) - self._idle + len(self._handed)) < MAX_WRITERS:
+        while len(self._threads) - self._idle + len(self._handed) < MAX_WRITERS:
             little = self.resident.charged - self._in_flight < TOGETHER_BYTES
-            if at_work and little and not self._urgent:
-                # Two that store little wait for each other's commits and for the interpreter.
+            if little and self._jobs > self._callers and not self._urgent:
+                # Two that store little wait for each other's commits and for the interpreter: who
+                # is at work does this next.
                 return
             job = self._next_job()
             if job is None:
@@ -463,7 +465,7 @@ class WriteBehind:
         self._take_locks()
         self._threads.clear()
         self._handed.clear()
-        self._jobs = self._idle = 0
+        self._jobs = self._callers = self._idle = 0
         self._summing = False
 
     # --- waiting for it --------------------------------------------------------------------
@@ -540,10 +542,12 @@ class WriteBehind:
     def begin_work(self) -> None:
         """Count a caller's thread among those at work.  Called under the lock."""
         self._jobs += 1
+        self._callers += 1
 
     def end_work(self) -> None:
         """Undo `begin_work`.  Called under the lock."""
         self._jobs -= 1
+        self._callers -= 1
         self._start_sums()
         self._drained.notify_all()
         self.changed.notify_all()

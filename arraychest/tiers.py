@@ -80,6 +80,10 @@ MAX_KEPT_VIEWS = 16_384
 MAX_KEPT_FRAMES = 64
 
 
+# NumPy's flags of an array as one number: a look at each by its name takes twice as long.
+_OWNS_DATA = 4
+_CONTIGUOUS = 1 | 2  # in C order, or in Fortran order
+
 # Of so many stored values it is remembered that nobody writes to their files.
 _MOST_NOT_IN_PLACE = 65_536
 
@@ -632,8 +636,8 @@ class Tiers(Session):
             and value.base is None
             and type(key) in PLAIN_TYPES
             and self._adopts
-            and (flags := value.flags).owndata
-            and flags.forc
+            and (flags := value.flags.num) & _OWNS_DATA
+            and flags & _CONTIGUOUS
         ):
             writer, resident, budget = self.writer, self.resident, self.budget
             nbytes = value.nbytes

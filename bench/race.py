@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.peers import OURS, PEERS
+from bench.peers import LIMIT, OURS, OURS_DURABLE, PEERS
 from bench.peers.base import Peer, PeerMissingError
 from bench.workload import Workload, anonymous_bytes
 
@@ -46,6 +46,9 @@ _LACKS = {
 # arraychest's.
 _SLOW_SECONDS = 8
 _SLOW_TIMES = 3
+
+# And in one round if each of its steps takes so many times as long as arraychest's.
+_FAR_TIMES = 3
 
 # Room that is left on a disk beside what a workload needs.
 _SPARE_BYTES = 1 << 30
@@ -169,12 +172,13 @@ class Runner:
             answers: dict[str, tuple[int, str]] = {}
             rounds = self._rounds or (1 if self._small else workload.rounds)
             for number in range(rounds):
-                before = time.perf_counter()
-                self._round(race, number, self._order(race, playing, number), shared, answers)
-                now = time.perf_counter()
+                names = self._order(race, playing, number)
                 # Who asks for so many rounds, gets them.
-                if self._rounds is None and now - start + now - before > workload.seconds:
-                    break
+                if self._rounds is None and number:
+                    wanted = sum(_usual_seconds(race, name) for name in names)
+                    if time.perf_counter() - start + wanted > workload.seconds:
+                        break
+                self._round(race, number, names, shared, answers)
         race.seconds = time.perf_counter() - start
         return race
 
@@ -185,16 +189,14 @@ class Runner:
         return [
             name
             for name in playing[start:] + playing[:start]
-            if number == 0 or not self._slow(race, name)
+            if number == 0 or not (self._slow(race, name) or _far_behind(race, name))
         ]
 
     def _slow(self, race: Race, name: str) -> bool:
         """Whether one turn of a peer tells enough, and more would take too long."""
-        outcome, ours = race.outcomes.get(name), race.outcomes.get(OURS)
-        if name == OURS or outcome is None:
+        if name == OURS or name not in race.outcomes:
             return False
-        known = max(outcome.turn_seconds, default=0.0)
-        usual = max(ours.turn_seconds, default=0.0) if ours else 0.0
+        known, usual = _usual_seconds(race, name), _usual_seconds(race, OURS)
         return race.workload.name in PEERS[name].shares or (
             known > _SLOW_SECONDS and known > _SLOW_TIMES * usual
         )
@@ -292,6 +294,28 @@ class Runner:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _usual_seconds(race: Race, name: str) -> float:
+    """How long a turn of a peer takes; 0 if that is not known."""
+    outcome = race.outcomes.get(name)
+    return max(outcome.turn_seconds, default=0.0) if outcome else 0.0
+
+
+def _far_behind(race: Race, name: str) -> bool:
+    """Whether a peer is so much slower in each step that one turn of it tells enough.
+
+    The time goes to those that are near, whose ratios a single round would tell by chance.
+    """
+    outcome, ours = race.outcomes.get(name), race.outcomes.get(OURS)
+    if name in (OURS, OURS_DURABLE, LIMIT) or outcome is None or ours is None:
+        return False
+    common = [
+        (_median(outcome.steps[step.name]), _median(ours.steps[step.name]))
+        for step in race.workload.steps
+        if step.judged and outcome.steps.get(step.name) and ours.steps.get(step.name)
+    ]
+    return bool(common) and all(theirs > _FAR_TIMES * mine for theirs, mine in common)
 
 
 def _why_not(peer: type[Peer], workload: Workload) -> str | None:

@@ -167,6 +167,19 @@ def test_a_peer_that_answers_otherwise_fails_and_has_no_figures():
     assert [words[:2] for words in report.failures(found)] == [("spill-write", "arraychest")]
 
 
+def test_who_is_far_behind_in_every_step_plays_one_round():
+    from bench import race
+    from bench.workloads.reload import Reload
+
+    played, steps = race.Race(Reload()), ("first element", "all elements")
+    times = {"arraychest": (1, 1), "limit": (9, 9), "np.save": (4, 4), "shelve": (9, 1)}
+    for name, seconds in times.items():
+        turn = {"answers": {}, "anon": 0, "disk": 0, "turn_seconds": 1}
+        turn["seconds"] = {step: [s] for step, s in zip(steps, seconds, strict=False)}
+        race._take(played, name, turn, {})
+    assert {name for name in (*times, "lmdb") if race._far_behind(played, name)} == {"np.save"}
+
+
 def test_what_a_peer_cannot_do_is_said():
     from bench import race
     from bench.peers import PEERS

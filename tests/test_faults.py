@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sqlite3
-import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,20 +132,23 @@ def test_a_failed_spill_of_a_value_tree_is_told_and_tried_again(path, point, com
 
 
 def test_a_failure_in_the_background_is_told_by_the_next_put_once(path):
-    told = threading.Event()
-
-    def failing_open(name: str, args: Any, call: Callable[[], Any]) -> Any:
-        if name == "posix_fallocate" and not told.is_set():
-            told.set()
+    def failing(name: str, args: Any, call: Callable[[], Any]) -> Any:
+        if name == "posix_fallocate" and refusing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return call()
 
-    with arraychest.open(path, "w", 10 * BYTES) as chest, injected(failing_open):
+    refusing = True
+    with arraychest.open(path, "w", 10 * BYTES) as chest, injected(failing):
+        writer = chest._tiers.writer
         for number in range(8):  # past the high watermark
             chest[number] = filled(number, LARGE)
-        assert told.wait(30)
-        with chest._tiers.writer.lock:
-            chest._tiers.writer.wait_idle()
+        deadline = time.monotonic() + 30
+        while writer.failure is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        refusing = False
+        with writer.lock:
+            writer.wait_idle()
         with pytest.raises(SpillError, match="No space left") as caught:
             chest["told"] = filled(8, SMALL)
         assert caught.value.__cause__.errno == errno.ENOSPC

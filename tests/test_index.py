@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import sqlite3
 import threading
@@ -17,6 +18,7 @@ from arraychest import index as index_module
 from arraychest.catalog import Catalog
 from arraychest.entry import describe
 from arraychest.errors import SpillError
+from arraychest.listing import listed
 from arraychest.slot import Batch
 from arraychest.store import Store
 
@@ -217,6 +219,91 @@ class TestPuttingIntoWhatWasReopened:
         assert reopened.stats().bytes_spilled - before == 10 * value(0).nbytes
         assert reopened.compact() == 10 * 128
         assert all(reopened[key][0] == 100 for key in "abcdefghij")
+
+    @pytest.fixture
+    def batched(self, reopened):
+        """c and e overwritten, x new: in a batch that nobody writes."""
+        for number, key in enumerate("cxe"):
+            reopened[key] = value(100 + number)
+        assert len(reopened) == 11
+        assert states(reopened)["batch"] == set("cxe")
+        return reopened
+
+    def right(self, chest: arraychest.Chest) -> bool:
+        expected = {key: number for number, key in enumerate("abcdefghij")}
+        expected |= {"c": 100, "x": 101, "e": 102}
+        return [(key, array[0]) for key, array in chest.items()] == list(expected.items())
+
+    def test_overwritten_values_need_no_slots(self, batched, path):
+        assert "".join(batched) == "abcdefghijx"
+        assert "".join(reversed(batched)) == "xjihgfedcba"
+        batched.flush()
+        assert states(batched)["row"] == set("cxe")
+        assert not states(batched)["slot"]
+        assert len(batched) == 11
+        assert self.right(batched)
+        assert batched.verify().ok
+        batched.close()
+        with arraychest.open(path, "r") as chest:
+            assert self.right(chest)
+
+    def test_a_listing_tells_that_they_are_in_ram(self, batched):
+        found = {each.key: each.tier for each in listed(batched._tiers)}
+        assert "".join(found) == "abcdefghijx"
+        assert {key for key, tier in found.items() if tier == "RAM"} == set("cxe")
+        assert {each.key for each in listed(batched._tiers, 4)} == set("abcd")
+
+    def test_what_they_replace_may_be_moved_meanwhile(self, batched, path):
+        store = batched._tiers.open_store()
+        (identity,) = store.catalog.pack_ids()
+        batched._tiers.committer.compact_pack(identity)
+        assert store.catalog.pack_ids() != {identity}
+        batched.flush()
+        # What was counted as dead is what was replaced.
+        assert batched.compact() == 2 * 128
+        assert batched.verify().ok
+        assert self.right(batched)
+
+    @pytest.mark.parametrize("deletes", [False, True])
+    def test_what_they_replace_may_be_changed_by_others_meanwhile(self, batched, path, deletes):
+        with arraychest.open(path) as other:
+            other["c"] = value(50)
+            del other["e"]
+            if deletes:
+                del other["c"]
+            other.flush()
+        batched.flush()
+        assert [batched[key][0] for key in "cex"] == [100, 102, 101]
+        assert len(batched) == len(list(batched)) == 11
+        assert batched.verify().ok
+        batched._tiers.resident.check()
+
+    def test_what_they_replace_may_have_had_a_file_of_its_own(self, path):
+        with arraychest.open(path, "w", max_disk="1 GiB") as chest:
+            chest["large"] = np.arange(100_000)
+        with arraychest.open(path) as chest:
+            file = chest.entry("large").file
+        with arraychest.open(path) as chest:
+            chest["large"] = value(7)
+            chest.flush()
+            assert not states(chest)["slot"]
+            assert not os.path.exists(file)
+            assert chest["large"][0] == 7
+            assert chest.verify().ok
+
+    def test_a_batch_that_cannot_be_committed_stays_and_replaces_later(self, batched, monkeypatch):
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(28, "no space")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(Catalog, "commit", refuse)
+            with pytest.raises(SpillError, match="no space"):
+                batched.flush()
+        assert self.right(batched)
+        batched.flush()
+        assert self.right(batched)
+        # Two that were replaced, and three that were written for nothing.
+        assert batched.compact() == 5 * 128
 
     def test_a_catalog_that_cannot_be_read_keeps_the_values_in_ram(self, reopened, monkeypatch):
         def refuse(*_: object) -> None:

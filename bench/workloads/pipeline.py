@@ -54,7 +54,7 @@ class Scan(Workload):
     name = "scan"
     title = "Epochs over 512 MiB with a budget of 256 MiB"
     steps = (Step("epoch", limit=True),)
-    rounds = 3
+    rounds = 5
     seconds = 90
     budget = (256 * MIB, 4 * MIB)
     disk = (4096 * MIB, 128 * MIB)
