@@ -89,7 +89,9 @@ def test_chunks_and_blocks_fit_and_are_no_larger_than_they_should_be(shape, item
 
 
 def test_chunks_and_blocks_of_common_shapes():
-    assert blosc.geometry((16384, 16384), 4) == ((32, 16384), (32, 128))
+    assert blosc.geometry((16384, 16384), 4) == ((32, 16384), (2, 2048))
+    # Rows that are shorter than that are taken whole.
+    assert blosc.geometry((16384, 500), 4)[1] == (8, 500)
     chunks, blocks = blosc.geometry((1 << 28,), 8)
     assert (math.prod(chunks), math.prod(blocks)) == (1 << 18, 1 << 11)
     # The colours of a pixel stay together.
