@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import psutil
-
 from arraychest.units import parse_bytes
 
 # Seconds between two readings of memory for the adaptive budget; one reading takes some 100 us.
@@ -55,6 +53,9 @@ def read_memory(root: str = "/") -> MemoryReading:
     root
         Where ``proc`` and ``sys`` are found; tests put a tree of their own there.
     """
+    # Not before it is needed: a fifth of what the import of all of arraychest takes.
+    import psutil
+
     host = psutil.virtual_memory()
     readings = [(host.total, host.available), *_read_cgroups(root), *_read_rlimits()]
     limits, available = zip(*readings, strict=True)
@@ -65,6 +66,8 @@ def _read_rlimits() -> Iterator[tuple[int, int]]:
     for name, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         soft, _ = resource.getrlimit(name)
         if soft != resource.RLIM_INFINITY:
+            import psutil
+
             yield soft, soft - getattr(psutil.Process().memory_info(), used, 0)
 
 

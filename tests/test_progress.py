@@ -270,7 +270,7 @@ def test_a_spill_that_fails_in_the_background_is_warned_of_once(path, caplog):
 
 def test_where_warnings_are_errors_a_failed_spill_ends_no_thread(path, caplog):
     with caplog.at_level(logging.WARNING, "arraychest"):
-        assert spill_failing(path, 1) == 1
+        assert spill_failing(path, 2) >= 1
     assert "spill failed" in caplog.text
 
 
