@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arraychest
-from arraychest.resident import ResidentSet, Slot, owned_bytes, owner_of
+from arraychest.resident import TOGETHER_BYTES, ResidentSet, Slot, owned_bytes, owner_of
 
 LARGE = arraychest.PACK_THRESHOLD
 
@@ -159,19 +159,24 @@ class TestVictims:
         slots[0].hits += 1
         slots[1].hits += 3
         for expected in (2, 3, 4):
-            (found,) = resident.victims(set(), 1 << 40, 9, small=True)
+            (found,) = resident.victims(set(), 1 << 40, 1, small=True)
             assert found is slots[expected]
             resident.remove(found)
         # Spared once, not for good.
-        (found,) = resident.victims(set(), 1 << 40, 9, small=True)
+        (found,) = resident.victims(set(), 1 << 40, 1, small=True)
         assert found is slots[0]
 
-    def test_are_one_large_or_several_small_up_to_the_bytes_wanted(self):
+    def test_are_several_large_or_small_up_to_the_bytes_wanted(self):
         resident, slots = self.fill([100] * 10 + [LARGE] * 2)
         assert resident.victims(set(), 350, 99, small=True) == slots[:4]
         assert len(resident.victims(set(), 1 << 40, 3, small=True)) == 3
-        (found,) = resident.victims(set(), 1 << 40, 99, small=False)
-        assert found is slots[10]
+        assert resident.victims(set(), 1 << 40, 99, small=False) == slots[10:]
+        assert resident.victims(set(), 1, 99, small=False) == [slots[10]]
+
+    def test_are_as_many_large_ones_as_are_committed_together(self):
+        resident, slots = self.fill([TOGETHER_BYTES // 2 - 1] * 4 + [2 * TOGETHER_BYTES])
+        assert resident.victims(set(), 1 << 40, 99, small=False) == slots[:3]
+        assert resident.victims(set(slots[:4]), 1 << 40, 99, small=False) == slots[4:]
 
     def test_leave_out_what_is_being_written_or_unfit(self):
         resident, slots = self.fill([100] * 4)
