@@ -15,9 +15,12 @@ none outlives a close, and none has to be told that the interpreter exits.  In t
 it ends, a thread computes the checksums of what was stored, and goes back to storing as soon as
 there is something.
 
-A failed write leaves its values in RAM.  The failure is raised by the next put or flush, and the
-values are tried again after a pause that doubles up to `MAX_PAUSE_SECONDS`.  Where nobody waits
-for it, the first of several failures is also a warning.
+Several values are written and committed as one job: small ones by thousands, others until they have
+`TOGETHER_BYTES`.  Where little is left to store one thread does it all.
+
+A failed write leaves its values in RAM; of several, each is tried alone first.  The failure is
+raised by the next put or flush, and the values are tried again after a pause that doubles up to
+`MAX_PAUSE_SECONDS`.  Where nobody waits for it, the first of several failures is also a warning.
 """
 
 from __future__ import annotations
