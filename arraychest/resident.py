@@ -17,7 +17,7 @@ import mmap
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -322,28 +322,35 @@ class ResidentSet:
             # which costs each put O(1) over time.
             clock.sweep()
 
-    def replace(self, slot: Slot, array: np.ndarray) -> None:
-        """Keep another array as the value of a slot that has one.  O(1)."""
-        old = cast("np.ndarray | Tree", slot.array)
-        if old is array:
-            slot.seen = -1
-            return
-        if (old.nbytes < PACK_THRESHOLD) is not (array.nbytes < PACK_THRESHOLD):
-            self.remove(slot)
-            self.add(slot, array)
-            return
-        old_key, key = id(old), id(array)
-        owners = self._owners
-        if old.base is array.base is None and not self._sharers and key not in owners:
-            # As `add` and `remove` would, for buffers that nobody shares.
-            self.charged += array.nbytes - owners.pop(old_key)
-            owners[key] = array.nbytes
-        else:
-            self._discharge(old)
-            self._charge(array)
-        slot.array = array
+    def replace(self, slot: Slot, array: np.ndarray, nbytes: int) -> None:
+        """Keep another array, of so many bytes, as the value of a slot that has one.  O(1)."""
+        old = slot.array
         # It stays where it is queued; to be put again is to be used.
         slot.seen = -1
+        if old is array or old is None:
+            return
+        owners, old_key, key = self._owners, id(old), id(array)
+        old_bytes = owners.get(old_key)
+        if (
+            array.base is None
+            and old_bytes is not None
+            and (old_bytes < PACK_THRESHOLD) is (nbytes < PACK_THRESHOLD)
+            and key not in owners
+            and not self._sharers
+        ):
+            # As below, for arrays that have their buffers for themselves: what an overwrite takes
+            # is mostly this.
+            del owners[old_key]
+            owners[key] = nbytes
+            self.charged += nbytes - old_bytes
+            slot.array = array
+        elif (old.nbytes < PACK_THRESHOLD) is (nbytes < PACK_THRESHOLD):
+            self._discharge(old)
+            self._charge(array)
+            slot.array = array
+        else:
+            self.remove(slot)
+            self.add(slot, array)
 
     def remove(self, slot: Slot) -> None:
         """Let go of a slot's array.  O(1)."""

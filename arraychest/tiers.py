@@ -655,7 +655,7 @@ class Tiers(Session):
                         if slot is None:
                             added = self.index.may_be_fresh(key) and resident.add_fresh(key, value)
                         elif slot.array is not None and slot.kind == "array":
-                            resident.replace(slot, value)
+                            resident.replace(slot, value, nbytes)
                             slot.cost = None
                             self.index.puts = slot.version = self.index.puts + 1
                             slot.value = value if self._shows_resident else None

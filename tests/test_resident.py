@@ -103,10 +103,10 @@ class TestAccounting:
         each = slot("x", 1)
         resident.add(each, np.zeros(sizes[0]))
         array = np.zeros(sizes[1])
-        resident.replace(each, array)
+        resident.replace(each, array, array.nbytes)
         assert (resident.charged, resident.count) == (array.nbytes, 1)
         assert each.array is array
-        resident.replace(each, array)
+        resident.replace(each, array, array.nbytes)
         resident.check()
         assert resident.slots() == [each]
 
@@ -132,7 +132,7 @@ class TestAccounting:
                 if each.array is None:
                     resident.add(each, array)
                 else:
-                    resident.replace(each, array)
+                    resident.replace(each, array, array.nbytes)
             elif what == "remove" and each.array is not None:
                 resident.remove(each)
             elif what == "hit":
