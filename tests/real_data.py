@@ -8,12 +8,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+# Rows by which each copy is turned on beside the one before: few, and they come to no whole turn.
+_ROLLED = 37
+
 
 def _tiled(tile: np.ndarray, nbytes: int) -> np.ndarray:
-    """Copies of a picture in rows and columns, of about so many bytes; each a little brighter."""
+    """Copies of a picture in rows and columns, of about so many bytes.
+
+    Each is a little brighter, and turned down a little farther than the one beside it: no row goes
+    on with what it began with, which a codec would find.
+    """
     side = max(round((nbytes / tile.nbytes) ** 0.5), 1)
+    rolled = [np.roll(tile, _ROLLED * column, axis=0) for column in range(side)]
     rows = [
-        np.concatenate([tile + tile.dtype.type(3 * row + column) for column in range(side)], axis=1)
+        np.concatenate(
+            [each + tile.dtype.type(3 * row + column) for column, each in enumerate(rolled)], axis=1
+        )
         for row in range(side)
     ]
     return np.ascontiguousarray(np.concatenate(rows, axis=0))
