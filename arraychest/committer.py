@@ -531,13 +531,14 @@ class Committer:
         """
         index = self.index
         placed = []
-        for key, row in rows:
-            slot, new = index.slot_for_put(key)
-            code = encode_key(slot.key)
-            # Another chest's row may have come under a code that says the same in other words.
-            row = row._replace(key=code.canonical, exact=code.exact, seq=slot.seq)
-            placed.append((slot, new, row))
-        leaving = [slot for slot in map(index.find, deleted) if slot is not None]
+        with index.holding():
+            for key, row in rows:
+                slot, new = index.slot_for_put(key)
+                code = encode_key(slot.key)
+                # Another chest's row may have come under a code that says the same in other words.
+                row = row._replace(key=code.canonical, exact=code.exact, seq=slot.seq)
+                placed.append((slot, new, row))
+            leaving = [slot for slot in map(index.find, deleted) if slot is not None]
         # Deleted before they were put: their rows go with this commit.
         overtaken: list[Slot] = []
         keys = {slot.key for slot, _, _ in placed} | {slot.key for slot in leaving}

@@ -103,7 +103,7 @@ class Follower:
             if slot is not None:
                 self._correct_slot(slot, raw)
             elif raw is None:
-                index.rows.pop(key, None)
+                index.drop_row(key)
             elif (key in index.rows or index.complete) and key not in index.tombstones:
                 index.note_row(key, raw)
 

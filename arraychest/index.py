@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -116,6 +116,16 @@ class Index:
         # The place of the row that was looked up last.
         self._last_found = -1
         self._most_known = MAX_KNOWN
+        self._holding = False
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Forget no slot meanwhile: whoever looks up many at once counts on the first ones, too."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
 
     def attach(self, catalog: Catalog, *, empty: bool) -> None:
         """Look keys up in this catalog from now on."""
@@ -201,7 +211,7 @@ class Index:
                 key = decode_key(raw[KEY], raw[EXACT])
             except ValueError as error:
                 raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        if len(self.slots) >= self._most_known:
+        if len(self.slots) >= self._most_known and not self._holding:
             # Before the new one comes: its caller counts on finding it here.
             self._forget_idle()
             # Looking through all of them must not happen at every new one when few are idle.
@@ -409,11 +419,16 @@ class Index:
     def note_row(self, key: Any, raw: RawRow) -> None:
         """Know what is stored of a key that has no slot."""
         old = self.rows.get(key)
-        if old is not None and (isinstance(old, Batch) or old[GENERATION] != raw[GENERATION]):
+        if old is None or isinstance(old, Batch) or old[GENERATION] != raw[GENERATION]:
             self._views.pop(key, None)
         self.rows[key] = raw
         if len(self.rows) > self._most_known:
             self.forget_rows()
+
+    def drop_row(self, key: Any) -> None:
+        """Somebody else has deleted a key that has no slot."""
+        self.rows.pop(key, None)
+        self._views.pop(key, None)
 
     def next_places(self, count: int) -> int:
         """The first of `count` new places in the order of insertion."""
@@ -501,8 +516,9 @@ class Index:
         O(1), but O(n log n) for the first of many in a row.
         """
         self.settle_all()
-        for key in list(self.rows):
-            self.find(key)
+        with self.holding():
+            for key in list(self.rows):
+                self.find(key)
         if not self._in_order:
             in_order = sorted(self.slots.items(), key=lambda item: item[1].seq)
             self.slots.clear()
@@ -515,7 +531,8 @@ class Index:
         return self._places(descending, unsaved=True)
 
     def _places(self, descending: bool, *, unsaved: bool) -> list[tuple[int, Any]]:
-        if not self.complete:
+        if not self.complete or self.puts + len(self._resident.fresh) > self._last_place:
+            # Its places may come behind what others have put.
             self.cut_fresh()
         places = [
             (slot.seq, key) for key, slot in self.slots.items() if not unsaved or slot.raw is None

@@ -372,12 +372,15 @@ class ResidentSet:
         """When the slot was put that is looked at first for a victim; infinite if there is none."""
         return min(self._large.oldest(), self._small.oldest())
 
-    def victims(self, unfit: Set[Slot], most_bytes: int, most: int, *, small: bool) -> list[Slot]:
+    def victims(
+        self, unfit: Set[Slot], most_bytes: int, most: int, *, small: bool, large: int | None = None
+    ) -> list[Slot]:
         """The next slots to evict; they stay in the set.
 
         Several small ones, or several large ones: up to `most` of them, and until they have
-        `most_bytes`, of large ones `TOGETHER_BYTES` at most.  Whichever has waited longer; only
-        large ones unless `small` is true.  None of those that are being written, or `unfit`.
+        `most_bytes`; of large ones up to `large`, and `TOGETHER_BYTES`.  Whichever has waited
+        longer; only large ones unless `small` is true.  None of those that are being written, or
+        `unfit`.
 
         O(1) a slot where most fit.  Each slot is looked at twice at most.
         """
@@ -386,7 +389,7 @@ class ResidentSet:
             clocks.insert(self._large.oldest() < self._small.oldest(), self._small)
         for clock in clocks:
             enough = most_bytes if clock.small else min(most_bytes, TOGETHER_BYTES)
-            found = clock.victims(unfit, enough, most)
+            found = clock.victims(unfit, enough, most if clock.small else large or most)
             if found:
                 return found
         return []

@@ -117,9 +117,6 @@ class WriteBehind:
         self.job_given = threading.Condition(self.lock)
         # Notified where a writer finds nothing more to do.
         self._drained = threading.Condition(self.lock)
-        # Half the cost of `with lock`, for the one path that counts nanoseconds.
-        self.acquire = self.lock.acquire
-        self.release = self.lock.release
 
     # --- called under the lock -------------------------------------------------------------
 
@@ -133,7 +130,8 @@ class WriteBehind:
         """
         self.resident.drop_copies(self.budget.high)
         if self.resident.charged > self.budget.high:
-            self._draining = True
+            if not self._draining:
+                self._draining, self._one_by_one = True, False
             if slot is not None and not (self._packing and slot.is_small):
                 self._nothing_fits = False
             self.wake()
@@ -155,6 +153,7 @@ class WriteBehind:
         resident.drop_copies(budget.bytes - nbytes)
         if resident.charged + nbytes <= budget.bytes:
             return
+        self._refuse_writer(f"room for {format_bytes(nbytes)} could not be made")
         self._awaited.append(nbytes)
         self._begin_round()
         try:
@@ -297,9 +296,12 @@ class WriteBehind:
     def _next_victims(self, wanted: int) -> Job | None:
         if self._nothing_fits:
             return None
-        most = 1 if self._one_by_one else BATCH_VALUES
         slots = self.resident.victims(
-            self._failed, min(BATCH_BYTES, wanted), most, small=not self._packing
+            self._failed,
+            min(BATCH_BYTES, wanted),
+            BATCH_VALUES,
+            small=not self._packing,
+            large=1 if self._one_by_one else None,
         )
         if not slots:
             self._nothing_fits = True
@@ -481,6 +483,7 @@ class WriteBehind:
         SpillError
             Some could not be; they stay in RAM, or stay deleted, and are tried again later.
         """
+        self._refuse_writer("values could not be stored")
         with self.lock:
             try:
                 self.index.cut_fresh()
@@ -516,6 +519,11 @@ class WriteBehind:
             left += sum(len(batch.keys) for batch in batches)
             if left:
                 self._raise_failure(f"{left} values or deletions could not be stored")
+
+    def _refuse_writer(self, what: str) -> None:
+        """Raise SpillError in a writer thread, which would wait for itself for good."""
+        if self.is_writer_thread():
+            raise SpillError(f"{what}: expected a thread of the user's, found `on_overflow`")
 
     def _waits(self, slot: Slot, version: int) -> bool:
         if version < 0:

@@ -628,7 +628,8 @@ class Tiers(Session):
 
         This is the short way for the plain case: an array that the chest can keep as it is, a
         simple key, and room for it without a spill.  Everything else takes `put_any`.  Calls,
-        records and ``with`` would double its cost, so it does without.
+        and records would double its cost, so it does without.  Not without ``with``: an interrupt
+        between taking the lock and a ``try`` would leave it taken for good.
         """
         if (
             type(value) is np.ndarray
@@ -641,8 +642,7 @@ class Tiers(Session):
         ):
             writer, resident, budget = self.writer, self.resident, self.budget
             nbytes = value.nbytes
-            writer.acquire()
-            try:
+            with writer.lock:
                 if not self._no_puts and writer.failure is None and nbytes < PACK_THRESHOLD:
                     if budget.adaptive:
                         budget.refresh(resident.charged)
@@ -669,8 +669,6 @@ class Tiers(Session):
                             if charged > budget.high:
                                 writer.put_noted(slot)
                             return
-            finally:
-                writer.release()
         self.put_any(key, value)
 
     def put_any(
@@ -863,8 +861,7 @@ class Tiers(Session):
             changes.delete(key)
             return True
         writer = self.writer
-        writer.acquire()
-        try:
+        with writer.lock:
             if self._no_puts:
                 self.check_writable()
             self.follow()
@@ -877,8 +874,6 @@ class Tiers(Session):
             self.committer.doom(slot)
             self.committer.counters.deletes += 1
             writer.deletion_noted()
-        finally:
-            writer.release()
         return True
 
     def pop(self, key: Any) -> Any:

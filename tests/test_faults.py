@@ -21,6 +21,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
+from arraychest.catalog import Catalog
 from tests.faults import Countdown, Failing, Say, in_child, injected, raising
 from tests.support import assert_identical, audit, fill_disk
 
@@ -230,6 +231,33 @@ def test_one_value_that_cannot_be_stored_does_not_keep_others_from_it(path):
         refusing = False
         chest.flush()
         assert (chest["too large"] == 1).all()
+    audit(path)
+
+
+def test_small_values_stay_together_where_large_ones_are_tried_alone(path, monkeypatch):
+    commits = []
+    commit = Catalog.commit
+
+    def counting(self: Catalog, **options: Any) -> None:
+        commits.append(len(options["rows"]))
+        commit(self, **options)
+
+    def failing_once(name: str, args: Any, call: Callable[[], Any]) -> Any:
+        if refusing and name == "posix_fallocate":
+            refusing.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call()
+
+    refusing = [True]
+    monkeypatch.setattr(Catalog, "commit", counting)
+    with arraychest.open(path, "w", 40 * BYTES) as chest:
+        for number in range(5):
+            chest["large", number] = filled(number, LARGE)
+        for number in range(50):
+            chest["small", number] = filled(number, SMALL)  # a tuple: it has a slot
+        with injected(failing_once):
+            chest.flush()
+        assert sorted(commits) == [1, 1, 1, 1, 1, 50]
     audit(path)
 
 
@@ -675,6 +703,19 @@ def test_an_on_overflow_that_raises_is_logged_and_the_value_stays_stored(path, c
         chest.flush()
         assert not chest.entry("x").resident
     assert "on_overflow" in caplog.text
+    audit(path)
+
+
+def test_an_on_overflow_for_whose_put_there_is_no_room_does_not_wait_for_itself(path, caplog):
+    def put(key: Any) -> None:
+        if key != "told":
+            chest["told"] = filled(0, 9 * LARGE // 10)
+
+    with arraychest.open(path, "w", 3 * BYTES, on_overflow=put) as chest:
+        for number in range(20):
+            chest[number] = filled(number, LARGE)
+        chest.flush()
+        assert [key for key in chest if key != "told"] == list(range(20))
     audit(path)
 
 

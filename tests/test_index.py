@@ -320,6 +320,64 @@ class TestPuttingIntoWhatWasReopened:
         assert reopened["new"][0] == 101
 
 
+class TestBesideAnotherChest:
+    """Two chests on one folder, in which each knows what it has put without slots."""
+
+    @pytest.mark.parametrize("by", ["the other", "itself"])
+    def test_what_was_deleted_and_put_again_is_not_the_array_that_is_still_held(self, path, by):
+        with arraychest.open(path) as chest, arraychest.open(path) as other:
+            held = value(1)
+            chest["x"] = held
+            chest.flush()
+            del other["x"]
+            other.flush()
+            assert len(chest) == 0
+            putting = other if by == "the other" else chest
+            putting["x"] = value(2)
+            putting.flush()
+            assert chest["x"][0] == other["x"][0] == 2
+            assert held[0] == 1
+
+    def test_keys_keep_their_order_when_they_are_stored(self, path):
+        with arraychest.open(path) as chest, arraychest.open(path) as other:
+            for each, key in ((chest, "a"), (other, "b")):
+                each[key] = value(0)
+                each.flush()
+            assert "".join(chest) == "ab"
+            chest["c"] = value(0)
+            orders = ["".join(chest), "".join(reversed(chest))]
+            chest.flush()
+            assert ["".join(chest), "".join(reversed(chest))] == orders == ["abc", "cba"]
+
+
+class TestMoreThanMayBeKnown:
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch):
+        monkeypatch.setattr(index_module, "MAX_KNOWN", 8)
+
+    def test_a_transaction_that_deletes_many(self, path):
+        with arraychest.open(path) as chest:
+            for number in range(40):
+                chest[number] = value(number)
+        with arraychest.open(path) as chest:
+            with chest.transaction():
+                for number in range(20):
+                    del chest[number]
+            assert len(chest) == 20
+            assert list(chest) == list(range(20, 40))
+            assert chest.verify().ok
+
+    def test_popitem_takes_the_last(self, path):
+        with arraychest.open(path) as chest:
+            for number in range(12):
+                chest[number] = value(number)
+                chest[f"s{number}"] = np.int64(number)  # no array: it has a slot
+            chest.flush()
+            popped = [chest.popitem()[0] for _ in range(24)]
+        expected = [key for number in range(12) for key in (number, f"s{number}")]
+        assert popped == expected[::-1]
+
+
 class TestABatchThatIsBeingWritten:
     @pytest.fixture
     def writing(self, path, monkeypatch):

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 import arraychest
-from arraychest import files, spill, tiers
+from arraychest import committer, files, index, spill, tiers
 from arraychest.codecs import pack
 from tests.support import assert_identical, audit
 
@@ -45,10 +45,11 @@ BUDGETS = st.sampled_from([0, 3000, 150_000, 400_000, 1 << 30])
 # Constants that hide whole branches from a small test, and small ones instead.
 NARROW = [
     (tiers, "MAX_KEPT_VIEWS", 2),
-    (tiers, "MAX_KNOWN_SLOTS", 3),
-    (tiers, "_PAGE", 2),
-    (spill, "_BATCH_VALUES", 2),
-    (spill, "_DOOMED_ENTRIES", 2),
+    (index, "MAX_KNOWN", 3),
+    (index, "_PAGE", 2),
+    (index, "BATCH_VALUES", 2),
+    (spill, "BATCH_VALUES", 2),
+    (committer, "_DOOMED_ENTRIES", 2),
     (pack, "PACK_BYTES", 2000),
 ]
 
@@ -98,8 +99,6 @@ class ChestMachine(RuleBasedStateMachine):
                 self.replace(module, name, value)
 
     def replace(self, module: Any, name: str, value: Any) -> None:
-        if not hasattr(module, name):
-            return
         self.undo.callback(setattr, module, name, getattr(module, name))
         setattr(module, name, value)
 

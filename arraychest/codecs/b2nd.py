@@ -255,9 +255,7 @@ class CheckedReader:
                     self._check(number, blocks)
             return self._frame.read(where)
         out = np.empty([each.stop - each.start for each in where], self.layout.dtype)
-        read = functools.partial(
-            self._read_box, out, where, most, self._nthreads if len(boxes) == 1 else 1
-        )
+        read = functools.partial(self._read_box, out, where, most)
         for _ in in_order(read, boxes, min(self._nthreads, len(boxes))):
             pass
         return out
@@ -267,7 +265,6 @@ class CheckedReader:
         out: np.ndarray,
         where: tuple[slice, ...],
         most: int,
-        nthreads: int,
         box: Touched,
     ) -> None:
         """Write what a chunk holds of a part of the array to its place in it."""
@@ -288,7 +285,7 @@ class CheckedReader:
             self._check(number, self._all_blocks if whole else blocks)
         if whole:
             corner = [each.start for each in inside]
-            self._codec.decompress(self._chunk(number), mine, corner, nthreads)
+            self._codec.decompress(self._chunk(number), mine, corner)
         else:
             mine[...] = self._frame.read(there)
 

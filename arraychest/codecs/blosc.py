@@ -3,9 +3,9 @@
 Only here is Blosc2 imported, and only when a large array is met: its import takes three times as
 long as NumPy's.
 
-Blosc2's own threads do not outlive a call: a child that was forked after its parent had used them
-would wait for ever for threads that it does not have.  Many chunks are worked on by threads of ours
-(see `parallel`), which also arrange and check them; no setting of Blosc2 that is the whole
+Blosc2's own threads are never used: of children that were forked after a call of Blosc2 with two
+threads, a quarter waited in their own first one for good.  Many chunks are worked on by threads of
+ours (see `parallel`), which also arrange and check them; no setting of Blosc2 that is the whole
 process's is changed for longer than a call.
 """
 
@@ -354,9 +354,7 @@ class ChunkCodec:
                 chunk: bytes = blosc2.compress2(room, **self._cparams)
         return b"" if frame.is_zeros(chunk) else chunk
 
-    def decompress(
-        self, chunk: memoryview, out: np.ndarray, corner: Sequence[int], nthreads: int = 1
-    ) -> None:
+    def decompress(self, chunk: memoryview, out: np.ndarray, corner: Sequence[int]) -> None:
         """Write a part of a chunk, which is one that `frame.block_limits` has taken.
 
         Parameters
@@ -365,8 +363,6 @@ class ChunkCodec:
             Where to; its shape says of how large a part.
         corner
             Where in the chunk the part begins.
-        nthreads
-            How many of Blosc2's own threads, which end with the call.
 
         Raises
         ------
@@ -380,7 +376,7 @@ class ChunkCodec:
             return
         with self._room() as room:
             with _released:
-                blosc2.decompress2(chunk, dst=room, nthreads=nthreads)
+                blosc2.decompress2(chunk, dst=room, nthreads=1)
             for inside, part in self._parts(room, out, corner):
                 part[...] = inside
 
