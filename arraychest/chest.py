@@ -134,8 +134,8 @@ class Chest(MutableMapping[Any, Any]):
         raises.
     on_overflow
         Called with a key after its value was spilled, in a background thread; what it raises is
-        logged.  It cannot wait for this thread: a put for which there is no room, and a flush, raise
-        SpillError.
+        logged.  It cannot wait for this thread: a flush, and a put for which there is no room,
+        raise SpillError.
     allow_network
         Whether a chest on a network file system is opened for writing.  It is safe there as long
         as only one host uses it at a time, which the caller promises.
