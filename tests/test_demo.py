@@ -308,7 +308,7 @@ WORKING_ALLOWANCE = 32 * MIB
 
 _MEASURED_RUN = """
 import json, sys, threading
-import matplotlib.cbook, rich.progress  # what is imported counts before, not after
+import matplotlib.cbook, psutil, rich.progress  # what is imported counts before, not after
 from arraychest.cli import main
 from arraychest.cli.demo import anonymous_bytes
 stop, peak, start = threading.Event(), [0], anonymous_bytes()
