@@ -116,16 +116,8 @@ class Index:
         # The place of the row that was looked up last.
         self._last_found = -1
         self._most_known = MAX_KNOWN
+        # Whether no slot may be forgotten.
         self._holding = False
-
-    @contextlib.contextmanager
-    def holding(self) -> Iterator[None]:
-        """Forget no slot meanwhile: whoever looks up many at once counts on the first ones, too."""
-        self._holding = True
-        try:
-            yield
-        finally:
-            self._holding = False
 
     def attach(self, catalog: Catalog, *, empty: bool) -> None:
         """Look keys up in this catalog from now on."""
@@ -216,12 +208,8 @@ class Index:
             self._forget_idle()
             # Looking through all of them must not happen at every new one when few are idle.
             self._most_known = max(MAX_KNOWN, 2 * len(self.slots))
-        seq = raw[SEQ]
-        slot = self.slots[key] = Slot(key, seq, raw)
-        if seq < self._highest:
-            self._in_order = False
-        else:
-            self._highest = seq
+        slot = self.slots[key] = Slot(key, raw[SEQ], raw)
+        self._note_order(slot.seq, slot.seq)
         return slot
 
     def _note_order(self, first: int, last: int) -> None:
@@ -441,6 +429,15 @@ class Index:
         return first
 
     # --- forgetting --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Forget no slot meanwhile: whoever looks up many at once counts on the first ones, too."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
 
     def _forget_idle(self) -> None:
         """Forget the slots that hold nothing but what the catalog knows."""

@@ -753,7 +753,7 @@ class Store:
                 extents.append(Extent(known.id, pack_name(known.id), start, nbytes, None))
         for raw in rows:
             if raw[PACK] is not None:
-                continue  # a row of 100,000 small ones: names cost as much as all the rest
+                continue  # of many small ones, to name the columns takes longest
             row = Row._make(raw)
             # A compressed one has its checksums in its file.
             if not row.is_frame and not row.is_blocked:

@@ -627,8 +627,8 @@ class Tiers(Session):
         """Make `value` the value of `key`; see `put_any`.
 
         This is the short way for the plain case: an array that the chest can keep as it is, a
-        simple key, and room for it without a spill.  Everything else takes `put_any`.  Calls,
-        and records would double its cost, so it does without.  Not without ``with``: an interrupt
+        simple key, and room for it without a spill.  Everything else takes `put_any`.  Calls and
+        records would double its cost, so it does without; not without ``with``, as an interrupt
         between taking the lock and a ``try`` would leave it taken for good.
         """
         if (

@@ -246,8 +246,9 @@ class CheckedReader:
             Bytes that it needs have changed since they were written.
         """
         boxes = blosc.touched(self.layout, where)
-        # Where most of a chunk is wanted it is decompressed whole, by several threads; Blosc2 goes
-        # from chunk to chunk and from block to block with one, but leaves out what is not wanted.
+        # Where most of a chunk is wanted it is decompressed whole, and many of them by several
+        # threads; Blosc2 goes from chunk to chunk and from block to block with one, but leaves out
+        # what is not wanted.
         most = max(self.layout.nblocks // 2, _FEW_BLOCKS)
         if not any([box.nblocks >= most for box in boxes]):
             for number, _, blocks in boxes:
