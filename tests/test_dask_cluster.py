@@ -52,7 +52,7 @@ def about(dask_worker):
     data = dask_worker.data
     return {
         "kind": type(data).__name__,
-        "folder": data._folder,
+        "folder": data._files.folder,
         "writes": data.cumulative_metrics["disk-write", "count"],
         "reads": data.cumulative_metrics["disk-read", "count"],
         "status": dask_worker.status.name,
@@ -537,7 +537,7 @@ def test_the_preload_leaves_what_was_chosen(sessions, tmp_path):
                 }):
                     async with Worker(s.address, memory_limit=0, **options) as a:
                         assert type(a.data) is WorkerChest and a.data.target == 5_000_000
-                        assert a.data._max_spill == 10**9 and a.data._compression == "lz4"
+                        assert a.data._max_spill == 10**9 and a.data._files.compression == "lz4"
             print("done")
 
         asyncio.run(main())

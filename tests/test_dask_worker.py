@@ -58,7 +58,7 @@ def make(tmp_path: Path) -> Iterator[MakeChest]:
     for data in made:
         check(data)
         data.close()
-        assert not os.path.exists(data._folder)
+        assert not os.path.exists(data._files.folder)
 
 
 @pytest.fixture
@@ -68,6 +68,8 @@ def data(make: MakeChest) -> WorkerChest:
 
 def check(data: WorkerChest) -> None:
     """What the mapping says of itself adds up."""
+    data.flush()
+    assert not data._leaving
     assert not data.fast.keys() & data.slow.keys()
     assert list(data) == [*data.fast, *data.slow]
     assert len(data) == len(data.fast) + len(data.slow)
@@ -78,13 +80,14 @@ def check(data: WorkerChest) -> None:
     memory, disk = data.spilled_total
     assert memory == sum(stored.memory for stored in data.slow.values())
     assert disk == sum(stored.disk for stored in files)
-    if not data._closed:
-        assert len(data._chest or ()) == len(files)
+    if not data._files.closed:
+        assert len(data._files._chest or ()) == len(files)
 
 
 def spill_all(data: WorkerChest) -> None:
     while data.fast:
         assert data.evict() >= 0
+    data.flush()
 
 
 def let_go(data: WorkerChest) -> None:
@@ -96,7 +99,9 @@ def let_go(data: WorkerChest) -> None:
 
 
 def stored_files(data: WorkerChest) -> list[str]:
-    return [name for name in listing(data._folder) if name.startswith("data/") and "." in name]
+    return [
+        name for name in listing(data._files.folder) if name.startswith("data/") and "." in name
+    ]
 
 
 def written(data: WorkerChest) -> float:
@@ -170,6 +175,7 @@ def test_an_array_comes_back_as_it_was(data, name):
     data["x"] = value
     weight = sizeof(value)
     assert data.evict() == weight
+    data.flush()
     assert data.spilled_total.memory == weight
     assert data.spilled_total.disk < 1.2 * sizeof(value) + 2000
     del data._held["x"]
@@ -390,10 +396,10 @@ def test_it_is_an_empty_mapping_that_has_no_folder_until_it_spills(data):
     assert not data.slow
     assert data.evict() == -1
     assert data.spilled_total == (0, 0)
-    assert not os.path.exists(data._folder)
+    assert not os.path.exists(data._files.folder)
     data["x"] = 1
     assert data.fast
-    assert not os.path.exists(data._folder)
+    assert not os.path.exists(data._files.folder)
 
 
 def test_keys(data):
@@ -446,7 +452,7 @@ def test_deleting_removes_the_files(data):
     for number in range(8):
         del data[number]
     assert data.spilled_total == (0, 0)
-    data._chest.flush()
+    data._files._chest.flush()
     until = time.monotonic() + 5
     left = ["all"]
     while left and time.monotonic() < until:
@@ -485,9 +491,11 @@ def test_the_least_recently_used_leave_first(make):
     assert list(data.fast) == ["a", "c"]
     assert list(data.slow) == ["b"]
     assert data.spilled_total.memory == weight
+    data.flush()
     assert data["b"] == "b" * 100  # and is in RAM again, in the place of another
     assert list(data.fast) == ["c", "b"]
     assert data.spilled_total.memory == weight
+    data.flush()
     disk = data.spilled_total.disk
     del data["c"]
     assert list(data.slow) == ["a"]  # a deletion brings nothing back
@@ -513,14 +521,14 @@ def test_evicting_what_was_read_back_writes_nothing(data):
     for number in range(5):
         data[number] = [large(number)]
     spill_all(data)
-    files = listing(data._folder)
+    files = listing(data._files.folder)
     for _ in range(3):
         for number in range(5):
             assert data[number][0][0] == number
         assert len(data.fast) == 5
         spill_all(data)
     assert written(data) == 5
-    assert listing(data._folder).keys() == files.keys()
+    assert listing(data._files.folder).keys() == files.keys()
 
 
 def test_target_and_limits_come_from_dasks_configuration(tmp_path):
@@ -653,6 +661,154 @@ def test_a_folder_that_was_taken_away(make, tmp_path, caplog):
     assert (data["y"] == 2).all()
     data.close()
     data.clear()
+
+
+# --- what is being written --------------------------------------------------------------------
+
+
+class Gate:
+    """Holds up the thread that writes."""
+
+    def __init__(self, data: WorkerChest, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began = threading.Event()
+        self.open = threading.Event()
+        self.error: Exception | None = None
+        store = data._files._store
+
+        def gated(number: int, taken: Any) -> int:
+            self.began.set()
+            assert self.open.wait(20)
+            if self.error is not None:
+                raise self.error
+            return store(number, taken)
+
+        monkeypatch.setattr(data._files, "_store", gated)
+
+
+def test_a_put_does_not_wait_for_what_it_spills(make, monkeypatch):
+    data = make(target=20 * LARGE)
+    gate = Gate(data, monkeypatch)
+    for number in range(21):
+        data[number] = large(number)
+    assert gate.began.wait(20)
+    assert list(data.slow) == [0]
+    assert written(data) == 0
+    assert (data[0] == 0).all()
+    data[21] = large(21)
+    assert list(data.slow) == [0, 1]
+    assert data.spilled_total == (2 * LARGE, 2 * LARGE)
+    gate.open.set()
+    data.flush()
+    assert written(data) == 2
+    assert data.spilled_total.memory == 2 * LARGE < data.spilled_total.disk
+    let_go(data)
+    assert (data[1] == 1).all()
+
+
+def test_what_cannot_be_referred_to_weakly_is_found_while_it_is_written(data, monkeypatch):
+    gate = Gate(data, monkeypatch)
+    data["x"] = value = [large(1)]
+    assert data.evict() > 0
+    assert gate.began.wait(20)
+    assert data["x"] is value
+    gate.open.set()
+    data.flush()
+    assert data["x"] is not value
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_result_is_deleted_while_it_is_written(data, monkeypatch, replaced):
+    gate = Gate(data, monkeypatch)
+    for key in "xyz":
+        data[key] = [large(1)]
+        assert data.evict() > 0
+    assert gate.began.wait(20)
+    for key in "xy":  # one is being written, the other waits
+        if replaced:
+            data[key] = [large(2)]
+        else:
+            del data[key]
+    assert data._files.waiting_bytes == pytest.approx(LARGE, rel=0.01)
+    gate.open.set()
+    check(data)
+    assert written(data) == 1
+    if replaced:
+        spill_all(data)
+        assert data["x"][0][0] == data["y"][0][0] == 2
+    else:
+        assert list(data) == ["z"]
+
+
+def test_a_put_waits_where_much_waits_to_be_written(make, monkeypatch):
+    data = make(target=LARGE)
+    gate = Gate(data, monkeypatch)
+    data[0] = large(0)
+    data[1] = large(1)
+    ended = threading.Event()
+
+    def put() -> None:
+        for number in range(2, 6):
+            data[number] = large(number)
+        ended.set()
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    assert not ended.wait(0.2)
+    assert len(data.slow) == 1
+    gate.open.set()
+    thread.join()
+    assert len(data.fast) == 1
+
+
+def test_what_could_not_be_written_is_in_ram_again_and_leaves_first(data, monkeypatch, caplog):
+    gate = Gate(data, monkeypatch)
+    gate.error = OSError("no more")
+    for key in "abc":
+        data[key] = large(ord(key))
+    assert data.evict() == LARGE
+    assert list(data.fast) == ["b", "c"]
+    gate.open.set()
+    data.flush()
+    assert list(data.fast) == ["a", "b", "c"]
+    assert data.spilled_total == (0, 0)
+    assert "result 'a' could not be spilled, and stays in RAM: no more" in caplog.text
+    assert data.evict() == -1  # known at once from now on
+    gate.error = None
+    assert data.evict() == LARGE
+    assert list(data.slow) == ["a"]
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_it_is_closed_while_it_writes(make, monkeypatch):
+    data = make()
+    gate = Gate(data, monkeypatch)
+    for key in "xy":
+        data[key] = [large(1)]
+        assert data.evict() > 0
+    assert gate.began.wait(20)
+    timer = threading.Timer(0.1, gate.open.set)
+    timer.start()
+    data.close()
+    timer.join()
+    assert data["y"][0][0] == 1  # nobody has written it
+    data.clear()
+
+
+def test_results_are_written_before_dask_sees_that_the_process_has_much(make, monkeypatch):
+    data = make()
+    data._spill_limit = 64 * LARGE
+    others = 30 * LARGE
+    monkeypatch.setattr(data._pages, "others", lambda: others)
+    for number in range(8):
+        data[number] = large(number)
+    assert not data.slow
+    others = 66 * LARGE
+    data["x"] = large(9)
+    assert 6 <= len(data.slow) <= 8
+    assert data._files.waiting_bytes <= max(0, len(data.slow) - 2) * LARGE
+    others = 30 * LARGE
+    data["y"] = large(9)
+    assert data.keys() - data.slow.keys() >= {"x", "y"}
 
 
 # --- from other threads -----------------------------------------------------------------------

@@ -98,6 +98,11 @@ class MappedPages:
         """Bytes of all maps that are alive."""
         return sum([root.nbytes for _, root in self._maps()])
 
+    def others(self) -> int:
+        """What the process has in RAM that are no pages of maps, in bytes."""
+        resident, of_files = resident_bytes()
+        return resident - min(of_files, self.nbytes)
+
     def _maps(self) -> list[tuple[int, np.ndarray]]:
         """All maps, oldest first."""
         with self._lock:
@@ -132,9 +137,7 @@ class MappedPages:
     def _may_pass(self) -> bool:
         # All maps read to the end.
         assert self.limit is not None
-        resident, of_files = resident_bytes()
-        mapped = self.nbytes
-        return resident - min(of_files, mapped) + mapped > self.limit
+        return self.others() + self.nbytes > self.limit
 
     def _are_many(self) -> bool:
         # What little there is may stay: tasks that use it would only read it again.

@@ -62,6 +62,12 @@ def target(given: Any, limit: int | None) -> int:
     return int(parse_bytes(size))
 
 
+def spill_limit(limit: int | None) -> int | None:
+    """From how many bytes in RAM on dask spills, whatever they are; None: it does not."""
+    fraction = dask.config.get("distributed.worker.memory.spill")
+    return int(limit * fraction) if limit and fraction else None
+
+
 def release_limit(limit: int | None) -> int | None:
     """From how many bytes in RAM on pages of maps are released: after dask begins to spill, and
     before it pauses the worker.

@@ -5,11 +5,14 @@ worker's memory target is passed; then the least recently used ones are written,
 they are and all else pickled with its buffers beside it.  What is asked for again is a private map
 of its file: only the pages that a task touches are read, a task may write to it, and the file
 stays, so that to let go of it again costs nothing.
+
+A result that is to leave RAM is written by a thread, and is in RAM until it is.  A put waits where
+much is still to be written; and where the process has passed what dask spills from, which dask
+itself may see when it is too late.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -18,6 +21,7 @@ import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +31,8 @@ from distributed.sizeof import safe_sizeof
 from distributed.spill import SpilledSize
 from distributed.utils import RateLimiterFilter
 
-import arraychest
 from arraychest.dask import settings
+from arraychest.dask.files import ResultFiles, Written
 from arraychest.dask.pages import MappedPages
 from arraychest.dask.pickling import Pickled, pickled, unpickled
 from arraychest.mapping import is_map
@@ -37,6 +41,15 @@ from arraychest.resident import owner_of
 logger = logging.getLogger("distributed.spill.arraychest")
 logger.addFilter(RateLimiterFilter("max-spill is reached"))
 logger.addFilter(RateLimiterFilter("could not be spilled"))
+
+# A put waits while more than this share of the target is still to be written.
+_BACKLOG = 1 / 16
+
+# What the process has in RAM is looked at whenever results of this share of its limit were put.
+_LOOK = 1 / 64
+
+# Results are written from this share of what dask spills from on.
+_EARLIER = 0.93
 
 # Of what was pickled, this much may be made anew at each get; where it is more, the result stays
 # in RAM: all else of it is a map.
@@ -49,9 +62,9 @@ class _Stored(NamedTuple):
     Attributes
     ----------
     number
-        Its key in the chest.
+        That of its file.
     memory, disk
-        Its size in RAM as dask counts it, and on disk.
+        Its size in RAM as dask counts it, and on disk: of its data alone until it is written.
     writable
         Of a plain array, whether it was; None for what was pickled.
     """
@@ -105,13 +118,19 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._asked_target = target
         self._target: int | None = None
         self._max_spill = settings.max_spill(max_spill)
-        self._compression = settings.option("compression", compression)
-        self._folder = os.path.join(worker_local_directory, "arraychest")
-        self._chest: arraychest.Chest | None = None
-        self._closed = False
-        # Whether there are files that the chest is still to remove.
-        self._removals_wait = False
         self._lock = threading.RLock()
+        self._files = ResultFiles(
+            os.path.join(worker_local_directory, "arraychest"),
+            self._max_spill,
+            settings.option("compression", compression),
+            self._lock,
+        )
+        # Whether the last write has failed.
+        self._failing = False
+        # From where on dask spills, by all that the process has in RAM; and what was put since
+        # that was last looked at.
+        self._spill_limit: int | None = None
+        self._unseen = 0
         # Each key is in one of two: in RAM, the least recently used first, or not.
         self._fast: OrderedDict[Any, Any] = OrderedDict()
         self._slow: dict[Any, _Stored] = {}
@@ -120,6 +139,8 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._clean: dict[Any, _Stored] = {}
         self._charged = 0
         self._spilled_memory = self._spilled_disk = 0
+        # Of those that are not, what is still to be written.
+        self._leaving: dict[Any, Any] = {}
         # What has left RAM, as long as somebody has it.
         self._held: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
         self._pages = MappedPages()
@@ -165,19 +186,27 @@ class WorkerChest(MutableMapping[Any, Any]):
             assert self._target is not None
         return self._target
 
+    @property
+    def _backlog(self) -> int:
+        return int(self.target * _BACKLOG)
+
     def attach(self, worker: Any) -> None:
-        """Learn what the worker may use; and have it look at its memory without pages of ours.
+        """Learn what the worker may use; and have it look at its memory without what is as good as
+        gone: pages of maps, and what is about to be written.
 
         It finds its worker itself, with the first result, unless this was called before.
         """
         limit = worker.memory_manager.memory_limit
         self._target = settings.target(self._asked_target, limit)
+        self._spill_limit = settings.spill_limit(limit)
         self._pages.limit = settings.release_limit(limit)
         monitor = worker.monitor
-        monitor.get_process_memory = self._pages.watched(monitor.get_process_memory)
+        watched = self._pages.watched(monitor.get_process_memory)
+        # dask would spill as much again before this is gone.
+        monitor.get_process_memory = lambda: watched() - self._files.waiting_bytes
 
     def evict(self) -> int:
-        """Let the least recently used result leave RAM.
+        """Let the least recently used result leave RAM, at once or as soon as it is written.
 
         One that cannot be pickled is passed over.
 
@@ -189,10 +218,16 @@ class WorkerChest(MutableMapping[Any, Any]):
         """
         try:
             with self._lock, self._metered():
+                self._files.wait(self._backlog)
                 return self._evict_oldest(len(self._fast))
         except Exception:
             logger.exception("results could not be spilled, and stay in RAM")
             return -1
+
+    def flush(self) -> None:
+        """Return once all that has left RAM is written, or is back because it could not be."""
+        with self._lock:
+            self._files.wait()
 
     # --- the mapping -------------------------------------------------------------------------
 
@@ -215,6 +250,8 @@ class WorkerChest(MutableMapping[Any, Any]):
             if weight > self.target:
                 self._evict(key, fatal=True)
             self._shrink()
+            self._unseen += weight
+            self._relieve()
 
     def __getitem__(self, key: Any) -> Any:
         with self._lock, self._metered():
@@ -224,6 +261,8 @@ class WorkerChest(MutableMapping[Any, Any]):
                 context_meter.digest_metric("memory-read", self._weights[key], "bytes")
                 return self._fast[key]
             stored = self._slow[key]
+            if key in self._leaving:
+                return self._leaving[key]
             value = self._held.get(key)
             return self._load(key, stored) if value is None else value
 
@@ -243,11 +282,12 @@ class WorkerChest(MutableMapping[Any, Any]):
                 stored = self._slow.pop(key, None)
                 if stored is not None:
                     self._spilled_memory -= stored.memory
+            self._leaving.pop(key, None)
             self._held.pop(key, None)
             self._refused.discard(key)
             if stored is not None:
                 self._spilled_disk -= stored.disk
-                self._remove(stored.number)
+                self._files.remove(stored.number)
 
     def pop(self, key: Any, default: Any = None) -> Any:
         """Refused, as dask's own does: it would read what is to be forgotten."""
@@ -269,7 +309,7 @@ class WorkerChest(MutableMapping[Any, Any]):
 
     def __repr__(self) -> str:
         return (
-            f"<WorkerChest {self._folder}: {len(self._fast)} results in RAM, "
+            f"<WorkerChest {self._files.folder}: {len(self._fast)} results in RAM, "
             f"{len(self._slow)} spilled>"
         )
 
@@ -279,9 +319,7 @@ class WorkerChest(MutableMapping[Any, Any]):
         Called when the worker's folder goes; nothing is spilled any more.
         """
         with self._lock:
-            self._closed = True
-            if self._chest is not None:
-                _drop(self._chest)
+            self._files.close()
 
     # --- in RAM ------------------------------------------------------------------------------
 
@@ -297,10 +335,30 @@ class WorkerChest(MutableMapping[Any, Any]):
         return weight
 
     def _shrink(self, spared: int = 0) -> None:
-        """Spill until the target is met, but for the `spared` most recently used."""
+        """Have results written until the target is met, but for the `spared` most recently used."""
         while self._charged > self.target and len(self._fast) > spared:
+            self._files.wait(self._backlog)
             if self._evict_oldest(len(self._fast) - spared) < 0:
+                return
+
+    def _relieve(self) -> None:
+        """Have written what the process has in RAM beyond where it should be, before dask sees it.
+
+        dask looks ten times a second, and pauses the worker where memory has gone far beyond
+        meanwhile.  From where dask spills on the put waits, too.
+        """
+        limit = self._spill_limit
+        if limit is None or self._unseen < limit * _LOOK:
+            return
+        self._unseen = 0
+        others = self._pages.others()
+        excess = others - self._files.waiting_bytes - int(limit * _EARLIER)
+        while excess > 0:
+            weight = self._evict_oldest(len(self._fast))
+            if weight < 0:
                 break
+            excess -= weight
+        self._files.wait(max(0, self._files.waiting_bytes - max(0, others - limit)))
 
     def _evict_oldest(self, count: int) -> int:
         """Evict the oldest of the first `count` that can be; -1 if there is none."""
@@ -316,7 +374,7 @@ class WorkerChest(MutableMapping[Any, Any]):
     # --- and on disk -------------------------------------------------------------------------
 
     def _evict(self, key: Any, *, fatal: bool = False) -> int:
-        """Write a result unless it has a file already, and let it leave RAM; -1 if it stays.
+        """Let a result leave RAM, and have it written unless it has a file; -1 if it stays.
 
         Raises
         ------
@@ -324,7 +382,7 @@ class WorkerChest(MutableMapping[Any, Any]):
             It cannot be pickled, and that is `fatal`: it is forgotten.
         """
         value = self._fast[key]
-        stored = self._clean.get(key)
+        stored = self._clean.pop(key, None)
         if stored is None:
             try:
                 taken = _taken(value)
@@ -338,82 +396,46 @@ class WorkerChest(MutableMapping[Any, Any]):
             if self._max_spill is not None and self._spilled_disk + taken.nbytes > self._max_spill:
                 logger.warning("max-spill is reached: results stay in RAM")
                 return -1
-            stored = self._store(key, value, taken)
-            if stored is None:
+            if self._files.closed:
                 return -1
+            writable = value.flags.writeable if isinstance(taken, np.ndarray) else None
+            weight = self._weights[key]
+            stored = _Stored(next(self._numbers), weight, taken.nbytes, writable)
+            self._leaving[key] = value
+            self._files.write(stored.number, taken, partial(self._written, key))
             self._spilled_disk += stored.disk
-        self._clean.pop(key, None)
+        weight = self._let_go(key)
         self._slow[key] = stored
         self._spilled_memory += stored.memory
         # As long as a task has it, it is the result, and not a second one beside it.
         self._note_held(key, value)
-        return self._let_go(key)
+        if self._failing:
+            self._files.wait()
+        return -1 if key in self._fast else weight
 
-    def _store(self, key: Any, value: Any, taken: np.ndarray | Pickled) -> _Stored | None:
-        number = next(self._numbers)
-        if self._closed:
-            return None
-        try:
-            with context_meter.meter("disk-write", "seconds"):
-                nbytes = self._write(number, tuple(taken) if isinstance(taken, Pickled) else taken)
-        except (OSError, arraychest.ArrayChestError) as error:
-            # A full disk, mostly.
-            waiting = self._removals_wait
-            self._remove(number)
-            self._removals_wait = waiting
-            logger.error("result %r could not be spilled, and stays in RAM: %s", key, error)
-            return None
-        context_meter.digest_metric("disk-write", 1, "count")
-        context_meter.digest_metric("disk-write", nbytes, "bytes")
-        writable = value.flags.writeable if isinstance(taken, np.ndarray) else None
-        return _Stored(number, self._weights[key], nbytes, writable)
-
-    def _write(self, number: int, taken: Any) -> int:
-        """Write what `_taken` gave; returns its bytes on disk."""
-        chest = self._open()
-        while True:
-            try:
-                chest[number] = taken
-                chest.spill(number)
-                return chest.entry(number).stored_bytes
-            except OSError:
-                if not self._removals_wait:
-                    raise
-                # A chest removes files a little later than it is asked to: there may be room then.
-                chest.discard(number)
-                self._removals_wait = False
-                chest.flush()
-
-    def _open(self) -> arraychest.Chest:
-        if self._chest is None:
-            # Small: what is put here leaves RAM at once.  The folder is this worker's alone, on
-            # whatever file system, and goes with it: checksums, which would take as long as the
-            # writes, tell nobody anything.
-            self._chest = arraychest.Chest(
-                path=self._folder,
-                available_memory="16 MiB",
-                mode="w",
-                mmap_mode="c",
-                on_put="share",
-                compression=self._compression,
-                allow_network=True,
-                checksums=False,
-                # Counted here; with a limit of its own the chest keeps no files for later use.
-                max_disk=None if self._max_spill is None else self._max_spill * 9 // 8 + (16 << 20),
-            )
-            weakref.finalize(self, _drop, self._chest)
-        return self._chest
-
-    def _remove(self, number: int) -> None:
-        if self._chest is not None and not self._chest.closed:
-            self._removals_wait = True
-            with contextlib.suppress(OSError, arraychest.ArrayChestError):
-                self._chest.discard(number)
+    def _written(self, key: Any, written: Written) -> None:
+        """A result is on disk, or cannot be."""
+        value = self._leaving.pop(key)
+        stored = self._slow[key]
+        self._failing = written.error is not None
+        if self._failing:
+            logger.error("result %r could not be spilled, and stays in RAM: %s", key, written.error)
+            del self._slow[key]
+            self._spilled_memory -= stored.memory
+            self._spilled_disk -= stored.disk
+            self._keep(key, value, stored.memory)
+            self._fast.move_to_end(key, last=False)
+            return
+        self._slow[key] = stored._replace(disk=written.nbytes)
+        self._spilled_disk += written.nbytes - stored.disk
+        with self._metered():
+            context_meter.digest_metric("disk-write", 1, "count")
+            context_meter.digest_metric("disk-write", written.nbytes, "bytes")
+            context_meter.digest_metric("disk-write", written.seconds, "seconds")
 
     def _load(self, key: Any, stored: _Stored) -> Any:
-        assert self._chest is not None
         with context_meter.meter("disk-read", "seconds"):
-            found = self._chest[stored.number]
+            found = self._files.read(stored.number)
         context_meter.digest_metric("disk-read", 1, "count")
         context_meter.digest_metric("disk-read", stored.disk, "bytes")
         if stored.writable is not None:
@@ -458,13 +480,6 @@ class WorkerChest(MutableMapping[Any, Any]):
 
         with context_meter.add_callback(note):
             yield
-
-
-def _drop(chest: arraychest.Chest) -> None:
-    """Remove a chest; its folder may be gone already, with the worker's."""
-    if not chest.closed:
-        with contextlib.suppress(OSError, arraychest.ArrayChestError):
-            chest.drop()
 
 
 def _taken(value: Any) -> np.ndarray | Pickled:
