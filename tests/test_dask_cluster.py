@@ -322,6 +322,7 @@ def test_the_configured_target_is_kept(sessions, tmp_path):
             assert set(a.data) == {"x", "y", "z"}
             assert len(a.data.memory) == 2 and set(a.data.disk) < {"x", "y"}
             (spilled,) = a.data.disk
+            a.data.flush()
             assert await {"x": x, "y": y}[spilled] == spilled * 500
             assert spilled in a.data.memory and len(a.data.disk) == 1
             # The scheduler and its dashboard are told how much that is.
@@ -383,6 +384,31 @@ def test_spilling_begins_at_one_threshold_and_ends_at_another(sessions, tmp_path
         asyncio.run(main())
         """,
     )
+
+
+def test_a_worker_closes_while_results_wait_to_be_written(sessions, tmp_path):
+    found = run(
+        sessions,
+        tmp_path,
+        """
+        logging.getLogger("distributed").addHandler(logging.StreamHandler(sys.stdout))
+        options = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "4 GiB", **QUIET}
+        for processes in (False, True):
+            with LocalCluster(
+                data=(WorkerChest, {"target": "1 GiB"}), processes=processes, **options
+            ) as cluster, Client(cluster) as c:
+                few = [c.submit(lambda i: np.full(1 << 18, i % 200, "u1"), i) for i in range(300)]
+                wait(few)
+                c.run(lambda dask_worker: [dask_worker.data.evict() for _ in few] and None)
+            workers = os.path.join(FOLDER, "dask-scratch-space", "worker-*")
+            until(lambda: not glob.glob(workers))
+            time.sleep(0.3)
+            print(glob.glob(workers))
+        print("done")
+        """,
+    )
+    assert "Failed to remove" not in found
+    assert found.count("[]") == 2
 
 
 def test_results_that_cannot_be_pickled(sessions, tmp_path):

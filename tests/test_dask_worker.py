@@ -794,6 +794,152 @@ def test_it_is_closed_while_it_writes(make, monkeypatch):
     data.clear()
 
 
+def test_results_larger_than_the_target_wait_for_each_other(make, monkeypatch):
+    data = make(target=LARGE // 2)
+    gate = Gate(data, monkeypatch)
+    data[0] = large(0)
+    ended = threading.Event()
+
+    def put() -> None:
+        data[1] = large(1)
+        ended.set()
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    assert not ended.wait(0.2)
+    gate.open.set()
+    thread.join()
+    assert list(data.slow) == [0, 1]
+
+
+def test_without_a_further_thread_results_are_written_all_the_same(data, monkeypatch):
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for key in "xyz":
+        data[key] = large(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        assert data.evict() == LARGE
+        check(data)
+    assert written(data) == 1
+    assert data.evict() == LARGE
+    data.flush()
+    assert written(data) == 2
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_interrupt_while_the_thread_starts(data, monkeypatch, before):
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        if not before:
+            start(self)
+        raise KeyboardInterrupt
+
+    data["x"] = [large(1)]
+    data["y"] = [large(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            data.evict()
+    data.flush()
+    assert data["x"][0][0] == 1
+    spill_all(data)
+    check(data)
+    assert written(data) == 2
+
+
+def test_what_breaks_the_thread_leaves_nobody_waiting(data, monkeypatch):
+    told = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda about: told.set())
+    discard = data._files._discard
+    gate = Gate(data, monkeypatch)
+    gate.error = OSError("no more")
+
+    def broken(number: int) -> None:
+        monkeypatch.setattr(data._files, "_discard", discard)
+        discard(number)
+        raise MemoryError
+
+    monkeypatch.setattr(data._files, "_discard", broken)
+    for key in "xyz":
+        data[key] = large(1)
+        data.evict()
+    assert gate.began.wait(20)
+    del data["x"]  # its thread breaks
+    gate.error = None
+    gate.open.set()
+    data.flush()
+    assert told.wait(20)
+    assert list(data.slow) == ["y", "z"]
+
+
+def test_many_small_results_wait(data, monkeypatch):
+    monkeypatch.setattr(data._files, "_store", lambda number, taken: 1)
+    monkeypatch.setattr(data._files, "_discard", lambda number: None)
+    count = 20_000
+    data._files._thread = threading.current_thread()  # nobody writes yet
+    for number in range(count):
+        data[number] = number
+    while data.fast:
+        data.evict()
+    data._files._thread = None
+    data.flush()
+    assert written(data) == count
+    data.clear()
+
+
+def test_those_that_cannot_be_pickled_are_passed_over_however_many(data, caplog):
+    for number in range(1200):
+        data[number] = Unpicklable()
+    data["x"] = 1
+    assert data.evict() == sizeof(1)
+    assert list(data.slow) == ["x"]
+    assert data.evict() == -1
+    assert len(caplog.records) == 1200
+
+
+def test_bytes_that_are_not_in_ram_are_not_counted_as_leaving_it(data, monkeypatch, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(LARGE // 8))
+    data["file"] = np.asarray(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    data["x"] = large(1)
+    spill_all(data)
+    let_go(data)
+    gate = Gate(data, monkeypatch)
+    data["view"] = data["x"][8:]
+    data["list"] = [data["x"][9:], large(2)]
+    while data.fast:
+        assert data.evict() > 0
+    assert data._files.waiting_bytes > 2.9 * LARGE
+    assert data._files.waiting_memory == pytest.approx(LARGE, rel=0.01)
+    gate.open.set()
+    data.flush()
+    assert data._files.waiting_memory == data._files.waiting_bytes == 0
+
+
+def test_a_key_is_there_at_every_moment(data, monkeypatch):
+    gate = Gate(data, monkeypatch)
+    gate.error = OSError("no more")
+    gate.open.set()
+    data["x"] = large(1)
+    ends = threading.Event()
+    missed = []
+
+    def look() -> None:
+        while not ends.is_set():
+            if "x" not in data or len(data) != 1 or list(data) != ["x"]:
+                missed.append(1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(200):
+        data.evict()
+    ends.set()
+    thread.join()
+    assert not missed
+
+
 def test_results_are_written_before_dask_sees_that_the_process_has_much(make, monkeypatch):
     data = make()
     data._spill_limit = 64 * LARGE

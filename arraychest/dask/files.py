@@ -7,9 +7,11 @@ would soon wait for it.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ import numpy as np
 
 import arraychest
 from arraychest.dask.pickling import Pickled
+from arraychest.mapping import is_map
+from arraychest.resident import owner_of
 
 # The thread ends when nothing came for so long.
 _LINGER_SECONDS = 0.02
@@ -43,6 +47,7 @@ class Written(NamedTuple):
 class _Write(NamedTuple):
     taken: np.ndarray | Pickled
     ended: Callable[[Written], None]
+    memory: int
 
 
 class ResultFiles:
@@ -51,27 +56,28 @@ class ResultFiles:
     Parameters
     ----------
     folder
-        Made with the first write.  Removed when this is closed or forgotten.
+        Made with the first write.  Removed when this is dropped or forgotten.
     max_spill
         Most bytes that will be asked for; None: any number.
     compression
         As `arraychest.Chest` takes it.
     lock
-        Every method is called under it.
+        A reentrant one, under which every method is called.
     """
 
     def __init__(self, folder: str, max_spill: int | None, compression: Any, lock: Any) -> None:
         self.folder = folder
         self.compression = compression
         self.closed = False
-        #: Bytes that are still to be written.
-        self.waiting_bytes = 0
+        #: Bytes that are still to be written; and how many of them are in RAM.
+        self.waiting_bytes = self.waiting_memory = 0
         self._max_spill = max_spill
         self._lock = lock
         self._given = threading.Condition(lock)
         self._ended = threading.Condition(lock)
-        # What is to be written and what is being written, the oldest first.
-        self._waiting: dict[int, _Write] = {}
+        # What is to be written and what is being written, the oldest first; not a plain dict, whose
+        # first item is the farther the more were deleted.
+        self._waiting: OrderedDict[int, _Write] = OrderedDict()
         self._thread: threading.Thread | None = None
         self._chest: arraychest.Chest | None = None
         # Whether there are files that the chest is still to remove.
@@ -89,21 +95,17 @@ class ResultFiles:
         ended
             Called under the lock, unless the result is removed before.
         """
-        self._waiting[number] = _Write(taken, ended)
+        write = _Write(taken, ended, _in_ram(taken))
+        self._waiting[number] = write
         self.waiting_bytes += taken.nbytes
+        self.waiting_memory += write.memory
         self._given.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._work, name="arraychest-results", daemon=True
-            )
-            try:
-                self._thread.start()
-            except RuntimeError:  # no more threads, or the interpreter exits
-                self._work()
+        self._start()
 
     def wait(self, nbytes: int = 0) -> None:
         """Return once no more than `nbytes` are still to be written; frees the lock meanwhile."""
         while self._waiting and self.waiting_bytes > nbytes:
+            self._start()
             self._ended.wait()
 
     def read(self, number: int) -> Any:
@@ -113,54 +115,91 @@ class ResultFiles:
 
     def remove(self, number: int) -> None:
         """Remove a result; its room on disk is there a little later."""
-        write = self._waiting.pop(number, None)
-        if write is not None:
-            # If it is being written now, the thread removes it.
-            self.waiting_bytes -= write.taken.nbytes
-            self._ended.notify_all()
-        else:
+        if self._forget(number) is None:
             self._discard(number)
             self._removals_wait = True
+        # Else the thread does, if it is writing it now.
 
     def close(self) -> None:
-        """Remove all files; what is being written is given up."""
-        self.closed = True
-        self._waiting.clear()
-        self.waiting_bytes = 0
-        self._given.notify()
-        while self._thread is not None:
-            self._ended.wait()
+        """Write nothing more, and give up what is being written.  What was written can be read.
+
+        It takes the lock itself: dask calls it when the worker closes, before it removes the
+        folder, which would else be made anew.
+        """
+        with self._lock:
+            self.closed = True
+            self._waiting.clear()
+            self.waiting_bytes = self.waiting_memory = 0
+            self._given.notify()
+            self._ended.notify_all()
+            while self._thread is not None:
+                self._ended.wait()
+
+    def drop(self) -> None:
+        """Close, and remove all files."""
+        self.close()
         if self._chest is not None:
             _drop(self._chest)
 
     # --- the thread --------------------------------------------------------------------------
 
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._work, name="arraychest-results", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter exits
+            while self._waiting:
+                self._write_one()
+        else:
+            # It waits for the lock.  Where an interrupt came before this line it ends at once, and
+            # the next one to wait starts another.
+            self._thread = thread
+
     def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting and not self.closed:
-                    self._given.wait(_LINGER_SECONDS)
-                if not self._waiting:
-                    self._thread = None
-                    self._ended.notify_all()
-                    return
-                number, (taken, _) = next(iter(self._waiting.items()))
-            begun = time.perf_counter()
-            nbytes, error = 0, None
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return
             try:
-                nbytes = self._store(number, tuple(taken) if isinstance(taken, Pickled) else taken)
-            except Exception as caught:  # a full disk, mostly
-                error = caught.with_traceback(None)  # it would keep the result
-            seconds = time.perf_counter() - begun
-            with self._lock:
-                write = self._waiting.pop(number, None)
-                if error is not None or write is None:
-                    self._discard(number)
-                if write is not None:
-                    self.waiting_bytes -= taken.nbytes
-                    write.ended(Written(nbytes, seconds, error))
-                del taken, write
+                while self._waiting or self._given_soon():
+                    self._write_one()
+            finally:
+                self._thread = None
                 self._ended.notify_all()
+
+    def _given_soon(self) -> bool:
+        if not self.closed:
+            self._given.wait(_LINGER_SECONDS)
+        return bool(self._waiting)
+
+    def _write_one(self) -> None:
+        number, write = next(iter(self._waiting.items()))
+        taken = tuple(write.taken) if isinstance(write.taken, Pickled) else write.taken
+        nbytes, error = 0, None
+        begun = time.perf_counter()
+        self._lock.release()
+        try:
+            nbytes = self._store(number, taken)
+        except Exception as caught:  # a full disk, mostly
+            error = caught.with_traceback(None)  # it would keep the result
+        finally:
+            self._lock.acquire()
+        seconds = time.perf_counter() - begun
+        wanted = self._forget(number) is not None
+        if error is not None or not wanted:
+            self._discard(number)
+        if wanted:
+            write.ended(Written(nbytes, seconds, error))
+
+    def _forget(self, number: int) -> _Write | None:
+        """Take a result from those that wait, if it is one."""
+        write = self._waiting.pop(number, None)
+        if write is not None:
+            self.waiting_bytes -= write.taken.nbytes
+            self.waiting_memory -= write.memory
+            self._ended.notify_all()
+        return write
 
     def _store(self, number: int, taken: Any) -> int:
         """Write a result; returns its bytes on disk."""
@@ -203,6 +242,17 @@ class ResultFiles:
         if self._chest is not None and not self._chest.closed:
             with contextlib.suppress(OSError, arraychest.ArrayChestError):
                 self._chest.discard(number)
+
+
+def _in_ram(taken: np.ndarray | Pickled) -> int:
+    """How many bytes of it are in RAM, and not pages of a file."""
+    parts = taken.parts if isinstance(taken, Pickled) else [taken]
+    owners = map(owner_of, parts)
+    return sum([
+        part.nbytes
+        for part, owner in zip(parts, owners, strict=True)
+        if not (is_map(owner) or isinstance(owner, mmap.mmap))
+    ])  # fmt: skip
 
 
 def _drop(chest: arraychest.Chest) -> None:

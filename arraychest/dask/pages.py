@@ -137,7 +137,9 @@ class MappedPages:
     def _may_pass(self) -> bool:
         # All maps read to the end.
         assert self.limit is not None
-        return self.others() + self.nbytes > self.limit
+        resident, of_files = resident_bytes()
+        mapped = self.nbytes
+        return resident - min(of_files, mapped) + mapped > self.limit
 
     def _are_many(self) -> bool:
         # What little there is may stay: tasks that use it would only read it again.

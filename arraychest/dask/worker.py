@@ -42,14 +42,17 @@ logger = logging.getLogger("distributed.spill.arraychest")
 logger.addFilter(RateLimiterFilter("max-spill is reached"))
 logger.addFilter(RateLimiterFilter("could not be spilled"))
 
-# A put waits while more than this share of the target is still to be written.
+# A put waits while more than this share of the target is still to be written, or so many bytes.
 _BACKLOG = 1 / 16
+_MOST_BACKLOG = 256 << 20
 
 # What the process has in RAM is looked at whenever results of this share of its limit were put.
 _LOOK = 1 / 64
 
 # Results are written from this share of what dask spills from on.
 _EARLIER = 0.93
+
+_NONE = object()
 
 # Of what was pickled, this much may be made anew at each get; where it is more, the result stays
 # in RAM: all else of it is a map.
@@ -99,7 +102,9 @@ class WorkerChest(MutableMapping[Any, Any]):
 
     A task that has a result while it is spilled goes on with the very object, and so does every
     task that asks for it meanwhile.  What comes back from its file is as it was when it was
-    written: what a task writes to it, only those see that have it at the same time.
+    written: what a task writes to it, only those see that have it at the same time.  Of what it
+    writes while the result is being spilled, any part may be in the file; dask asks tasks to write
+    to nothing that they were given.
 
     Examples
     --------
@@ -149,6 +154,9 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._refused: set[Any] = set()
         #: (label, unit) -> what it adds up to
         self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
+        for unit in ("count", "bytes", "seconds"):
+            # By another thread than the one that reads them: never the first of its kind.
+            self.cumulative_metrics["disk-write", unit] = 0.0
 
     # --- what dask asks for ------------------------------------------------------------------
 
@@ -188,7 +196,7 @@ class WorkerChest(MutableMapping[Any, Any]):
 
     @property
     def _backlog(self) -> int:
-        return int(self.target * _BACKLOG)
+        return min(int(self.target * _BACKLOG), _MOST_BACKLOG)
 
     def attach(self, worker: Any) -> None:
         """Learn what the worker may use; and have it look at its memory without what is as good as
@@ -196,6 +204,8 @@ class WorkerChest(MutableMapping[Any, Any]):
 
         It finds its worker itself, with the first result, unless this was called before.
         """
+        if self._target is not None:
+            return
         limit = worker.memory_manager.memory_limit
         self._target = settings.target(self._asked_target, limit)
         self._spill_limit = settings.spill_limit(limit)
@@ -203,7 +213,9 @@ class WorkerChest(MutableMapping[Any, Any]):
         monitor = worker.monitor
         watched = self._pages.watched(monitor.get_process_memory)
         # dask would spill as much again before this is gone.
-        monitor.get_process_memory = lambda: watched() - self._files.waiting_bytes
+        monitor.get_process_memory = lambda: max(0, watched() - self._files.waiting_memory)
+        # Which are closed before dask removes the worker's folder.
+        worker.extensions["arraychest"] = self._files
 
     def evict(self) -> int:
         """Let the least recently used result leave RAM, at once or as soon as it is written.
@@ -248,7 +260,9 @@ class WorkerChest(MutableMapping[Any, Any]):
             weight = safe_sizeof(value)
             self._keep(key, value, weight)
             if weight > self.target:
-                self._evict(key, fatal=True)
+                self._files.wait(self._backlog)
+                if self._fast.get(key) is value:
+                    self._evict(key, fatal=True)
             self._shrink()
             self._unseen += weight
             self._relieve()
@@ -299,13 +313,16 @@ class WorkerChest(MutableMapping[Any, Any]):
             self.discard(key)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._fast or key in self._slow
+        with self._lock:
+            return key in self._fast or key in self._slow
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.chain(self._fast, self._slow)
+        with self._lock:
+            return iter([*self._fast, *self._slow])
 
     def __len__(self) -> int:
-        return len(self._fast) + len(self._slow)
+        with self._lock:
+            return len(self._fast) + len(self._slow)
 
     def __repr__(self) -> str:
         return (
@@ -319,7 +336,7 @@ class WorkerChest(MutableMapping[Any, Any]):
         Called when the worker's folder goes; nothing is spilled any more.
         """
         with self._lock:
-            self._files.close()
+            self._files.drop()
 
     # --- in RAM ------------------------------------------------------------------------------
 
@@ -352,8 +369,9 @@ class WorkerChest(MutableMapping[Any, Any]):
             return
         self._unseen = 0
         others = self._pages.others()
-        excess = others - self._files.waiting_bytes - int(limit * _EARLIER)
+        excess = others - self._files.waiting_memory - int(limit * _EARLIER)
         while excess > 0:
+            self._files.wait(self._backlog)
             weight = self._evict_oldest(len(self._fast))
             if weight < 0:
                 break
@@ -362,14 +380,14 @@ class WorkerChest(MutableMapping[Any, Any]):
 
     def _evict_oldest(self, count: int) -> int:
         """Evict the oldest of the first `count` that can be; -1 if there is none."""
-        for key in list(itertools.islice(self._fast, count)) if self._refused else self._fast:
-            if key in self._refused:
-                continue
+        while True:
+            oldest = itertools.islice(self._fast, count)
+            key = next(itertools.filterfalse(self._refused.__contains__, oldest), _NONE)
+            if key is _NONE:
+                return -1
             weight = self._evict(key)
-            if weight >= 0 or key not in self._refused:
+            if key not in self._refused:
                 return weight
-            return self._evict_oldest(count)
-        return -1
 
     # --- and on disk -------------------------------------------------------------------------
 
@@ -382,8 +400,11 @@ class WorkerChest(MutableMapping[Any, Any]):
             It cannot be pickled, and that is `fatal`: it is forgotten.
         """
         value = self._fast[key]
+        taken = None
         stored = self._clean.pop(key, None)
         if stored is None:
+            if self._files.closed:
+                return -1
             try:
                 taken = _taken(value)
             except Exception:
@@ -396,19 +417,18 @@ class WorkerChest(MutableMapping[Any, Any]):
             if self._max_spill is not None and self._spilled_disk + taken.nbytes > self._max_spill:
                 logger.warning("max-spill is reached: results stay in RAM")
                 return -1
-            if self._files.closed:
-                return -1
             writable = value.flags.writeable if isinstance(taken, np.ndarray) else None
             weight = self._weights[key]
             stored = _Stored(next(self._numbers), weight, taken.nbytes, writable)
             self._leaving[key] = value
-            self._files.write(stored.number, taken, partial(self._written, key))
             self._spilled_disk += stored.disk
         weight = self._let_go(key)
         self._slow[key] = stored
         self._spilled_memory += stored.memory
         # As long as a task has it, it is the result, and not a second one beside it.
         self._note_held(key, value)
+        if taken is not None:
+            self._files.write(stored.number, taken, partial(self._written, key))
         if self._failing:
             self._files.wait()
         return -1 if key in self._fast else weight
@@ -428,10 +448,11 @@ class WorkerChest(MutableMapping[Any, Any]):
             return
         self._slow[key] = stored._replace(disk=written.nbytes)
         self._spilled_disk += written.nbytes - stored.disk
-        with self._metered():
-            context_meter.digest_metric("disk-write", 1, "count")
-            context_meter.digest_metric("disk-write", written.nbytes, "bytes")
-            context_meter.digest_metric("disk-write", written.seconds, "seconds")
+        # No task's, whose metrics are told of otherwise.
+        metrics = self.cumulative_metrics
+        metrics["disk-write", "count"] += 1
+        metrics["disk-write", "bytes"] += written.nbytes
+        metrics["disk-write", "seconds"] += written.seconds
 
     def _load(self, key: Any, stored: _Stored) -> Any:
         with context_meter.meter("disk-read", "seconds"):
