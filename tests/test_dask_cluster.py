@@ -515,6 +515,7 @@ def test_what_prometheus_reads(sessions, tmp_path):
             arrays = c.map(lambda n: np.full(100_000, n), range(10), pure=False)
             await wait(arrays)
             assert len(a.data.slow) == 8
+            a.data.flush()
             await c.gather(arrays)
             response = await AsyncHTTPClient().fetch(f"http://localhost:{a.http_server.port}/metrics")
             found = {}

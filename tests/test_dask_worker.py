@@ -943,16 +943,16 @@ def test_a_key_is_there_at_every_moment(data, monkeypatch):
 def test_results_are_written_before_dask_sees_that_the_process_has_much(make, monkeypatch):
     data = make()
     data._spill_limit = 64 * LARGE
-    others = 30 * LARGE
-    monkeypatch.setattr(data._pages, "others", lambda: others)
+    resident = 30 * LARGE
+    monkeypatch.setattr("arraychest.dask.worker.resident_bytes", lambda: (resident, 0))
     for number in range(8):
         data[number] = large(number)
     assert not data.slow
-    others = 66 * LARGE
+    resident = 66 * LARGE
     data["x"] = large(9)
     assert 6 <= len(data.slow) <= 8
     assert data._files.waiting_bytes <= max(0, len(data.slow) - 2) * LARGE
-    others = 30 * LARGE
+    resident = 30 * LARGE
     data["y"] = large(9)
     assert data.keys() - data.slow.keys() >= {"x", "y"}
 

@@ -98,11 +98,6 @@ class MappedPages:
         """Bytes of all maps that are alive."""
         return sum([root.nbytes for _, root in self._maps()])
 
-    def others(self) -> int:
-        """What the process has in RAM that are no pages of maps, in bytes."""
-        resident, of_files = resident_bytes()
-        return resident - min(of_files, self.nbytes)
-
     def _maps(self) -> list[tuple[int, np.ndarray]]:
         """All maps, oldest first."""
         with self._lock:

@@ -33,7 +33,7 @@ from distributed.utils import RateLimiterFilter
 
 from arraychest.dask import settings
 from arraychest.dask.files import ResultFiles, Written
-from arraychest.dask.pages import MappedPages
+from arraychest.dask.pages import MappedPages, resident_bytes
 from arraychest.dask.pickling import Pickled, pickled, unpickled
 from arraychest.mapping import is_map
 from arraychest.resident import owner_of
@@ -368,15 +368,16 @@ class WorkerChest(MutableMapping[Any, Any]):
         if limit is None or self._unseen < limit * _LOOK:
             return
         self._unseen = 0
-        others = self._pages.others()
-        excess = others - self._files.waiting_memory - int(limit * _EARLIER)
+        # With pages of maps: those are what tasks read now, and were only read again.
+        resident, _ = resident_bytes()
+        excess = resident - self._files.waiting_memory - int(limit * _EARLIER)
         while excess > 0:
             self._files.wait(self._backlog)
             weight = self._evict_oldest(len(self._fast))
             if weight < 0:
                 break
             excess -= weight
-        self._files.wait(max(0, self._files.waiting_bytes - max(0, others - limit)))
+        self._files.wait(max(0, self._files.waiting_bytes - max(0, resident - limit)))
 
     def _evict_oldest(self, count: int) -> int:
         """Evict the oldest of the first `count` that can be; -1 if there is none."""
