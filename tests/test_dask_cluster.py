@@ -326,6 +326,7 @@ def test_the_configured_target_is_kept(sessions, tmp_path):
             assert await {"x": x, "y": y}[spilled] == spilled * 500
             assert spilled in a.data.memory and len(a.data.disk) == 1
             # The scheduler and its dashboard are told how much that is.
+            a.data.flush()
             await a.heartbeat()
             ws = s.workers[a.address]
             assert ws.metrics["spilled_bytes"]["memory"] == a.data.spilled_total.memory > 500

@@ -56,7 +56,7 @@ class ResultFiles:
     Parameters
     ----------
     folder
-        Made with the first write.  Removed when this is dropped or forgotten.
+        Made with the first write.  Removed when this is closed or forgotten.
     max_spill
         Most bytes that will be asked for; None: any number.
     compression
@@ -121,23 +121,14 @@ class ResultFiles:
         # Else the thread does, if it is writing it now.
 
     def close(self) -> None:
-        """Write nothing more, and give up what is being written.  What was written can be read.
-
-        It takes the lock itself: dask calls it when the worker closes, before it removes the
-        folder, which would else be made anew.
-        """
-        with self._lock:
-            self.closed = True
-            self._waiting.clear()
-            self.waiting_bytes = self.waiting_memory = 0
-            self._given.notify()
-            self._ended.notify_all()
-            while self._thread is not None:
-                self._ended.wait()
-
-    def drop(self) -> None:
-        """Close, and remove all files."""
-        self.close()
+        """Give up what is to be written, and remove all files; no thread is left."""
+        self.closed = True
+        self._waiting.clear()
+        self.waiting_bytes = self.waiting_memory = 0
+        self._given.notify()
+        self._ended.notify_all()
+        while self._thread is not None:
+            self._ended.wait()
         if self._chest is not None:
             _drop(self._chest)
 

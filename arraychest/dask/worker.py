@@ -214,8 +214,9 @@ class WorkerChest(MutableMapping[Any, Any]):
         watched = self._pages.watched(monitor.get_process_memory)
         # dask would spill as much again before this is gone.
         monitor.get_process_memory = lambda: max(0, watched() - self._files.waiting_memory)
-        # Which are closed before dask removes the worker's folder.
-        worker.extensions["arraychest"] = self._files
+        # So that it is closed before dask removes the worker's folder, in which threads of ours
+        # would go on.
+        worker.extensions["arraychest"] = self
 
     def evict(self) -> int:
         """Let the least recently used result leave RAM, at once or as soon as it is written.
@@ -333,10 +334,10 @@ class WorkerChest(MutableMapping[Any, Any]):
     def close(self) -> None:
         """Remove all files.  What was handed out stays valid; what is in RAM is there to read.
 
-        Called when the worker's folder goes; nothing is spilled any more.
+        Called when the worker closes; nothing is spilled any more.
         """
         with self._lock:
-            self._files.drop()
+            self._files.close()
 
     # --- in RAM ------------------------------------------------------------------------------
 
