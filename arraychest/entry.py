@@ -22,6 +22,9 @@ Kind = Literal["array", "scalar", "pickle", "tree", "dump", "blocked"]
 # takes some 20 kB, Python's parser needs memory in proportion, and NumPy time with its square.
 _MAX_FORM_TEXT = 1 << 17
 
+# So often a literal is read that the parser gave up for another thread's sake.
+_TRIES = 20
+
 
 class Form(NamedTuple):
     """What is needed to make an array of bytes, without the bytes."""
@@ -288,6 +291,24 @@ def parse_form(text: str) -> Form:
         ) from error
 
 
+def literal(text: str) -> Any:
+    """What Python's literal `text` means.
+
+    Raises
+    ------
+    ValueError, TypeError, SyntaxError, RecursionError, MemoryError
+        It is none.
+    """
+    for _ in range(_TRIES):
+        try:
+            return ast.literal_eval(text)
+        except SystemError:
+            # Another thread parses, too: CPython counts the depth of both as one, up to 3.12
+            # (python/cpython#106905), and says so.
+            continue
+    raise ValueError("expected to read a literal, found the interpreter's parser at work elsewhere")
+
+
 def _form(text: str) -> Form:
     if len(text) > _MAX_FORM_TEXT:
         raise ValueError(f"{len(text)} characters")
@@ -296,8 +317,8 @@ def _form(text: str) -> Form:
     order: Any = letters[:1]
     aligned = letters.endswith("a")
     kind = _KINDS[letters[1:].removesuffix("a")]
-    literal: Any = ast.literal_eval(descr) if descr.startswith("[") else descr
-    dtype: Any = npy_format.descr_to_dtype(literal)
+    meant: Any = literal(descr) if descr.startswith("[") else descr
+    dtype: Any = npy_format.descr_to_dtype(meant)
     if aligned:
         fields = [(*dtype.fields[name], None) for name in dtype.names or ()]
         parts: Any = {

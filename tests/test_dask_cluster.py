@@ -398,7 +398,7 @@ def test_a_worker_closes_while_results_wait_to_be_written(sessions, tmp_path):
             with LocalCluster(
                 data=(WorkerChest, {"target": "1 GiB"}), processes=processes, **options
             ) as cluster, Client(cluster) as c:
-                few = [c.submit(lambda i: np.full(1 << 18, i % 200, "u1"), i) for i in range(300)]
+                few = [c.submit(lambda i: np.full(1 << 18, i, "u1"), i) for i in range(100)]
                 wait(few)
                 c.run(lambda dask_worker: [dask_worker.data.evict() for _ in few] and None)
             workers = os.path.join(FOLDER, "dask-scratch-space", "worker-*")

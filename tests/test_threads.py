@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
 import pickle
@@ -894,3 +895,23 @@ def test_room_that_the_caller_made_itself_is_no_failure(tmp_path, monkeypatch):
             chest[number] = filled(number, LARGE)
         monkeypatch.undo()
         assert len(chest) == 13
+
+
+def test_the_parser_of_another_thread_is_in_the_way(chest, monkeypatch):
+    literal_eval = ast.literal_eval
+    failures = [SystemError("AST constructor recursion depth mismatch")] * 3
+
+    def busy(text):
+        if failures:
+            raise failures.pop()
+        return literal_eval(text)
+
+    monkeypatch.setattr(ast, "literal_eval", busy)
+    array = np.zeros(3, [("of this test alone", "i4")])
+    chest["x"] = array
+    assert not failures
+    assert np.array_equal(chest["x"], array)
+    failures += [SystemError("AST constructor recursion depth mismatch")] * 1000
+    with pytest.raises(TypeError, match="parser"):
+        chest["y"] = np.zeros(3, [("of this test, too", "i4")])
+    assert list(chest) == ["x"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import math
 import os
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from arraychest.codecs import npy
-from arraychest.entry import Form
+from arraychest.entry import Form, literal
 from arraychest.errors import ArrayChestError, CorruptEntryError
 from arraychest.exchange.arrays import (
     PART_BYTES,
@@ -79,7 +78,7 @@ def _read_header(file: Any, name: str) -> _Header:
         (length,) = struct.unpack("<I", file.read(4))
         if length > _MAX_HEADER:
             raise ValueError(f"expected a header of at most {_MAX_HEADER} bytes, found {length}")
-        found = ast.literal_eval(file.read(length).decode("utf-8"))
+        found = literal(file.read(length).decode("utf-8"))
         shape, fortran = found["shape"], found["fortran_order"]
         dtype = npy_format.descr_to_dtype(found["descr"])
     else:
