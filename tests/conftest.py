@@ -26,7 +26,7 @@ _COMMON = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
-settings.register_profile("plain", max_examples=40, **_COMMON)
+settings.register_profile("plain", max_examples=30, **_COMMON)
 settings.register_profile("stress", max_examples=1500, **_COMMON)
 settings.load_profile("plain")
 

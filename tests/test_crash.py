@@ -291,7 +291,7 @@ def test_the_workload_without_a_crash_leaves_what_the_model_says(tmp_path, other
 def test_a_crash_before_a_sampled_file_operation_leaves_old_values_or_new_ones(tmp_path, other):
     total = count_operations(tmp_path / "counted", other)
     assert total > 150
-    for number in sampled(total, 35):
+    for number in sampled(total, 25):
         crash_at(number, tmp_path / f"{number}", other)
 
 
