@@ -403,7 +403,7 @@ def test_a_worker_closes_while_results_wait_to_be_written(sessions, tmp_path):
                 c.run(lambda dask_worker: [dask_worker.data.evict() for _ in few] and None)
             workers = os.path.join(FOLDER, "dask-scratch-space", "worker-*")
             until(lambda: not glob.glob(workers))
-            time.sleep(0.3)
+            time.sleep(0.3)  # a thread that went on would make it anew
             print(glob.glob(workers))
         print("done")
         """,

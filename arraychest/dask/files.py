@@ -45,6 +45,8 @@ class Written(NamedTuple):
 
 
 class _Write(NamedTuple):
+    """A result to be written, who is told of it, and how many of its bytes are in RAM."""
+
     taken: np.ndarray | Pickled
     ended: Callable[[Written], None]
     memory: int

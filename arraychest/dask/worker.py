@@ -52,7 +52,7 @@ _LOOK = 1 / 64
 # Results are written from this share of what dask spills from on.
 _EARLIER = 0.93
 
-_NONE = object()
+_NONE = object()  # what is no key
 
 # Of what was pickled, this much may be made anew at each get; where it is more, the result stays
 # in RAM: all else of it is a map.
@@ -369,7 +369,7 @@ class WorkerChest(MutableMapping[Any, Any]):
         if limit is None or self._unseen < limit * _LOOK:
             return
         self._unseen = 0
-        # With pages of maps: those are what tasks read now, and were only read again.
+        # With pages of maps: those are what tasks read now, and would read again.
         resident, _ = resident_bytes()
         excess = resident - self._files.waiting_memory - int(limit * _EARLIER)
         while excess > 0:
