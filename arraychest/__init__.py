@@ -27,6 +27,7 @@ from arraychest.errors import (
 )
 from arraychest.handle import Handle
 from arraychest.integrity import Finding, Report
+from arraychest.lazy import LazyArray
 from arraychest.locks import KeyLock
 from arraychest.memoize import Cached, CacheStats
 from arraychest.mutation import Creation, Part
@@ -60,6 +61,7 @@ __all__ = [
     "Handle",
     "KeyLock",
     "KeyTypeError",
+    "LazyArray",
     "Part",
     "PickleRefusedError",
     "Progress",

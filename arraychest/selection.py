@@ -69,7 +69,7 @@ def select(
         As NumPy's.
     """
     shape = like.shape
-    parts = [_indices(each) if isinstance(each, list) else each for each in key]
+    parts = [_index(each) for each in key]
     # NumPy itself says what is wrong with a key, what shape comes of it, and whether an element.
     likeness = like[tuple(parts)]
     if any(_is_array(each) for each in parts):
@@ -85,10 +85,30 @@ def select(
     return found if isinstance(likeness, np.ndarray) else found[()]
 
 
-def _indices(given: Any) -> np.ndarray:
-    """A list as NumPy takes it that stands in a key; an empty one is no list of floats."""
-    found = np.asarray(given)
-    return found if found.size or not isinstance(given, list) else found.astype(np.intp)
+def is_field(key: Any) -> bool:
+    """Whether a key names a field of a structured array, or a list of fields."""
+    if isinstance(key, str):
+        return True
+    return isinstance(key, list) and bool(key) and all(isinstance(each, str) for each in key)
+
+
+def _index(part: Any) -> Any:
+    """A part of a key as one of few kinds: None, an ellipsis, a slice, a number or an array."""
+    if isinstance(part, np.integer):
+        return int(part)
+    if not isinstance(part, np.ndarray):
+        if not hasattr(part, "__array__") and not isinstance(part, list | tuple | range):
+            try:
+                return operator.index(part) if not isinstance(part, bool) else part
+            except TypeError:
+                return part  # None, an ellipsis, a slice, or what NumPy refuses
+        if isinstance(part, np.generic):
+            return part
+        found = np.asarray(part)
+        # An empty list is no list of floats.
+        part = found if found.size or hasattr(part, "__array__") else found.astype(np.intp)
+    # Not in a narrower dtype: numbers are added to it.
+    return part.astype(np.intp) if part.dtype.kind in "iu" else part
 
 
 def _read_spans(

@@ -22,10 +22,10 @@ class Counting:
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
         assert all(0 <= each.start < each.stop and each.step is None for each in where)
-        found = self._array[where]
+        found = self._array[(*where, ...)]
         assert found.shape == tuple(each.stop - each.start for each in where)
         self.elements += found.size
-        return found.copy()
+        return np.array(found)
 
 
 def made(array: np.ndarray, chunks: tuple[int, ...]) -> CompressedArray:
@@ -192,7 +192,7 @@ def test_unary_and_other_functions():
     out = np.empty_like(array)
     assert np.add(compressed, 1, out=out) is out
     same(out, array + 1)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="output array is read-only"):
         np.add(array, 1, out=compressed)
 
 

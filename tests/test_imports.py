@@ -28,6 +28,7 @@ RANKS = {
     "locks": 1,
     "checksums": 1,
     "selection": 0,
+    "chunkwise": 0,
     "lazy": 1,
     "chunkgrid": 1,
     "compressed": 2,
