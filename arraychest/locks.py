@@ -228,7 +228,6 @@ class _Hold:
         self.depth = 1
         self.is_edited = False
 
-
     def blocks_this_thread(self) -> bool:
         """Whether it can only be let go of by a task that this thread runs.
 
