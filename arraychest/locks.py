@@ -27,6 +27,7 @@ import hashlib
 import os
 import stat
 import struct
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -212,19 +213,22 @@ class _Hold:
     ----------
     context, thread
         Whose it is, as long as that task lasts, and the thread in which that took it.
+    loop
+        The event loop of asyncio that ran then, if one did.
     depth
         How many times it was taken and not yet let go of.
     is_edited
         Whether an edit of the key is one of them.
     """
 
-    __slots__ = ("__weakref__", "context", "depth", "file", "is_edited", "place", "thread")
+    __slots__ = ("__weakref__", "context", "depth", "file", "is_edited", "loop", "place", "thread")
 
     def __init__(self, file: LockFile, place: _Place, context: Context) -> None:
         self.file = file
         self.place = place
         self.context = weakref.ref(context)
         self.thread = _this_thread()
+        self.loop = _running_loop()
         self.depth = 1
         self.is_edited = False
 
@@ -253,6 +257,14 @@ def _this_thread() -> object:
     except AttributeError:
         _threads.mark = object()
         return _threads.mark
+
+
+def _running_loop() -> object:
+    asyncio = sys.modules.get("asyncio")  # who runs a loop has imported it
+    if asyncio is not None:
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop()
+    return None
 
 
 # How long a task waits before it looks again whether a lock is free; each time twice as long.
@@ -379,14 +391,35 @@ class KeyLock:
         """Take the lock in a task of asyncio; other tasks go on while it waits.
 
         It looks 20 times a second, and more often at first, whether the lock is free.
+
+        Raises
+        ------
+        DeadlockError
+            Who holds the lock waits for the event loop to end.
         """
         import asyncio  # whoever calls this has imported it; others should not pay for it
 
         pause = _FIRST_WAIT_SECONDS
         while not self.acquire(blocking=False):
+            self._check_loop()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_WAIT_SECONDS)
         return self
+
+    def _check_loop(self) -> None:
+        status = os.stat(os.path.join(self._root, FILE_NAME))
+        with _holds_lock:
+            hold = _holds.get((status.st_dev, status.st_ino, self._byte))
+        if (
+            hold is not None
+            and hold.blocks_this_thread()
+            and hold.loop is not _running_loop()
+            and not hold.file.is_closed
+        ):
+            raise DeadlockError(
+                f"expected the lock of key {self._key!r:.200} to be free or held by a task of "
+                "this event loop, found that what started the loop holds it"
+            )
 
     async def __aexit__(
         self,

@@ -650,3 +650,15 @@ class TestLocks:
         other = chest.lock("x")
         assert second.run(other.acquire)
         other.release()
+
+    def test_one_that_waits_for_the_loop_to_end_is_not_waited_for(self, chest):
+        async def main() -> None:
+            with pytest.raises(DeadlockError, match="started the loop"):
+                async with chest.lock("x"):
+                    pass
+            async with chest.lock("y"):
+                pass
+
+        with chest.lock("x"):
+            run(main)
+        assert chest.lock("x").acquire(blocking=False)
