@@ -424,34 +424,37 @@ class TestTransactions:
         run(main)
 
 
-def test_one_transaction_begins_as_another_ends(path):
+def test_one_transaction_begins_as_another_ends(path, monkeypatch):
     """The end of one must not lead the other past what it has changed itself."""
-    with Chest(path=path) as chest:
-        chest.update({number: filled(-1) for number in range(4)})
-        chest.flush()
-        wrong = []
+    with Chest({"x": filled(1)}, path=path) as chest:
+        begun, proceed = threading.Event(), threading.Event()
+        real = chest._tiers.end_changes
+        found = []
 
-        def work(number: int) -> None:
-            for count in range(150):
-                with chest.transaction():
-                    chest[number] = filled(count)
-                    if chest[number][0] != count:
-                        wrong.append((number, count))
-                    raise_now = count % 2
-                    if raise_now:
-                        del chest[number]
-                        if number in chest or chest.get(number) is not None:
-                            wrong.append((number, count))
-                        chest[number] = filled(count)
+        def work() -> None:
+            with chest.transaction():
+                chest["x"] = filled(2)
+                begun.set()
+                assert proceed.wait(20)
+                found.append(float(chest["x"][0]))
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-        for thread in threads:
+        thread = threading.Thread(target=work)
+
+        def end(*changes: Any) -> Any:
+            was_last = real(*changes)
+            monkeypatch.undo()
             thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
-        assert contents(chest) == dict.fromkeys(range(4), 149)
-        assert chest._index is chest._tiers.index.slots
+            begun.wait(0.3)  # it can only begin once the first one has ended
+            return was_last
+
+        monkeypatch.setattr(chest._tiers, "end_changes", end)
+        with chest.transaction():
+            pass
+        assert begun.wait(20)
+        proceed.set()
+        thread.join(20)
+        assert found == [2]
+        assert chest["x"][0] == 2
 
 
 def test_others_see_a_commit_at_once_or_not_at_all(path):
