@@ -427,6 +427,8 @@ class TestTransactions:
 def test_one_transaction_begins_as_another_ends(path, monkeypatch):
     """The end of one must not lead the other past what it has changed itself."""
     with Chest({"x": filled(1)}, path=path) as chest:
+        chest.flush()
+        assert chest["x"][0] == 1  # a get finds it at hand from here on
         begun, proceed = threading.Event(), threading.Event()
         real = chest._tiers.end_changes
         found = []
