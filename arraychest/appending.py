@@ -45,7 +45,8 @@ def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
             f" of shape {np.shape(array)}"
         )
     try:
-        with KeyLock(tiers.open_store().root, encode_key(key).canonical):
+        # As an edit: within one it would be undone.
+        with KeyLock(tiers.open_store().root, encode_key(key).canonical, key).for_edit():
             _append(tiers, key, array, axis)
     except OSError as error:
         if isinstance(error, ArrayChestError):

@@ -606,11 +606,12 @@ class Chest(MutableMapping[Any, Any]):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Self]:
-        """Commit what this thread puts and deletes in the block as one step, or none of it.
+        """Commit what this thread or task puts and deletes in the block as one step, or none of it.
 
         Until the end nobody else sees any of it.  Values go straight to disk, so that the budget
-        sets no limit; memory is O(values).  After an exception, or a crash at any instruction, the
-        chest is as it was.  A transaction inside another becomes part of it.
+        sets no limit; memory is O(values).  After an exception, the cancelling of its task, or a
+        crash at any instruction, the chest is as it was.  A transaction inside another becomes part
+        of it.
 
         Raises
         ------
@@ -618,6 +619,16 @@ class Chest(MutableMapping[Any, Any]):
             It could not be committed; the chest is as it was.
         ReadOnlyChestError, ClosedChestError
             Nothing can be changed.
+        RuntimeError
+            The transaction that this one is part of ended before it.
+
+        Notes
+        -----
+        The transaction belongs to the thread or task that begins it, which `contextvars` tell: each
+        task of asyncio, Trio or AnyIO may have one.  A task that is started within the block, as
+        `asyncio.create_task`, `asyncio.gather` and `asyncio.to_thread` do, is another one: it sees
+        nothing of the transaction, and what it puts stays whatever becomes of that.  A generator
+        that yields within the block lends its transaction to the thread or task that runs it.
 
         Examples
         --------
@@ -635,27 +646,34 @@ class Chest(MutableMapping[Any, Any]):
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Transaction]:
         tiers = self._tiers
-        outer = tiers.own_changes()
+        outer = cast("Transaction | None", tiers.own_changes())
         if outer is not None:
-            yield cast(Transaction, outer)
+            yield outer
+            if outer.has_ended:
+                raise RuntimeError(
+                    "expected a transaction to end before the one that it is part of, found that "
+                    "the other one ended first"
+                )
             return
         changes = Transaction(tiers)
-        tiers.begin_changes(changes)
-        # An empty one: from here on each get asks whether its thread is in a transaction.
-        self._index = {}
         try:
             try:
+                with tiers.writer.lock:
+                    tiers.begin_changes(changes)
+                    # An empty one: each get asks from here on whether it is in a transaction.
+                    self._index = {}
                 yield changes
             finally:
-                if tiers.end_changes():
-                    self._index = tiers.index.slots
+                with tiers.writer.lock:
+                    if tiers.end_changes(changes):
+                        self._index = tiers.index.slots
         except BaseException:
             changes.roll_back()
             raise
         changes.commit()
 
     def lock(self, key: Any) -> KeyLock:
-        """A lock on a key, between all threads and processes that use the chest.
+        """A lock on a key, between all threads, tasks and processes that use the chest.
 
         It keeps nobody from putting: it is for those who agree to take it, as `edit` does.  The
         key need not be there.  Waiting costs nothing; a process that dies lets go.
@@ -663,12 +681,20 @@ class Chest(MutableMapping[Any, Any]):
         Returns
         -------
         KeyLock
-            A context manager, as `threading.Lock`: not to be taken twice by one thread.
+            A context manager, as `threading.RLock`: the thread or task that holds it may take it
+            again, and may edit the key.  In a coroutine write ``async with chest.lock(key):``, so
+            that other tasks go on while this one waits.
 
         Raises
         ------
         KeyTypeError
             No key of a chest.
+
+        Notes
+        -----
+        A task that would block its own thread, as another task of it holds the lock, gets a
+        `DeadlockError` at once.  A task that the holder starts, or a thread to which it gives work,
+        is another holder: do not wait for one that takes the lock.
 
         Examples
         --------
@@ -680,15 +706,16 @@ class Chest(MutableMapping[Any, Any]):
         >>> chest.close()
         """
         root = self._tiers.open_store().root
-        return KeyLock(root, encode_key(key).canonical)
+        return KeyLock(root, encode_key(key).canonical, key)
 
     def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
         """Change a value in place, as one step.
 
         The block is given a writable copy, which becomes the value when it ends without an
         exception; until then, and after an exception or a crash, everybody sees the old value.
-        Editors of one key wait for each other, in all threads and processes.  The copy lies on
-        disk: it shares the old one's blocks where the file system can (Btrfs, XFS).
+        Editors of one key wait for each other, in all threads and processes.  Coroutines, which
+        must not block, edit within ``async with chest.lock(key):``.  The copy lies on disk: it
+        shares the old one's blocks where the file system can (Btrfs, XFS).
 
         Raises
         ------
@@ -698,6 +725,8 @@ class Chest(MutableMapping[Any, Any]):
             The value is no array of plain elements.
         SpillError
             The copy could not be made or committed; the old value stays.
+        DeadlockError
+            This thread or task edits the key already, or another task of this thread does.
 
         Examples
         --------

@@ -76,6 +76,14 @@ class ChestInUseError(ArrayChestError, BlockingIOError):
         super().__init__(message)
 
 
+class DeadlockError(ArrayChestError, RuntimeError):
+    """Waiting would never end, as what is waited for cannot go on meanwhile.  Nothing was changed.
+
+    A task or an editor waits for the lock of a key, and the thread that would have to wait runs the
+    holder of that lock, too.
+    """
+
+
 class FileSystemError(ArrayChestError, OSError):
     """The folder lies where processes cannot share a chest safely.  Nothing was touched."""
 

@@ -27,13 +27,16 @@ import hashlib
 import os
 import stat
 import struct
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from contextvars import Context
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from arraychest.errors import ChestFormatError
+from arraychest.contexts import current_context
+from arraychest.errors import ChestFormatError, DeadlockError
 
 FILE_NAME = "locks"
 
@@ -101,6 +104,17 @@ class LockFile:
         """Remove the file, of a folder that turned out not to be a chest."""
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(root, FILE_NAME))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._fd < 0
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The file, whatever leads to it: its device and inode."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
 
     @property
     def has_name(self) -> bool:
@@ -192,8 +206,78 @@ def is_at(fd: int, path: str) -> bool:
     return os.path.samestat(there, os.fstat(fd))
 
 
+class _Hold:
+    """The lock of a key that a thread or task has, and which it may take again.
+
+    Attributes
+    ----------
+    context, thread
+        Whose it is, as long as that task lasts, and the thread in which that took it.
+    loop
+        The event loop of asyncio that ran then, if one did.
+    depth
+        How many times it was taken and not yet let go of.
+    is_edited
+        Whether an edit of the key is one of them.
+    """
+
+    __slots__ = ("__weakref__", "context", "depth", "file", "is_edited", "loop", "place", "thread")
+
+    def __init__(self, file: LockFile, place: _Place, context: Context) -> None:
+        self.file = file
+        self.place = place
+        self.context = weakref.ref(context)
+        self.thread = _this_thread()
+        self.loop = _running_loop()
+        self.depth = 1
+        self.is_edited = False
+
+    def blocks_this_thread(self) -> bool:
+        """Whether it can only be let go of by a task that this thread runs.
+
+        A task that has ended, as one of `asyncio.to_thread` has, left that to another one.
+        """
+        return self.thread is _this_thread() and self.context() is not None
+
+
+# A lock file, by device and inode, and a byte of it.
+_Place = tuple[int, int, int]
+
+# What is held in this process, by any of its chests; as long as its `KeyLock` lives.
+_holds: weakref.WeakValueDictionary[_Place, _Hold] = weakref.WeakValueDictionary()
+_holds_lock = threading.RLock()
+
+# A number is given again to another thread; an object that still lives is not.
+_threads = threading.local()
+
+
+def _this_thread() -> object:
+    try:
+        return _threads.mark
+    except AttributeError:
+        _threads.mark = object()
+        return _threads.mark
+
+
+def _running_loop() -> object:
+    asyncio = sys.modules.get("asyncio")  # who runs a loop has imported it
+    if asyncio is not None:
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop()
+    return None
+
+
+# How long a task waits before it looks again whether a lock is free; each time twice as long.
+_FIRST_WAIT_SECONDS = 0.001
+_MAX_WAIT_SECONDS = 0.05
+
+
 class KeyLock:
-    """A lock on one key of a chest, between threads and processes; see `Chest.lock`.
+    """A lock on one key of a chest, between threads, tasks and processes; see `Chest.lock`.
+
+    Who holds it is the thread or task that took it, as `contexts` tells them apart.  It may take it
+    again, also by another `KeyLock` and by another chest on the same folder, and has let go of it
+    once it has released it as many times.
 
     Parameters
     ----------
@@ -201,41 +285,143 @@ class KeyLock:
         The chest's folder.
     code
         The key's canonical code.
+    key
+        The key, for messages.
     """
 
-    def __init__(self, root: str, code: bytes) -> None:
+    def __init__(self, root: str, code: bytes, key: Any) -> None:
         self._root = root
         self._byte = key_byte(code)
+        self._key = key
         # Each holder has an opening of the file of its own, and so waits for the others.
-        self._held: LockFile | None = None
+        self._held: list[_Hold] = []
 
     def acquire(self, blocking: bool = True) -> bool:
-        """Take the lock; returns whether it was taken, which it always is if `blocking`."""
+        """Take the lock; returns whether it was taken, which it always is if `blocking`.
+
+        Raises
+        ------
+        DeadlockError
+            Another task of this thread holds the lock, and could never let go of it while the
+            thread waits: use ``async with``.
+        """
         mine = LockFile(self._root)
         try:
+            place = (*mine.identity, self._byte)
+            context = current_context()
+            with _holds_lock:
+                hold = _holds.get(place)
+                if hold is not None and hold.file.is_closed:
+                    hold = None  # an interrupt came before it was taken for good
+                if hold is not None and hold.context() is context:
+                    hold.depth += 1
+                    self._held.append(hold)
+                    mine.close()
+                    return True
+                if blocking and hold is not None and hold.blocks_this_thread():
+                    raise DeadlockError(
+                        f"expected the lock of key {self._key!r:.200} to be free or held by another"
+                        " thread, found that another task of this thread holds it: wait for it "
+                        "with `async with chest.lock(key)`"
+                    )
             if blocking:
                 mine.take(self._byte)
             elif not mine.try_take(self._byte):
                 mine.close()
                 return False
+            hold = _Hold(mine, place, context)
+            with _holds_lock:
+                _holds[place] = hold
+            self._held.append(hold)
         except BaseException:
             mine.close()
+            if self._held and self._held[-1].file is mine:
+                self._held.pop()
             raise
-        self._held = mine
         return True
 
     def release(self) -> None:
         """Let go of the lock; raises RuntimeError if it is not held."""
-        mine, self._held = self._held, None
-        if mine is None:
+        if not self._held:
             raise RuntimeError("expected a lock that is held, found one that is not")
-        mine.close()
+        hold = self._held.pop()
+        with _holds_lock:
+            hold.depth -= 1
+            if hold.depth:
+                return
+            if _holds.get(hold.place) is hold:
+                del _holds[hold.place]
+        hold.file.close()
+
+    @contextlib.contextmanager
+    def for_edit(self) -> Iterator[None]:
+        """Hold the lock for the one edit of the key that there may be.
+
+        Raises
+        ------
+        DeadlockError
+            Its holder edits the key already; or as `acquire`.
+        """
+        with self:
+            hold = self._held[-1]
+            if hold.is_edited:
+                raise DeadlockError(
+                    f"expected no edit of key {self._key!r:.200} within another one by the same "
+                    "thread or task, found one: each would undo what the other does"
+                )
+            hold.is_edited = True
+            try:
+                yield
+            finally:
+                hold.is_edited = False
 
     def __enter__(self) -> Self:
         self.acquire()
         return self
 
     def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    async def __aenter__(self) -> Self:
+        """Take the lock in a task of asyncio; other tasks go on while it waits.
+
+        It looks 20 times a second, and more often at first, whether the lock is free.
+
+        Raises
+        ------
+        DeadlockError
+            Who holds the lock waits for the event loop to end.
+        """
+        import asyncio  # whoever calls this has imported it; others should not pay for it
+
+        pause = _FIRST_WAIT_SECONDS
+        while not self.acquire(blocking=False):
+            self._check_loop()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_WAIT_SECONDS)
+        return self
+
+    def _check_loop(self) -> None:
+        status = os.stat(os.path.join(self._root, FILE_NAME))
+        with _holds_lock:
+            hold = _holds.get((status.st_dev, status.st_ino, self._byte))
+        if (
+            hold is not None
+            and hold.blocks_this_thread()
+            and hold.loop is not _running_loop()
+            and not hold.file.is_closed
+        ):
+            raise DeadlockError(
+                f"expected the lock of key {self._key!r:.200} to be free or held by a task of "
+                "this event loop, found that what started the loop holds it"
+            )
+
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -253,6 +439,9 @@ def key_byte(code: bytes) -> int:
 
 
 def _after_fork_in_child() -> None:
+    global _holds, _holds_lock
+    # The parent's: another of its threads may have been changing them.
+    _holds, _holds_lock = weakref.WeakValueDictionary(), threading.RLock()
     for each in list(_open_files):
         each.close()
 

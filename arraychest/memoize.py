@@ -34,6 +34,7 @@ from arraychest.errors import (
     AbsentKeyError,
     ClosedChestError,
     CorruptEntryError,
+    DeadlockError,
     UnreadableValueError,
     ValueTypeError,
 )
@@ -110,7 +111,7 @@ class Flights:
         with self._taken(key) as lock:
             try:
                 lock.acquire()
-            except OSError as error:
+            except (OSError, DeadlockError) as error:
                 # As with too many files open: better twice than not at all.
                 logger.debug("the result of %s is computed beside others: %s", key, error)
                 lock = None
@@ -149,7 +150,7 @@ class Flights:
     def _taken(self, key: str) -> Iterator[Any]:
         tiers = self._tiers
         if not tiers.temporary:
-            yield KeyLock(tiers.open_store().root, encode_key(key).canonical)
+            yield KeyLock(tiers.open_store().root, encode_key(key).canonical, key)
             return
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())

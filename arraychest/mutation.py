@@ -40,7 +40,7 @@ from arraychest.values import copied
 def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
     """A writable copy of a value, which replaces it at the end; see `Chest.edit`."""
     tiers.check_writable()
-    with KeyLock(tiers.open_store().root, encode_key(key).canonical):
+    with KeyLock(tiers.open_store().root, encode_key(key).canonical, key).for_edit():
         value = tiers.get(key)
         if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
             raise ValueTypeError(

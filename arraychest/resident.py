@@ -148,10 +148,13 @@ class ResidentSet:
         Such values that were taken out of `fresh` to be stored, oldest first.
     copies
         Of stored values, decompressed; the least recently used first.  They leave before all else.
+    held_bytes
+        Bytes of small values that transactions have put and not written yet.
     """
 
     __slots__ = (
         "_batched",
+        "_held",
         "_large",
         "_owners",
         "_sharers",
@@ -161,6 +164,7 @@ class ResidentSet:
         "charged",
         "copies",
         "fresh",
+        "held_bytes",
     )
 
     def __init__(self) -> None:
@@ -168,6 +172,8 @@ class ResidentSet:
         self.fresh: dict[Any, np.ndarray] = {}
         self.batches: dict[Batch, None] = {}
         self.copies: dict[Slot, Copy] = {}
+        self.held_bytes = 0
+        self._held: dict[tuple[object, Any], np.ndarray | Tree] = {}
         self._batched = 0
         self._working = 0
         self._small = _Clock(small=True)
@@ -195,6 +201,27 @@ class ResidentSet:
     def working(self, nbytes: int) -> None:
         self.charged += nbytes - self._working
         self._working = nbytes
+
+    # --- what transactions hold ----------------------------------------------------------------
+
+    def hold(self, holder: object, key: Any, array: np.ndarray | Tree) -> None:
+        """Charge for a value that `holder` keeps under a key, where it has none."""
+        self._held[holder, key] = array
+        self.held_bytes += array.nbytes
+        self._charge(array)
+
+    def let_go(self, holder: object, keys: Iterable[Any]) -> None:
+        """Charge no longer for what a holder keeps under these keys."""
+        for key in keys:
+            array = self._held.pop((holder, key), None)
+            if array is not None:  # in a forked child none of it is held
+                self.held_bytes -= array.nbytes
+                self._discharge(array)
+
+    def let_go_of_all(self) -> None:
+        """Charge no longer for what any holder keeps."""
+        for holder, key in list(self._held):
+            self.let_go(holder, [key])
 
     # --- copies of stored values -------------------------------------------------------------
 
@@ -445,6 +472,8 @@ class ResidentSet:
             assert not batch.stored
             arrays += batch.arrays
         assert len(arrays) == self.count
+        assert self.held_bytes == sum(array.nbytes for array in self._held.values())
+        arrays += self._held.values()
         trees = [array for array in arrays if isinstance(array, Tree)]
         plain = [array for array in arrays if not isinstance(array, Tree)]
         owners = [owner_of(array) for array in itertools.chain(plain, *[t.parts for t in trees])]

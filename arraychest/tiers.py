@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import Context
 from dataclasses import replace
 from time import monotonic
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from arraychest.codecs.tree import Tree, form_of
 from arraychest.committer import facts_of, logger
 from arraychest.compressed import CompressedArray
 from arraychest.compression import How
+from arraychest.contexts import current_context
 from arraychest.entry import (
     DESCRIBED,
     GENERATION,
@@ -89,7 +90,10 @@ _MOST_NOT_IN_PLACE = 65_536
 
 
 class Changes(Protocol):
-    """What a thread has changed in a transaction; see `transaction`."""
+    """What a thread or task has changed in a transaction; see `transaction`."""
+
+    @property
+    def context(self) -> Context: ...  # noqa: D102
 
     def __contains__(self, key: Any) -> bool: ...
 
@@ -132,7 +136,7 @@ class Tiers(Session):
         self._kept: deque[Slot] = deque()
         # Slots whose `value` is a compressed array, oldest first.
         self._kept_frames: deque[Slot] = deque()
-        # By thread, the transaction that it is in.
+        # By the id of the context of a thread or task, the transaction that it is in.
         self._changes: dict[int, Changes] = {}
         quota = options.quota
         # Whether values that do not fit are refused when they are put: those of a temporary chest
@@ -170,26 +174,33 @@ class Tiers(Session):
         self._loading.clear()
         self._waiting_to_load = 0
         self._changes.clear()
+        self._adopts = self._may_adopt()
+        self.resident.let_go_of_all()
 
     # --- transactions --------------------------------------------------------------------------
 
     def own_changes(self) -> Changes | None:
-        """The transaction that the calling thread is in."""
-        return self._changes.get(threading.get_ident()) if self._changes else None
+        """The transaction that the calling thread or task is in."""
+        return self._changes.get(id(current_context())) if self._changes else None
 
     def begin_changes(self, changes: Changes) -> None:
-        """From here on what the calling thread puts and deletes goes into a transaction."""
-        with self.writer.lock:
-            self.check_writable()
-            self._changes[threading.get_ident()] = changes
-            self._adopts = False
+        """From here on what its thread or task puts and deletes goes into a transaction.
 
-    def end_changes(self) -> bool:
-        """Undo `begin_changes`; returns whether no thread is in a transaction any more."""
-        with self.writer.lock:
-            del self._changes[threading.get_ident()]
-            self._adopts = self._may_adopt()
-            return not self._changes
+        Called under the lock.
+        """
+        self.check_writable()
+        self._changes[id(changes.context)] = changes
+        self._adopts = False
+
+    def end_changes(self, changes: Changes) -> bool:
+        """Undo `begin_changes`, by whichever thread or task; called under the lock.
+
+        Returns whether nobody is in a transaction any more.
+        """
+        if self._changes.get(id(changes.context)) is changes:
+            del self._changes[id(changes.context)]
+        self._adopts = self._may_adopt()
+        return not self._changes
 
     def _may_adopt(self) -> bool:
         return self._may_adopt_any and not self._changes
@@ -714,7 +725,8 @@ class Tiers(Session):
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
         self.committer.named(key)
-        if array.nbytes > self.budget.bytes:
+        # What transactions keep in RAM cannot be made to leave it.
+        if array.nbytes > self.budget.bytes - self.resident.held_bytes:
             if self._put_directly(key, array, kind, only_absent, compression, cost):
                 # As any other array that was put: writing to it now would go unnoticed.
                 if on_put == "freeze" and kind != "scalar":

@@ -1,14 +1,16 @@
 """Several changes as one: `Chest.transaction`, and an update of a chest that others may read.
 
 What is put in a transaction goes straight to disk, where the catalog does not name it yet; at the
-end one commit names it all.  Other threads and processes see nothing of it before, and nothing is
-left of it after an exception or a crash.
+end one commit names it all.  Other threads, tasks and processes see nothing of it before, and
+nothing is left of it after an exception or a crash.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
+from contextvars import Context
 from typing import Any, Final
 
 import numpy as np
@@ -19,8 +21,9 @@ from arraychest.catalog import Pack
 from arraychest.codecs.pack import PACK_THRESHOLD
 from arraychest.codecs.tree import Tree
 from arraychest.compression import How
+from arraychest.contexts import current_context
 from arraychest.entry import Cost, Facts, Kind, Row
-from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
+from arraychest.errors import AbsentKeyError, ArrayChestError, ReadOnlyChestError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES
 from arraychest.keys import PLAIN_TYPES, encode_key
 from arraychest.loader import value_name
@@ -32,7 +35,10 @@ _SMALL: Final = object()
 
 
 class Transaction:
-    """The changes of one thread that are committed together.
+    """The changes of one thread or task that are committed together.
+
+    It belongs to the one that makes it: a task that this starts, or a thread to which it gives
+    work, is another one.
 
     Parameters
     ----------
@@ -41,11 +47,18 @@ class Transaction:
 
     Attributes
     ----------
+    context
+        Of the thread or task that it belongs to.
+    has_ended
+        Whether it was committed or rolled back.
     adopted
         Packs of another chest that rows lie in.
     """
 
     def __init__(self, tiers: Tiers) -> None:
+        self.context: Context = current_context()
+        self.has_ended = False
+        self._process = os.getpid()
         self._tiers = tiers
         # By key: the row of what is written, `_SMALL` for what is not yet, or `_DELETED`.
         self._changes: dict[Any, Row | object] = {}
@@ -56,7 +69,7 @@ class Transaction:
         self._appended: list[Row] = []
         self.adopted: list[Pack] = []
 
-    # --- what the thread sees ------------------------------------------------------------------
+    # --- what its thread or task sees ----------------------------------------------------------
 
     def __contains__(self, key: Any) -> bool:
         """Whether the key was put or deleted in this transaction."""
@@ -90,7 +103,7 @@ class Transaction:
         return row
 
     def merged(self, stored: Iterable[Any], *, descending: bool) -> Iterator[Any]:
-        """The keys of the chest as the thread sees them: new ones come last."""
+        """The keys of the chest as its thread or task sees them: new ones come last."""
         known = set()
 
         def there() -> Iterator[Any]:
@@ -148,7 +161,14 @@ class Transaction:
             self._changes[key] = _SMALL
             self._small[key] = kept, kind
             self._small_bytes += array.nbytes
-            if self._small_bytes >= BATCH_BYTES or len(self._small) >= BATCH_VALUES:
+            with tiers.writer.lock:
+                tiers.resident.hold(self, key, kept)
+                # Others get no room by waiting for what lies here.
+                most = min(BATCH_BYTES, tiers.budget.bytes // 8)
+                if tiers.resident.charged > tiers.budget.bytes:
+                    most = 0
+                tiers.writer.put_noted()
+            if self._small_bytes >= most or len(self._small) >= BATCH_VALUES:
                 self._append()
             return
         row = tiers.committer.write_directly(key, array, kind, compression)
@@ -177,6 +197,13 @@ class Transaction:
         small = self._small.pop(key, None)
         if small is not None:
             self._small_bytes -= small[0].nbytes
+            self._uncharge([key])
+
+    def _uncharge(self, keys: Iterable[Any]) -> None:
+        tiers = self._tiers
+        with tiers.writer.lock:
+            tiers.resident.let_go(self, keys)
+            tiers.writer.changed.notify_all()
 
     def _append(self) -> None:
         """Write the small values to a pack."""
@@ -195,6 +222,7 @@ class Transaction:
         self._small.clear()
         self._small_bytes = 0
         self._changes.update(zip(keys, rows, strict=True))
+        self._uncharge(keys)
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -206,6 +234,11 @@ class Transaction:
         SpillError, ClosedChestError, ReadOnlyChestError
             Nothing of it was committed, and nothing is left of it.
         """
+        if os.getpid() != self._process:
+            raise ReadOnlyChestError(
+                "expected the process that began the transaction to commit it, found a child that "
+                "was forked within it"
+            )
         tiers = self._tiers
         # After an interrupt too: what came of the commit is then for the next writer to see.
         remove = True
@@ -246,6 +279,10 @@ class Transaction:
         self._end(remove=True)
 
     def _end(self, *, remove: bool) -> None:
+        self.has_ended = True
+        if os.getpid() != self._process:
+            return  # all of it is the parent's
+        self._uncharge(self._small)
         if self._changes or self._appended:
             store = self._tiers.open_store()
             if remove:
@@ -261,7 +298,7 @@ class Transaction:
 
 @contextlib.contextmanager
 def changes_of(tiers: Tiers) -> Iterator[Transaction]:
-    """The transaction that the thread is in, or one of its own for this change."""
+    """The transaction that the thread or task is in, or one of its own for this change."""
     outer = tiers.own_changes()
     if isinstance(outer, Transaction):
         yield outer

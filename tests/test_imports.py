@@ -16,6 +16,7 @@ ROOT = Path(arraychest.__file__).parent
 # Packages stand for all their modules, among which there is no order.
 RANKS = {
     "errors": 0,
+    "contexts": 0,
     "units": 0,
     "progress": 0,
     "history": 0,

@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import arraychest
 from arraychest import (
     AbsentKeyError,
     Chest,
+    DeadlockError,
     ReadOnlyChestError,
     SpillError,
     ValueTypeError,
@@ -730,12 +732,104 @@ class TestPickle:
             again["x"] = filled(1)
 
 
+def is_free(lock: arraychest.KeyLock) -> bool:
+    """Whether another thread could take a lock."""
+
+    def take() -> bool:
+        taken = lock.acquire(blocking=False)
+        if taken:
+            lock.release()
+        return taken
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(take).result(30)
+
+
 class TestLock:
+    @pytest.mark.parametrize("outer", ["lock", "edit"])
+    @pytest.mark.parametrize("inner", ["lock", "edit", "append"])
+    def test_its_holder_may_take_it_again(self, chest, outer, inner):
+        chest["x"] = filled(1)
+        chest.append("blocks", filled(1))
+        key = "blocks" if (outer, inner) == ("lock", "append") else "x"
+        with getattr(chest, outer)(key) as held:
+            if outer == "edit":
+                held[0] = 2
+            if outer == "edit" and inner != "lock":
+                with pytest.raises(DeadlockError, match="within another one"):
+                    if inner == "append":
+                        chest.append(key, filled(1))
+                    else:
+                        chest.edit(key).__enter__()
+            elif inner == "append":
+                chest.append(key, filled(2))
+            else:
+                with getattr(chest, inner)(key) as again:
+                    if inner == "edit":
+                        again[0] = 2
+                    with chest.lock(key), chest.lock(key):
+                        pass
+            assert not is_free(chest.lock(key))
+            assert is_free(chest.lock("other"))
+        assert is_free(chest.lock(key))
+        if "edit" in (outer, inner):
+            assert chest["x"][0] == 2
+        elif inner == "append":
+            assert len(chest[key]) == 2 * SMALL
+
+    def test_one_object_may_be_taken_again_and_is_released_as_often(self, chest):
+        lock = chest.lock("x")
+        with lock, lock:
+            assert lock.acquire()
+            lock.release()
+            assert not is_free(chest.lock("x"))
+        with pytest.raises(RuntimeError, match="held"):
+            lock.release()
+        lock.acquire()
+        lock.acquire()
+        lock.release()
+        assert not is_free(chest.lock("x"))
+        lock.release()
+        assert is_free(lock)
+
+    def test_two_chests_on_a_folder_have_one(self, path):
+        with Chest({"x": filled(1)}, path=path) as chest, Chest(path=path) as other:
+            chest.flush()
+            with chest.lock("x"), other.edit("x") as array:
+                array[:] = 2
+                with pytest.raises(DeadlockError):
+                    chest.edit("x").__enter__()
+                assert not is_free(other.lock("x"))
+            assert is_free(chest.lock("x"))
+
+    def test_an_edit_within_an_edit_of_another_key(self, chest):
+        chest.update({"x": filled(1), "y": filled(2)})
+        with chest.edit("x") as x, chest.edit("y") as y:
+            x[:], y[:] = 3, 4
+        assert (chest["x"][0], chest["y"][0]) == (3, 4)
+
+    def test_after_an_edit_that_failed_it_may_be_edited(self, chest):
+        chest["x"] = filled(1)
+        with chest.lock("x"):
+            with pytest.raises(ZeroDivisionError), chest.edit("x"):
+                raise ZeroDivisionError
+            with chest.edit("x") as array:
+                array[:] = 2
+        assert chest["x"][0] == 2
+
+    def test_who_forgets_it_lets_go(self, chest):
+        chest.lock("x").acquire()
+        assert is_free(chest.lock("x"))
+        with chest.lock("x"):
+            chest.lock("x").acquire()
+            assert not is_free(chest.lock("x"))
+        assert is_free(chest.lock("x"))
+
     def test_keeps_others_out_and_lets_them_in(self, chest):
         order = []
         with chest.lock("x"):
             other = chest.lock("x")
-            assert not other.acquire(blocking=False)
+            assert not is_free(other)
 
             def work() -> None:
                 with other:
@@ -753,11 +847,9 @@ class TestLock:
 
     def test_equal_keys_have_one(self, chest):
         with chest.lock(1):
-            assert not chest.lock(True).acquire(blocking=False)
-            assert not chest.lock(np.int64(1)).acquire(blocking=False)
-            other = chest.lock("1")
-            assert other.acquire(blocking=False)
-            other.release()
+            assert not is_free(chest.lock(True))
+            assert not is_free(chest.lock(np.int64(1)))
+            assert is_free(chest.lock("1"))
 
     def test_misuse_is_told(self, chest):
         with pytest.raises(RuntimeError, match="held"):
