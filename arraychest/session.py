@@ -237,14 +237,19 @@ class Session:
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Writing in a caller's thread: a close waits for its end.  Must not wait for writers."""
-        with self.writer.lock:
-            self.check_writable()
-            self.writer.begin_work()
+        writer = self.writer
+        begun = False
         try:
+            with writer.lock:
+                self.check_writable()
+                # CPython looks for an interrupt at calls: between these two there is none.
+                writer.callers += 1
+                begun = True
             yield
         finally:
-            with self.writer.lock:
-                self.writer.end_work()
+            with writer.lock:
+                writer.callers -= begun
+                writer.end_work()
 
     # --- the end ---------------------------------------------------------------------------
 
