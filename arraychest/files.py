@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -195,19 +196,19 @@ class Files:
         """
         nbytes = sum(map(len, buffers))
         self.loose.add(name)
-
-        def write() -> None:
-            spare = self._take_spare(nbytes)
-            try:
-                self._write(name, buffers, nbytes, spare)
-            except FileNotFoundError:
-                if spare is None:
-                    raise
-                # Another session has given up all spares.
-                self._write(name, buffers, nbytes, None)
-
-        self.with_room(write)
+        # Not a closure, here and below: clearing the frames of an error leaves what closures hold.
+        self.with_room(functools.partial(self._write_over_spare, name, buffers, nbytes))
         return nbytes
+
+    def _write_over_spare(self, name: str, buffers: Buffers, nbytes: int) -> None:
+        spare = self._take_spare(nbytes)
+        try:
+            self._write(name, buffers, nbytes, spare)
+        except FileNotFoundError:
+            if spare is None:
+                raise
+            # Another session has given up all spares.
+            self._write(name, buffers, nbytes, None)
 
     def _write(self, name: str, buffers: Buffers, nbytes: int, spare: str | None) -> None:
         path = self.path(name)
@@ -272,7 +273,7 @@ class Files:
                 except OSError:
                     self.with_room(lambda: reserve(fd, reserved, more))
                     reserved += more
-            self.with_room(lambda: write_all(fd, buffers, sizes, at))
+            self.with_room(functools.partial(write_all, fd, buffers, sizes, at))
 
         try:
             try:
@@ -372,7 +373,7 @@ class Files:
         OSError
             The first `at` bytes are as they were.
         """
-        return self.with_room(lambda: self._append(name, at, buffers, sizes))
+        return self.with_room(functools.partial(self._append, name, at, buffers, sizes))
 
     def _append(self, name: str, at: int, buffers: Buffers, sizes: Sequence[int]) -> int:
         path = self.path(name)

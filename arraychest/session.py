@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from arraychest import files as value_files
 from arraychest.account import Account
@@ -39,6 +39,8 @@ from arraychest.resident import ResidentSet
 from arraychest.spill import WriteBehind
 from arraychest.store import Store
 from arraychest.values import OnPut, Own
+
+T = TypeVar("T")
 
 
 class Options(NamedTuple):
@@ -187,6 +189,13 @@ class Session:
                     self.index.attach(self._store.catalog, empty=True)
                 store = self._store
         return store
+
+    def with_room(self, action: Callable[[], T]) -> T:
+        """Do `action`, which writes; see `Files.with_room`."""
+        store = self._store
+        if store is None or not self.may_write():
+            return action()
+        return store.files.with_room(action)
 
     def follow(self) -> None:
         """Note what other processes have committed.  Called under the lock.

@@ -828,7 +828,8 @@ class Store:
                     raise OSError(errno.ENOENT, f"pack {identity:x} is gone")
                 continue  # a corrupt row named it
             nbytes = max(before.bytes, ends.get(identity, 0))
-            listed = self._listed.get(identity, ())
+            # Those before its end were counted with an earlier commit.
+            listed = [each for each in self._listed.get(identity, ()) if each[0] >= before.bytes]
             after[identity] = before._replace(
                 bytes=nbytes,
                 live=max(0, before.live + live[identity]),
