@@ -106,8 +106,8 @@ class Files:
         # Folders that files were removed from since they were synced, if that is asked for: until
         # then a power cut may bring the files back.
         self._thinned: set[str] = set()
-        # Whether this session has seen that all of the reserve is there.
-        self._reserve_is_whole = False
+        # Whether this session has seen that all of the reserve is there, and whether it gave it up.
+        self._reserve_is_whole = self.reserve_is_due = False
 
     def make_folders(self) -> None:
         """Create the folders that a chest has from the start."""
@@ -166,10 +166,13 @@ class Files:
                 if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
                     self._reserve_is_whole = True  # a stranger's: it stays as it is
                     return
-                for nbytes in (RESERVE_BYTES, RESERVE_BYTES // 2, RESERVE_BYTES // 4):
+                with contextlib.suppress(OSError):
+                    self.with_room(functools.partial(reserve, fd, 0, RESERVE_BYTES))
+                    self._reserve_is_whole = True
+                    return
+                for nbytes in (RESERVE_BYTES // 2, RESERVE_BYTES // 4):
                     with contextlib.suppress(OSError):
                         reserve(fd, 0, nbytes)
-                        self._reserve_is_whole = nbytes == RESERVE_BYTES
                         return
             finally:
                 os.close(fd)
@@ -182,6 +185,7 @@ class Files:
             os.unlink(f"{self._chest}/{RESERVE}")
         except OSError:
             return False
+        self.reserve_is_due = True
         return True
 
     # --- writing ---------------------------------------------------------------------------

@@ -299,7 +299,7 @@ class Store:
         """
         if self._keeps_reserve:
             packed = sum(known.bytes for known in list(self._packs.values()))
-            if self.bytes_written + packed >= _RESERVE_FROM:
+            if self.files.reserve_is_due or self.bytes_written + packed >= _RESERVE_FROM:
                 self.files.hold_reserve()
 
     def write(
@@ -925,6 +925,7 @@ class Store:
         self.files.remove(names, keep_spares=False)
         self.files.remove_unfinished(all_of_them=True)
         self.files.drop_reserve()
+        self.files.reserve_is_due = False
         self.catalog.raise_interrupt()
 
     def become_reader(self) -> None:
