@@ -165,7 +165,7 @@ class WithRoom(Protocol):
         """`frees`: whether the action makes room itself."""
 
 
-def _once(action: Callable[[], T], *, frees: bool = False) -> T:
+def _once(action: Callable[[], T], *, frees: bool = False) -> T:  # noqa: ARG001  # as above
     """Where nothing is held in reserve."""
     return action()
 
@@ -184,7 +184,7 @@ def _in_room(*, removes: bool = False) -> Callable[[_Method[P, T]], _Method[P, T
 
     def decorate(method: _Method[P, T]) -> _Method[P, T]:
         @functools.wraps(method)
-        def run(self: Catalog, *args: P.args, **kwargs: P.kwargs) -> T:
+        def run(self: Catalog, /, *args: P.args, **kwargs: P.kwargs) -> T:
             def attempt() -> T:
                 try:
                     return method(self, *args, **kwargs)

@@ -333,7 +333,7 @@ class Committer:
                 self._reserved -= nbytes
 
     def _commit_deletions(self) -> None:
-        """Commit the deletions that wait: together or, on a full disk, as many as there is room for.
+        """Commit the deletions that wait: together or, on a full disk, as many as it takes.
 
         What a commit takes grows with how many there are; the first of them may make room.
         """

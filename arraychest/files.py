@@ -56,9 +56,9 @@ READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 # Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
 SPARE_BYTES = 512 << 20
 
-# Room for deletions.  The commit of one writes some 10 pages of the catalog (8 KiB each) to SQLite's
-# log; a chest that is opened on a full disk takes as much again: the log's index (32 KiB) and the
-# rows that begin and end the session.
+# Room for deletions.  The commit of one writes some 10 pages of the catalog (8 KiB each) to
+# SQLite's log; a chest that is opened on a full disk takes as much again: the log's index (32 KiB)
+# and the rows that begin and end the session.
 RESERVE_BYTES = 256 << 10
 
 # Reserved at a time where the size is not known before: in steps it is written three times as fast

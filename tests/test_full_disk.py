@@ -337,7 +337,7 @@ def test_more_deletions_than_the_reserve_takes_at_once_are_committed_in_parts(ti
     def child(say: Say) -> None:
         chest = new(path)
         # Long keys, so that they lie on many pages of the catalog.
-        keys = [f"{number:03d}" + "k" * 20_000 for number in range(40)]
+        keys = [f"{number:03d}" + "k" * 20_000 for number in range(16)]
         for number, key in enumerate(keys):
             chest[key] = filled(number)
         chest.flush()
