@@ -95,7 +95,8 @@ def _assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
             stored,
             stamp,
         )
-        _write_manifest(writer.folder, data, durable=store.files.durable)
+        durable = store.files.durable
+        store.files.with_room(lambda: _write_manifest(writer.folder, data, durable=durable))
         name = value_name(row)
         store.files.adopt_blocks(writer.folder, name)
         writer.tidy(store.files.path(name), blocks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import os
@@ -120,7 +121,8 @@ class BlockWriter:
 
     def _hold(self) -> int:
         while True:
-            os.makedirs(self.folder, exist_ok=True)
+            files = Files(self.folder, durable=self._durable, chest=self._root)
+            files.with_room(functools.partial(os.makedirs, self.folder, exist_ok=True))
             try:
                 fd = manifest.open_folder(self.folder)
             except FileNotFoundError:
@@ -149,11 +151,12 @@ class BlockWriter:
             return
         array = self._checked(index, block)
         with self.held():
-            files = Files(self.folder, durable=self._durable)
+            files = Files(self.folder, durable=self._durable, chest=self._root)
             own = f"writing-{secrets.token_hex(8)}"
             try:
                 offset = self._write(files, own, array)
-                self._publish(f"{self.folder}/{own}", manifest.block_name(index, offset))
+                name = manifest.block_name(index, offset)
+                files.with_room(lambda: self._publish(f"{self.folder}/{own}", name))
                 if self._durable:
                     sync_folder(self.folder)
             except OSError as error:
@@ -239,19 +242,24 @@ class BlockWriter:
             Some are missing.  That others lie in their place is found by `collected`.
         """
         source = array.blocks
+        files = Files(self.folder, durable=self._durable, chest=self._root)
         for index in manifest.indices(array.chunks):
             self._known[index] = known = source.manifest.block(index)
             name = manifest.block_name(index, known.offset)
             target = f"{self.folder}/{name}"
             try:
                 try:
-                    os.link(name, target, src_dir_fd=source.fd, follow_symlinks=False)
+                    files.with_room(
+                        functools.partial(
+                            os.link, name, target, src_dir_fd=source.fd, follow_symlinks=False
+                        )
+                    )
                 except FileExistsError:
                     continue
                 except OSError as error:
                     if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                         raise
-                    self._copy(name, target, source.fd)
+                    files.with_room(functools.partial(self._copy, name, target, source.fd))
             except OSError as error:
                 raise SpillError(
                     f"block {index} of {source.path} could not be taken over: {error}"

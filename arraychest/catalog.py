@@ -6,6 +6,7 @@ This is the specification of the chest's format, version 4::
       catalog.sqlite           this database, in WAL mode (beside it -wal and -shm while in use)
       locks                    its bytes are locks between processes (see `locks`); empty
       commits                  the commit counter (see `counter`); a cache
+      reserve                  room for deletions on a full disk (see `files`); never read
       data/HH/STEM-GEN.npy     one value; HH = GEN mod 256 and GEN in hexadecimal, STEM for people
       data/HH/STEM-GEN.b2nd    one value, compressed (see `codecs.b2nd`)
       packs/GEN.pack           many small values; GEN in hexadecimal
@@ -82,11 +83,14 @@ import uuid
 import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from arraychest.checksums import Extent
 from arraychest.entry import EXACT, KEY, SEQ, STAMP, Cost, Facts, RawRow, Row
 from arraychest.errors import ChestFormatError, CorruptEntryError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FORMAT_VERSION = 4
 FILE_NAME = "catalog.sqlite"
@@ -148,6 +152,57 @@ _LONGEST = 256 << 20
 _CACHE_KIB = 16 * 1024
 
 
+# Where SQLite finds no room it says the first; the others, with no word of why, where the index of
+# its log cannot grow, and where a user's share of the disk is used up.
+_FULL = sqlite3.SQLITE_FULL
+_MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+class WithRoom(Protocol):
+    """Does something that writes, and does it again where that makes room: `Files.with_room`."""
+
+    def __call__(self, action: Callable[[], T], *, frees: bool = False) -> T:
+        """`frees`: whether the action makes room itself."""
+
+
+def _once(action: Callable[[], T], *, frees: bool = False) -> T:  # noqa: ARG001  # as above
+    """Where nothing is held in reserve."""
+    return action()
+
+
+_Method = Callable[Concatenate["Catalog", P], T]
+
+
+def _in_room(*, removes: bool = False) -> Callable[[_Method[P, T]], _Method[P, T]]:
+    """Run what is one transaction again where the disk was full and there is room now.
+
+    Parameters
+    ----------
+    removes
+        Whether it makes room, unless it puts rows: then it may take what is kept for that.
+    """
+
+    def decorate(method: _Method[P, T]) -> _Method[P, T]:
+        @functools.wraps(method)
+        def run(self: Catalog, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            def attempt() -> T:
+                try:
+                    return method(self, *args, **kwargs)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EIO):
+                        raise
+                    if not self._begin_log_again():
+                        raise
+                return method(self, *args, **kwargs)
+
+            puts = kwargs.get("rows") or kwargs.get("updated")
+            return self._with_room(attempt, frees=removes and not puts)
+
+        return run
+
+    return decorate
+
+
 class Pack(NamedTuple):
     """One row of the table ``pack``."""
 
@@ -173,6 +228,8 @@ class Catalog:
         Whether this chest may write.
     durable
         Whether a commit returns only once it is on stable storage.
+    with_room
+        Makes room on a full disk.
 
     Attributes
     ----------
@@ -181,7 +238,10 @@ class Catalog:
         is open no process can reuse SQLite's log, which grows with every commit.
     """
 
-    def __init__(self, root: str, *, writable: bool, durable: bool) -> None:
+    def __init__(
+        self, root: str, *, writable: bool, durable: bool, with_room: WithRoom = _once
+    ) -> None:
+        self._with_room = with_room
         self.path = os.path.join(root, FILE_NAME)
         self._writable = writable
         self._durable = durable
@@ -191,7 +251,7 @@ class Catalog:
         # The number of this writer, once it has begun; and the commit of it that told of files
         # gone, if that was its last.
         self.session = 0
-        self._told_gone = 0
+        self._told_gone = self._telling = 0
         self._writer: sqlite3.Connection | None = None
         # Each held while a statement runs that the chest's lock does not keep a fork from.
         self._reading, self._writing = threading.Lock(), threading.Lock()
@@ -308,7 +368,13 @@ class Catalog:
             # What stands where a number should, or text that is none, is this error, too.
             if system and "decode" not in str(error):
                 # What an operating system would say: full, unreadable, locked.
-                raise OSError(f"catalog {self.path}: {error}") from error
+                told = f"catalog {self.path}: {error}"
+                code = getattr(error, "sqlite_errorcode", None)
+                if code == _FULL:
+                    raise OSError(errno.ENOSPC, told) from error
+                if code in _MAYBE_FULL:
+                    raise OSError(errno.EIO, told) from error
+                raise OSError(told) from error
             # UnicodeDecodeError: SQLite's message quotes what it could not read.
             raise ChestFormatError(
                 f"expected an arraychest catalog at {self.path}, found a file that SQLite "
@@ -533,6 +599,7 @@ class Catalog:
 
     # --- writing ---------------------------------------------------------------------------
 
+    @_in_room(removes=True)
     def begin_session(self) -> int:
         """Note that a writer is at work, and return its number."""
         with self._transaction() as connection:
@@ -543,6 +610,7 @@ class Catalog:
             connection.execute("INSERT INTO session VALUES (?)", (self.session,))
         return self.session
 
+    @_in_room(removes=True)
     def end_sessions(self, numbers: Sequence[int]) -> None:
         """Note that nothing of these sessions is left to sweep."""
         with self._transaction() as connection:
@@ -550,6 +618,7 @@ class Catalog:
                 connection.execute("DELETE FROM session WHERE number = ?", (number,))
                 connection.execute("UPDATE change SET gone = NULL WHERE session = ?", (number,))
 
+    @_in_room(removes=True)
     def commit(
         self,
         *,
@@ -637,11 +706,12 @@ class Catalog:
         # What this session's last commit put out of use is removed before the next one begins.
         if self._told_gone:
             connection.execute("UPDATE change SET gone = NULL WHERE n = ?", (self._told_gone,))
-        self._told_gone = n if gone else 0
+        self._telling = n if gone else 0
         names = b"\0".join(map(os.fsencode, gone)) if gone else None
         connection.execute("INSERT INTO change VALUES (?, ?, ?, ?)", (n, self.session, keys, names))
         connection.execute("DELETE FROM change WHERE n <= ? AND gone IS NULL", (n - _CHANGES,))
 
+    @_in_room(removes=True)
     def amend(
         self,
         *,
@@ -671,11 +741,13 @@ class Catalog:
             if change is not None:
                 self._tell(connection, change, None, ())
 
+    @_in_room()
     def begin_at(self, session: int) -> None:
         """Let the next session's number be higher than this one."""
         with self._transaction() as connection:
             self._set_meta(connection, "session", session)
 
+    @_in_room()
     def add_sums(self, extents: Sequence[tuple[Extent, bytes]]) -> None:
         """Note the checksums of these, unless they are gone or written to in place meanwhile."""
         with self._transaction() as connection:
@@ -701,6 +773,7 @@ class Catalog:
                 raise ChestFormatError(f"expected checksums in {self.path}, found {rows!r:.200}")
         return rows
 
+    @_in_room()
     def note_written_in_place(self, generation: int, change: int | None) -> None:
         """Note that a value's file changes while it is stored: no sums of it are right.
 
@@ -728,6 +801,7 @@ class Catalog:
         )
         return Facts(generation, dict(digests), Cost(*costs[0]) if costs else None)
 
+    @_in_room()
     def add_digest(self, code: bytes, generation: int, part: int, digest: bytes) -> None:
         """Note what a key's value contains, unless it is gone, or written to in place."""
         with self._transaction() as connection:
@@ -743,6 +817,7 @@ class Catalog:
         rows = self._read(f"SELECT gen, seconds, expires FROM cost WHERE true {_GOOD_COST}")
         return {generation: Cost(seconds, expires) for generation, seconds, expires in rows}
 
+    @_in_room(removes=True)
     def clear(self, gone: Sequence[str]) -> None:
         """Remove every entry and pack; the commit's number is 1, and these files go with it."""
         with self._transaction() as connection:
@@ -756,18 +831,32 @@ class Catalog:
         assert connection is not None, "a reader commits nothing"
         with self._writing, self._translate_errors():
             ending = False
+            self._telling = self._told_gone
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 ending = True
                 connection.execute("COMMIT")
+                self._told_gone = self._telling
             except BaseException as error:
                 if ending and not connection.in_transaction and not isinstance(error, Exception):
-                    self._held_back = error
+                    self._held_back, self._told_gone = error, self._telling
                     return
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
+
+    def _begin_log_again(self) -> bool:
+        """Let the next commit overwrite SQLite's log from its begin, so that it needs no room.
+
+        That cannot be, and nothing fails, where somebody reads what is in it, or where the
+        database itself would have to grow.  False if there is nothing in the log.
+        """
+        assert self._writer is not None
+        with self._writing, contextlib.suppress(sqlite3.Error):
+            _, pages, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            return bool(pages > 0 and moved == pages)
+        return False
 
     def raise_interrupt(self) -> None:
         """Raise what interrupted a commit right behind its end.

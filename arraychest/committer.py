@@ -8,6 +8,7 @@ until then a *tombstone* says that the key's row does not count.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import logging
 import operator
@@ -41,6 +42,7 @@ from arraychest.entry import (
 )
 from arraychest.errors import ArrayChestError, QuotaError, SpillError
 from arraychest.eviction import Candidate, Evictor, freed_by, touch
+from arraychest.files import FULL
 from arraychest.following import Follower
 from arraychest.index import Index
 from arraychest.keys import decode_key, encode_key, fitting_stem
@@ -60,6 +62,9 @@ _DOOMED_ENTRIES = 32_768
 
 # Bytes of files that wait for a commit to be removed.
 _DOOMED_BYTES = 4 << 20
+
+# A commit of deletions for which there is no room is tried with so many times fewer.
+_FEWER = 16
 
 # A pack is compacted by itself once this share of it is dead.
 COMPACTION_SHARE = 0.5
@@ -226,6 +231,7 @@ class Committer:
                 self._follower.follow(store, alone=True)
                 if self._quota is not None:
                     store.stored_bytes()
+            store.keep_reserve()
             yield store
 
     # --- overwritten and deleted: called under the lock ---------------------------------------
@@ -307,6 +313,9 @@ class Committer:
         OSError, ArrayChestError
             Nothing was committed, and memory is as it was.
         """
+        if job.only_deletes:
+            self._commit_deletions()
+            return
         if self._quota is None or not job.arrays:
             self._write_and_commit(job)
             return
@@ -322,6 +331,42 @@ class Committer:
         finally:
             with self.lock:
                 self._reserved -= nbytes
+
+    def _commit_deletions(self) -> None:
+        """Commit the deletions that wait: together or, on a full disk, as many as it takes.
+
+        What a commit takes grows with how many there are; the first of them may make room.
+        """
+        most = None
+        while True:
+            with self.lock:
+                waiting = len(self._doomed)
+            if not waiting and most is not None:
+                return
+            count = waiting if most is None else min(most, waiting)
+            try:
+                self._commit(Job([], [], []), [], most)
+            except OSError as error:
+                if error.errno not in FULL or count <= 1:
+                    raise
+                most = max(1, count // _FEWER)
+            else:
+                if most is None:
+                    return
+                most *= _FEWER
+
+    def _take_doomed(self, most: int | None) -> list[Slot]:
+        """Deleted slots to commit now; of many those with the largest files."""
+        slots = list(self._doomed)
+        if most is not None and most < len(slots):
+            slots = heapq.nlargest(most, slots, key=lambda slot: freed_by(slot.raw))
+        for slot in slots:
+            del self._doomed[slot]
+            if slot.raw is not None and slot.raw[PACK] is None:
+                self._doomed_bytes -= slot.raw[STORED]
+        if not self._doomed:
+            self._doomed_bytes = 0
+        return slots
 
     def _write_and_commit(self, job: Job) -> None:
         store = self.open_store()
@@ -427,8 +472,11 @@ class Committer:
                 except Exception:
                     logger.exception("on_overflow failed for key %r", key)
 
-    def _commit(self, job: Job, rows: list[RawRow]) -> list[Any]:
-        """Commit rows whose bytes are written; returns the keys that were stored."""
+    def _commit(self, job: Job, rows: list[RawRow], most: int | None = None) -> list[Any]:
+        """Commit rows whose bytes are written; returns the keys that were stored.
+
+        With them go the deletions that wait, `most` of them at most.
+        """
         with self.committing() as store:
             unused: list[str] = []
             if self._quota is not None and self._quota.evicts and rows:
@@ -463,10 +511,9 @@ class Committer:
                         Row._make(row)._replace(seq=slot.seq)
                         for slot, row in zip(slots, rows, strict=True)
                     ]
-                deletions = list(self._doomed)
-                doomed_bytes = self._doomed_bytes
-                self._doomed.clear()
-                self._doomed_bytes = 0
+                before = self._doomed_bytes
+                deletions = self._take_doomed(most)
+                doomed_bytes = before - self._doomed_bytes
                 # A batch has no slots: only what was put with a cost has something to say.
                 facts = [
                     known
@@ -835,11 +882,16 @@ class Committer:
                                 slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
                     if store.has_pack(identity):
                         store.catalog.raise_interrupt()
+            except BaseException:
+                # Interrupted, some may have moved in the catalog that are not noted here.
+                with self.lock:
+                    self.forget(store)
+                raise
             finally:
                 if known:
                     store.end_compaction(identity)
-            if known and not store.has_pack(identity):
-                store.files.remove([pack_name(identity)])
+                if known and not store.has_pack(identity):
+                    store.files.remove([pack_name(identity)])
             store.catalog.raise_interrupt()
 
 

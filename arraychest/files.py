@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -37,6 +38,8 @@ Buffers = Sequence[Any]
 Put = Callable[[int, Buffers], None]
 
 DATA, PACKS, SPARE, QUARANTINE = "data", "packs", "spare", "quarantine"
+# A file whose blocks nobody uses: room for the commit of a deletion where the disk is full.
+RESERVE = "reserve"
 # Folders of blocks of which no row tells: being written, or out of use and not removed yet.
 UNFINISHED = "unfinished"
 BLOCKS = ".blocks"
@@ -53,6 +56,11 @@ READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 # Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
 SPARE_BYTES = 512 << 20
 
+# Room for deletions.  The commit of one writes some 10 pages of the catalog (8 KiB each) to
+# SQLite's log; a chest that is opened on a full disk takes as much again: the log's index (32 KiB)
+# and the rows that begin and end the session.
+RESERVE_BYTES = 256 << 10
+
 # Reserved at a time where the size is not known before: in steps it is written three times as fast
 # as unreserved.
 _STEP = 16 << 20
@@ -61,6 +69,11 @@ _STEP = 16 << 20
 _MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
 
 _NO_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+# A full disk, or a user's share of it that is used up.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# SQLite says that only, where it is told EDQUOT and where the index of its log finds no room.
+_MAYBE_FULL = (*FULL, errno.EIO)
 
 
 class Files:
@@ -72,10 +85,13 @@ class Files:
         The chest's folder.
     durable
         Whether a write returns only once file and folder are on stable storage.
+    chest
+        The chest's folder, where `root` is a folder of blocks within it.
     """
 
-    def __init__(self, root: str, *, durable: bool) -> None:
+    def __init__(self, root: str, *, durable: bool, chest: str | None = None) -> None:
         self.root = root
+        self._chest = root if chest is None else chest
         self.durable = durable
         self._lock = threading.Lock()
         # The session's, whose spares lie in a folder of their own.
@@ -90,6 +106,8 @@ class Files:
         # Folders that files were removed from since they were synced, if that is asked for: until
         # then a power cut may bring the files back.
         self._thinned: set[str] = set()
+        # Whether this session has seen that all of the reserve is there, and whether it gave it up.
+        self._reserve_is_whole = self.reserve_is_due = False
 
     def make_folders(self) -> None:
         """Create the folders that a chest has from the start."""
@@ -99,6 +117,78 @@ class Files:
     def path(self, name: str) -> str:
         """Where a file of this chest lies."""
         return f"{self.root}/{name}"
+
+    # --- room on a full disk ---------------------------------------------------------------
+
+    def with_room(self, action: Callable[[], T], *, frees: bool = False) -> T:
+        """Do `action`; where the disk is full, give up what is held in reserve and do it again.
+
+        Everything that writes for a chest goes through here: first the spares of all its sessions
+        are given up, and then, for what makes room itself, the reserve.
+
+        Parameters
+        ----------
+        action
+            Leaves nothing behind where it raises OSError.
+        frees
+            Whether it makes room, as the commit of a deletion does.
+
+        Raises
+        ------
+        OSError
+            It failed for another reason, or there is nothing left to give up.
+        """
+        left = iter([self.drop_spares, self.drop_reserve] if frees else [self.drop_spares])
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno not in _MAYBE_FULL:
+                    raise
+                if any(drop() for drop in left):
+                    continue
+                if error.errno not in FULL:
+                    raise
+                others = "other files on this disk have to be removed to make room"
+                hint = others if frees else f"entries of the chest or {others}"
+                raise OSError(error.errno, f"{error.strerror}; {hint}", error.filename) from error
+
+    def hold_reserve(self) -> None:
+        """Take room for deletions, as much of it as there is.  Raises nothing."""
+        if self._reserve_is_whole:
+            return
+        path = f"{self._chest}/{RESERVE}"
+        with contextlib.suppress(OSError):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(path, flags, 0o666)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                    self._reserve_is_whole = True  # a stranger's: it stays as it is
+                    return
+                with contextlib.suppress(OSError):
+                    self.with_room(functools.partial(reserve, fd, 0, RESERVE_BYTES))
+                    self._reserve_is_whole = True
+                    return
+                for nbytes in (RESERVE_BYTES // 2, RESERVE_BYTES // 4):
+                    with contextlib.suppress(OSError):
+                        reserve(fd, 0, nbytes)
+                        return
+            finally:
+                os.close(fd)
+            os.unlink(path)
+
+    def drop_reserve(self) -> bool:
+        """Give the room for deletions back; False if there was none."""
+        self._reserve_is_whole = False
+        try:
+            os.unlink(f"{self._chest}/{RESERVE}")
+        except OSError:
+            return False
+        self.reserve_is_due = True
+        return True
+
+    # --- writing ---------------------------------------------------------------------------
 
     def write(self, name: str, buffers: Buffers) -> int:
         """Write a new file of these buffers and return its size in bytes.
@@ -110,14 +200,19 @@ class Files:
         """
         nbytes = sum(map(len, buffers))
         self.loose.add(name)
+        # Not a closure, here and below: clearing the frames of an error leaves what closures hold.
+        self.with_room(functools.partial(self._write_over_spare, name, buffers, nbytes))
+        return nbytes
+
+    def _write_over_spare(self, name: str, buffers: Buffers, nbytes: int) -> None:
         spare = self._take_spare(nbytes)
         try:
             self._write(name, buffers, nbytes, spare)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not self.drop_spares():
+        except FileNotFoundError:
+            if spare is None:
                 raise
+            # Another session has given up all spares.
             self._write(name, buffers, nbytes, None)
-        return nbytes
 
     def _write(self, name: str, buffers: Buffers, nbytes: int, spare: str | None) -> None:
         path = self.path(name)
@@ -168,7 +263,7 @@ class Files:
         """
         self.loose.add(name)
         path = self.path(name)
-        fd = self._create(name)
+        fd = self.with_room(lambda: self._create(name))
         reserved = 0
 
         def put(at: int, buffers: Buffers) -> None:
@@ -180,10 +275,9 @@ class Files:
                     reserve(fd, reserved, max(more, _STEP))
                     reserved += max(more, _STEP)
                 except OSError:
-                    self.drop_spares()
-                    reserve(fd, reserved, more)
+                    self.with_room(lambda: reserve(fd, reserved, more))
                     reserved += more
-            write_all(fd, buffers, sizes, at)
+            self.with_room(functools.partial(write_all, fd, buffers, sizes, at))
 
         try:
             try:
@@ -216,6 +310,9 @@ class Files:
         OSError
             Nothing of the file is left.
         """
+        return self.with_room(lambda: self._create_reserved(name, nbytes, source))
+
+    def _create_reserved(self, name: str, nbytes: int, source: str | None) -> int:
         self.loose.add(name)
         fd = self._create(name, os.O_RDWR)
         try:
@@ -280,6 +377,9 @@ class Files:
         OSError
             The first `at` bytes are as they were.
         """
+        return self.with_room(functools.partial(self._append, name, at, buffers, sizes))
+
+    def _append(self, name: str, at: int, buffers: Buffers, sizes: Sequence[int]) -> int:
         path = self.path(name)
         nbytes = sum(sizes)
         if at:
@@ -336,7 +436,7 @@ class Files:
         path = self.path(name)
         self.loose.add(name)
         try:
-            _make_parent_and(os.link, source, path)
+            self.with_room(lambda: _make_parent_and(os.link, source, path))
         except OSError:
             self.loose.discard(name)
             raise
@@ -414,7 +514,7 @@ class Files:
         try:
             if self.durable:
                 sync_folder(folder)
-            _make_parent_and(os.rename, folder, path)
+            self.with_room(lambda: _make_parent_and(os.rename, folder, path))
         except OSError:
             self.loose.discard(name)
             raise
@@ -464,7 +564,22 @@ class Files:
         return best[1]
 
     def drop_spares(self) -> bool:
-        """Give the spares' space back; False if there were none."""
+        """Give the spares' space back, whichever session keeps them; False if there were none.
+
+        A session that has lost a spare like this writes a new file instead.
+        """
+        found = self._drop_own_spares()
+        with contextlib.suppress(OSError):
+            for folder in _entries(f"{self._chest}/{SPARE}"):
+                if not folder.is_dir(follow_symlinks=False):
+                    continue
+                for name in _files_in(folder.path):
+                    with contextlib.suppress(OSError):
+                        os.unlink(f"{folder.path}/{name}")
+                        found = True
+        return found
+
+    def _drop_own_spares(self) -> bool:
         with self._lock:
             spares, self._spares, self._spare_bytes = self._spares, [], 0
         for _, path in spares:
@@ -474,7 +589,7 @@ class Files:
 
     def end_session(self) -> None:
         """Give the spares' space and their folder back."""
-        self.drop_spares()
+        self._drop_own_spares()
         self.remove_spare_folder(self.session)
 
     def remove_spare_folder(self, session: int) -> None:

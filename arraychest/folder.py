@@ -15,6 +15,7 @@ from arraychest.files import (
     DATA,
     PACKS,
     QUARANTINE,
+    RESERVE,
     SPARE,
     UNFINISHED,
     Files,
@@ -74,7 +75,8 @@ def open_folder(path: str, mode: Mode, *, durable: bool) -> tuple[LockFile | Non
     if not is_chest and not created:
         present = sorted(set(os.listdir(path)))
         names = {CATALOG_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")}
-        ours = {DATA, PACKS, SPARE, QUARANTINE, UNFINISHED, LIVE_NAME, LOCKS_NAME, COUNTER_NAME}
+        ours = {DATA, PACKS, SPARE, QUARANTINE, UNFINISHED}
+        ours |= {LIVE_NAME, LOCKS_NAME, COUNTER_NAME, RESERVE}
         if set(present) - ours - names:
             raise ChestFormatError(
                 f"expected a chest or an empty folder at {path}, found {present[:5]}"

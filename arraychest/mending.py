@@ -228,7 +228,7 @@ class _Repair:
     def _place(self, name: str) -> str:
         """A free name in the quarantine for a file."""
         folder = self._store.files.path(QUARANTINE)
-        os.makedirs(folder, exist_ok=True)
+        self._store.files.with_room(lambda: os.makedirs(folder, exist_ok=True))
         base, number = os.path.basename(name), 0
         while os.path.lexists(os.path.join(folder, base)):
             number += 1
@@ -262,7 +262,7 @@ class _Repair:
         except (OSError, ValueError, TypeError, OverflowError):
             return None
         kept = self._place(f"{raw[4]:x}.npy")
-        np.save(files.path(kept), array, allow_pickle=False)
+        files.with_room(lambda: np.save(files.path(kept), array, allow_pickle=False))
         return kept
 
     def _move(self, name: str) -> str:

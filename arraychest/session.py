@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from arraychest import files as value_files
 from arraychest.account import Account
@@ -39,6 +39,8 @@ from arraychest.resident import ResidentSet
 from arraychest.spill import WriteBehind
 from arraychest.store import Store
 from arraychest.values import OnPut, Own
+
+T = TypeVar("T")
 
 
 class Options(NamedTuple):
@@ -188,6 +190,13 @@ class Session:
                 store = self._store
         return store
 
+    def with_room(self, action: Callable[[], T]) -> T:
+        """Do `action`, which writes; see `Files.with_room`."""
+        store = self._store
+        if store is None or not self.may_write():
+            return action()
+        return store.files.with_room(action)
+
     def follow(self) -> None:
         """Note what other processes have committed.  Called under the lock.
 
@@ -237,14 +246,19 @@ class Session:
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Writing in a caller's thread: a close waits for its end.  Must not wait for writers."""
-        with self.writer.lock:
-            self.check_writable()
-            self.writer.begin_work()
+        writer = self.writer
+        begun = False
         try:
+            with writer.lock:
+                self.check_writable()
+                # CPython looks for an interrupt at calls: between these two there is none.
+                writer.callers += 1
+                begun = True
             yield
         finally:
-            with self.writer.lock:
-                self.writer.end_work()
+            with writer.lock:
+                writer.callers -= begun
+                writer.end_work()
 
     # --- the end ---------------------------------------------------------------------------
 

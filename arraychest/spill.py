@@ -80,8 +80,8 @@ class WriteBehind:
         self._idle = 0
         self._handed: deque[Job] = deque()
         self._ending = False
-        # Jobs that are being done, and how many of them are no writer's; see `begin_work`.
-        self._jobs = self._callers = 0
+        # Jobs that writers are doing, and callers' threads that write themselves; see `end_work`.
+        self._jobs = self.callers = 0
         self._in_flight = 0
         self._packing = False
         # Whether a thread computes checksums, and how many wait for the last one.
@@ -159,7 +159,7 @@ class WriteBehind:
         try:
             while resident.charged + nbytes > budget.bytes and resident.count:
                 self.wake()
-                if not self._jobs:
+                if not (self._jobs or self.callers):
                     # Unless this very thread has made room, for want of a writer thread.
                     if resident.charged + nbytes > budget.bytes:
                         self._raise_failure(f"room for {format_bytes(nbytes)} could not be made")
@@ -184,7 +184,7 @@ class WriteBehind:
         """See to it that a thread works while there is something to do."""
         while len(self._threads) - self._idle + len(self._handed) < MAX_WRITERS:
             little = self.resident.charged - self._in_flight < TOGETHER_BYTES
-            if little and self._jobs > self._callers and not self._urgent:
+            if little and self._jobs and not self._urgent:
                 # Two that store little wait for each other's commits and for the interpreter: who
                 # is at work does this next.
                 return
@@ -220,6 +220,7 @@ class WriteBehind:
         self._failed.clear()
         self._one_by_one = False
         self._deletions_failed = False
+        self._last_failure = None
         self._retry_at = 0.0
         self._nothing_fits = False
 
@@ -470,7 +471,7 @@ class WriteBehind:
         self._take_locks()
         self._threads.clear()
         self._handed.clear()
-        self._jobs = self._callers = self._idle = 0
+        self._jobs = self.callers = self._idle = 0
         self._summing = False
 
     # --- waiting for it --------------------------------------------------------------------
@@ -508,7 +509,7 @@ class WriteBehind:
                             versions += batch.numbers
                     while at < len(slots) and not self._waits(slots[at], versions[at]):
                         at += 1
-                    if (at == len(slots) and not batches) or not self._jobs:
+                    if (at == len(slots) and not batches) or not (self._jobs or self.callers):
                         break
                     # Not `changed`: to look after each of many commits would hinder them.  What
                     # others put meanwhile, and is stored first, holds it up for a moment only.
@@ -519,6 +520,16 @@ class WriteBehind:
             left += sum(len(batch.keys) for batch in batches)
             if left:
                 self._raise_failure(f"{left} values or deletions could not be stored")
+            elif not self._is_behind():
+                # What failed on the way is stored by now.
+                self.failure = None
+                self._retry_at = 0.0
+
+    def _is_behind(self) -> bool:
+        """Whether something could not be stored that still has to be.  Called under the lock."""
+        if self._deletions_failed and self._committer.deletions_wait:
+            return True
+        return any(slot.array is not None for slot in self._failed)
 
     def _refuse_writer(self, what: str) -> None:
         """Raise SpillError in a writer thread, which would wait for itself for good."""
@@ -550,15 +561,8 @@ class WriteBehind:
             if slot.array is not None and slot not in self._failed:
                 self.changed.wait()
 
-    def begin_work(self) -> None:
-        """Count a caller's thread among those at work.  Called under the lock."""
-        self._jobs += 1
-        self._callers += 1
-
     def end_work(self) -> None:
-        """Undo `begin_work`.  Called under the lock."""
-        self._jobs -= 1
-        self._callers -= 1
+        """A caller's thread is no longer at work.  Called under the lock."""
         self._start_sums()
         self._drained.notify_all()
         self.changed.notify_all()
@@ -594,7 +598,7 @@ class WriteBehind:
         """Return once no writer thread is left.  Called under the lock."""
         self._ending = True
         try:
-            while self._threads or self._jobs:
+            while self._threads or self._jobs or self.callers:
                 self.job_given.notify_all()
                 self.changed.wait()
         finally:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from arraychest import files as value_files
-from arraychest.catalog import Catalog, Pack
+from arraychest.catalog import Catalog, Pack, found_version
 from arraychest.checksums import Extent
 from arraychest.codecs import b2nd, blosc, directory, npy, pack, tree
 from arraychest.codecs.blosc import Choice
@@ -53,6 +53,9 @@ from arraychest.summing import PendingSums
 # Bytes of small values that one compaction step moves in one transaction.
 _MOVE_BYTES = 4 << 20
 
+
+# From here on a chest is large enough to keep a reserve, which is at most a third of it all.
+_RESERVE_FROM = 2 * value_files.RESERVE_BYTES
 
 # A pack is no larger than this share of a quota, where the least recently used one makes room.
 _PACKS_OF_QUOTA = 32
@@ -118,8 +121,19 @@ class Store:
         self.counter = unmoved()
         # Whether commits are told to others.
         self.tells = False
+        self._keeps_reserve = quota is None
+
+        def open_catalog() -> Catalog:
+            return Catalog(
+                root, writable=locks is not None, durable=durable, with_room=self.files.with_room
+            )
+
         with self.exclusive():
-            self.catalog = Catalog(root, writable=locks is not None, durable=durable)
+            # In a folder that is no chest, or not ours to write to, nothing is given up.
+            if locks is None or found_version(root) is None:
+                self.catalog = open_catalog()
+            else:
+                self.catalog = self.files.with_room(open_catalog, frees=True)
         try:
             self._packs: dict[int, Pack] = {}
             self.loader = Loader(
@@ -134,7 +148,10 @@ class Store:
                 self.files.make_folders()
             if shared:
                 with contextlib.suppress(FileNotFoundError, PermissionError):
-                    self.counter = open_counter(root, writable=locks is not None)
+                    writable = locks is not None
+                    self.counter = self.files.with_room(
+                        lambda: open_counter(root, writable=writable), frees=True
+                    )
                     self.tells = True
                 if self.tells:
                     self.counter.saw(self.catalog.last_commit())
@@ -178,6 +195,7 @@ class Store:
                     with contextlib.suppress(OSError), self.exclusive():
                         self.files.sync_removals()
                         self.catalog.end_sessions([self.catalog.session])
+                        self.keep_reserve()
         finally:
             try:
                 self.catalog.close()
@@ -271,8 +289,18 @@ class Store:
         return self._generations_for(1)
 
     def begin(self) -> None:
-        """Make the session known before the first write.  Called under the commit lock."""
+        """Make the session known before the first write."""
         self.new_generation()
+
+    def keep_reserve(self) -> None:
+        """Keep room for the commit of deletions, in a chest that is not small.
+
+        Called in `exclusive`.
+        """
+        if self._keeps_reserve:
+            packed = sum(known.bytes for known in list(self._packs.values()))
+            if self.files.reserve_is_due or self.bytes_written + packed >= _RESERVE_FROM:
+                self.files.hold_reserve()
 
     def write(
         self,
@@ -706,6 +734,8 @@ class Store:
         if places:
             inserted = [row for row in rows if places.get(row[KEY]) != row[SEQ]]
             updated = [row for row in rows if places.get(row[KEY]) == row[SEQ]]
+        # Before, so that what an interrupt leaves behind the commit is swept by the next writer.
+        self.files.loose.update(gone)
         try:
             with self._announced() as change:
                 self.catalog.commit(
@@ -723,6 +753,7 @@ class Store:
                 if stored is not None:
                     self.counter.stored = stored + growth
         except Exception:
+            self.files.loose.difference_update(gone)
             for identity in dropped:
                 self._unclaim(identity)
             raise
@@ -797,7 +828,8 @@ class Store:
                     raise OSError(errno.ENOENT, f"pack {identity:x} is gone")
                 continue  # a corrupt row named it
             nbytes = max(before.bytes, ends.get(identity, 0))
-            listed = self._listed.get(identity, ())
+            # Those before its end were counted with an earlier commit.
+            listed = [each for each in self._listed.get(identity, ()) if each[0] >= before.bytes]
             after[identity] = before._replace(
                 bytes=nbytes,
                 live=max(0, before.live + live[identity]),
@@ -892,6 +924,8 @@ class Store:
             self.counter.saw(1)
         self.files.remove(names, keep_spares=False)
         self.files.remove_unfinished(all_of_them=True)
+        self.files.drop_reserve()
+        self.files.reserve_is_due = False
         self.catalog.raise_interrupt()
 
     def become_reader(self) -> None:

@@ -101,7 +101,13 @@ def export(
     total = sum(each.nbytes for each in planned)
     try:
         with measured(progress, "export", total) as meter:
-            count = _write(chest, _WRITERS[format](made), planned, meter)
+
+            def write() -> int:
+                _remove(made)  # what an attempt left for which there was no room
+                meter.done = 0
+                return _write(chest, _WRITERS[format](made), planned, meter)
+
+            count = chest._tiers.with_room(write)
         _check_target(target, overwrite=overwrite)
         _replace(made, target)
     finally:
