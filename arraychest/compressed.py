@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -64,6 +64,18 @@ class CompressedArray(LazyArray):
     def __repr__(self) -> str:
         """Say what it is; nothing is read."""
         return f"CompressedArray(shape={self.shape}, dtype={self.dtype}, chunks={self.chunks})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """It pickles to the array, read whole, as one of any other tier does."""
+        return np.asarray(self).__reduce_ex__(protocol)
+
+    def __copy__(self) -> np.ndarray:
+        """The array, read whole: the caller's own, as a copy of one of any other tier is."""
+        return np.asarray(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> np.ndarray:
+        """As `copy.copy`."""
+        return np.asarray(self)
 
     def _read(self, where: tuple[slice, ...]) -> np.ndarray:
         if self._transposed:
