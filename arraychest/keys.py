@@ -1,9 +1,9 @@
 """Keys as bytes: equal where a dict calls them equal, different where it does not.
 
 A key is encoded twice.  Its *canonical* code is what the catalog compares: two keys have the same
-one exactly when they are equal in a dict (``1 == 1.0 == True == np.int64(1)``), apart from some times
-(see below).  Its *exact* code also says of which type it was, so that a reopened chest hands back
-``True`` and not ``1``; it is left out where the canonical code alone gives the key back.
+one exactly when they are equal in a dict (``1 == 1.0 == True == np.int64(1)``), apart from some
+times (see below).  Its *exact* code also says of which type it was, so that a reopened chest hands
+back ``True`` and not ``1``; it is left out where the canonical code alone gives the key back.
 
 In one place one code is not enough.  NumPy's times equal each other in every unit, and those of
 the standard library in some units only: hours to microseconds (``datetime64``), weeks to
@@ -53,6 +53,7 @@ tag    canonical                               tag    exact only
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime as dt
 import math
@@ -222,8 +223,6 @@ def _plain(key: Any, depth: int) -> Any:
         if isinstance(key, tuple):
             return tuple([_plain_element(each, depth - 1) for each in tuple.__iter__(key)])
         return frozenset([_plain_element(each, depth - 1) for each in frozenset.__iter__(key)])
-    if isinstance(key, numbers.Number):
-        return _plain_number(key)
     if isinstance(key, dt.datetime):
         zone = key.tzinfo
         return dt.datetime(
@@ -240,6 +239,12 @@ def _plain(key: Any, depth: int) -> Any:
         return pathlib.PureWindowsPath(str(key))
     if isinstance(key, pathlib.PurePosixPath):
         return pathlib.PurePosixPath(str(key))
+    if isinstance(key, collections.UserString):
+        return key.data
+    if isinstance(key, memoryview):
+        return key.tobytes()
+    if isinstance(key, numbers.Number):
+        return _plain_number(key)
     raise KeyTypeError(f"expected a key that may equal a stored one, found {type(key)}")
 
 
