@@ -67,7 +67,10 @@ class CompressedArray(LazyArray):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """It pickles to the array, read whole, as one of any other tier does."""
-        return np.asarray(self).__reduce_ex__(protocol)
+        whole = np.asarray(self)
+        # Protocol 5 notes it, so that what is unpickled is read-only whatever the tier was.
+        whole.setflags(write=False)
+        return whole.__reduce_ex__(protocol)
 
     def __copy__(self) -> np.ndarray:
         """The array, read whole: the caller's own, as a copy of one of any other tier is."""
