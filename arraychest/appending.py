@@ -12,7 +12,7 @@ from arraychest.assembly import assembled, begin
 from arraychest.blocked import BlockedArray
 from arraychest.blocks import BlockWriter, regular, slices
 from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError, ValueTypeError
-from arraychest.keys import encode_key
+from arraychest.keys import group_of
 from arraychest.locks import KeyLock
 from arraychest.manifest import Chunks
 from arraychest.tiers import Tiers
@@ -46,7 +46,7 @@ def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
         )
     try:
         # As an edit: within one it would be undone.
-        with KeyLock(tiers.open_store().root, encode_key(key).canonical, key).for_edit():
+        with KeyLock(tiers.open_store().root, group_of(key), key).for_edit():
             _append(tiers, key, array, axis)
     except OSError as error:
         if isinstance(error, ArrayChestError):

@@ -75,7 +75,7 @@ def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
 
 def _assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
     store = committer.open_store()
-    code = encode_key(key)
+    code = encode_key(committer.stored_key(key))
     text = form_text(writer.dtype, writer.shape, "C", "blocked") + committer.named(key)
     try:
         blocks, stamp = writer.collected(), writer.stamp

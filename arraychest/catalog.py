@@ -92,7 +92,7 @@ from arraychest.errors import ChestFormatError, CorruptEntryError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 FILE_NAME = "catalog.sqlite"
 _APPLICATION_ID = 0x41436873
 
@@ -406,6 +406,17 @@ class Catalog:
             )
         # One without a place can only be overwritten.
         return [_checked(raw, self.path) for raw in found if type(raw[SEQ]) is int]
+
+    def find_between(self, first: bytes, last: bytes) -> list[RawRow]:
+        """The rows of the canonical codes from `first` up to `last`, itself left out; by place."""
+        if self._writable and not self._snapshot:
+            self._begin_snapshot()
+        found = self._read(
+            "SELECT * FROM entry WHERE key >= ? AND key < ? ORDER BY seq",
+            bytearray(first),
+            bytearray(last),
+        )
+        return [_checked(raw, self.path) for raw in found]
 
     def _begin_snapshot(self) -> None:
         # One read transaction for many look-ups: opening and ending one takes as long as the

@@ -32,7 +32,7 @@ from arraychest.errors import AbsentKeyError
 from arraychest.folder import Mode
 from arraychest.handle import Handle, handle_of
 from arraychest.integrity import Report, verify
-from arraychest.keys import encode_key
+from arraychest.keys import group_of
 from arraychest.linking import update_from
 from arraychest.locks import KeyLock
 from arraychest.mapping import MmapMode
@@ -706,7 +706,7 @@ class Chest(MutableMapping[Any, Any]):
         >>> chest.close()
         """
         root = self._tiers.open_store().root
-        return KeyLock(root, encode_key(key).canonical, key)
+        return KeyLock(root, group_of(key), key)
 
     def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
         """Change a value in place, as one step.

@@ -45,7 +45,7 @@ from arraychest.eviction import Candidate, Evictor, freed_by, touch
 from arraychest.files import FULL
 from arraychest.following import Follower
 from arraychest.index import Index
-from arraychest.keys import decode_key, encode_key, fitting_stem
+from arraychest.keys import PLAIN_TYPES, decode_key, encode_key, fitting_stem, lookup_of
 from arraychest.loader import pack_name, value_name
 from arraychest.origins import Source
 from arraychest.quota import FILE_OVERHEAD, SMALL_OVERHEAD, Quota
@@ -409,7 +409,7 @@ class Committer:
         named = self.named(key)
         form, text = _form_of(array, kind)
         text += named
-        code = encode_key(key)
+        code = encode_key(self.stored_key(key))
         if isinstance(array, Tree):
             choices = [
                 # A frame for a few bytes would be larger than they are.
@@ -427,6 +427,20 @@ class Committer:
             return store.write(code, seq, npy.payload(array, form), form, text)
         with self._threads_to_compress() as nthreads:
             return store.compress(code, seq, array, form, text, choice, nthreads)
+
+    def stored_key(self, key: Any) -> Any:
+        """The key under which the value of `key` is stored, or will be.
+
+        It is the one that was put first where two keys are equal and have different codes.
+        """
+        if type(key) in PLAIN_TYPES:
+            return key
+        lookup = lookup_of(key)
+        if lookup is None or lookup.group is None:
+            return key
+        with self.lock:
+            slot = self.index.find(key)
+            return key if slot is None else slot.key
 
     def named(self, key: Any) -> str:
         """What follows in the text of a form where the user has a name for the file.
@@ -582,6 +596,10 @@ class Committer:
             for key, row in rows:
                 slot, new = index.slot_for_put(key)
                 code = encode_key(slot.key)
+                if row.key != code.canonical and row.key == encode_key(key).canonical:
+                    # Another process has just stored an equal key with another code.
+                    index.rename(slot, key)
+                    code = encode_key(key)
                 # Another chest's row may have come under a code that says the same in other words.
                 row = row._replace(key=code.canonical, exact=code.exact, seq=slot.seq)
                 placed.append((slot, new, row))
@@ -699,6 +717,7 @@ class Committer:
         nbytes = sum([array.nbytes for array in arrays])
         self.reserve_disk(nbytes + SMALL_OVERHEAD * len(arrays))
         same = None if set(kinds) == {"array"} else kinds
+        keys = [self.stored_key(key) for key in keys]
         places = [self.index.puts] * len(keys)
         rows = self.open_store().append(*_columns(keys, places, arrays, same))
         return [Row._make(row) for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -64,6 +64,13 @@ class CompressedArray(LazyArray):
     def __repr__(self) -> str:
         """Say what it is; nothing is read."""
         return f"CompressedArray(shape={self.shape}, dtype={self.dtype}, chunks={self.chunks})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """It pickles to the array, read whole, as one of any other tier does."""
+        whole = np.asarray(self)
+        # Protocol 5 notes it, so that what is unpickled is read-only whatever the tier was.
+        whole.setflags(write=False)
+        return whole.__reduce_ex__(protocol)
 
     def _read(self, where: tuple[slice, ...]) -> np.ndarray:
         if self._transposed:

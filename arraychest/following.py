@@ -13,7 +13,7 @@ from typing import Any
 
 from arraychest.entry import EXACT, GENERATION, KEY, SEQ, RawRow
 from arraychest.index import Index
-from arraychest.keys import decode_key, encode_key
+from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
 from arraychest.slot import Slot
 from arraychest.store import Store
 
@@ -152,5 +152,7 @@ class Follower:
         found = {raw[KEY]: raw for raw in index.rows_of(list(codes.values()))}
         for key, code in codes.items():
             raw = found.get(code)
+            if raw is None and type(key) not in PLAIN_TYPES:
+                raw = index.stored_row(key)  # of an equal key with another code
             if not self._correct_doomed(key, raw) and key in index.slots:
                 self._correct_slot(index.slots[key], raw)

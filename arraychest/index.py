@@ -26,7 +26,7 @@ import numpy as np
 from arraychest.catalog import Catalog
 from arraychest.entry import EXACT, GENERATION, KEY, SEQ, RawRow, Row
 from arraychest.errors import ArrayChestError, ClosedChestError, CorruptEntryError
-from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
+from arraychest.keys import decode_key, encode_key, equals, lookup_of, marked_codes
 from arraychest.resident import ResidentSet, is_held
 from arraychest.slot import Batch, Slot
 
@@ -140,7 +140,7 @@ class Index:
 
         Raises
         ------
-        KeyTypeError, ClosedChestError, CorruptEntryError
+        ClosedChestError, CorruptEntryError
         """
         slot = self.slots.get(key)
         if slot is not None:
@@ -161,13 +161,11 @@ class Index:
         if self._closed:
             raise ClosedChestError("the chest is closed")
         if self.complete or key in self.tombstones or self._catalog is None:
-            if type(key) not in PLAIN_TYPES:
-                encode_key(key)
             return None
         if type(key) is str:
             raw = self._catalog.find(b"s" + key.encode("utf-8", "surrogatepass"))
         else:
-            raw = self._catalog.find(encode_key(key).canonical)
+            raw = self.stored_row(key)
         if raw is None:
             return None
         slot = self._remember(raw, key)
@@ -178,6 +176,30 @@ class Index:
         else:
             self._last_found = raw[SEQ]
         return slot
+
+    def stored_row(self, key: Any) -> RawRow | None:
+        """The catalog's row of a key that equals this one, which may be of any type."""
+        assert self._catalog is not None
+        lookup = lookup_of(key)
+        if lookup is None:
+            return None
+        raw = self._catalog.find(lookup.canonical)
+        if raw is not None and (lookup.is_certain or self._is_row_of(raw, key)):
+            return raw
+        if lookup.group is None:
+            return None
+        others = self._catalog.find_between(*marked_codes(lookup.group))
+        if lookup.canonical != lookup.group:
+            raw = self._catalog.find(lookup.group)
+            others = others if raw is None else [raw, *others]
+        return next((raw for raw in others if self._is_row_of(raw, key)), None)
+
+    @staticmethod
+    def _is_row_of(raw: RawRow, key: Any) -> bool:
+        try:
+            return equals(decode_key(raw[KEY], raw[EXACT]), key)
+        except CorruptEntryError as error:
+            raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
 
     def _read_ahead(self, seq: int) -> None:
         assert self._catalog is not None
@@ -235,6 +257,14 @@ class Index:
         self.slots[slot.key] = slot
         self._note_order(slot.seq, slot.seq)
         self._count += 1
+
+    def rename(self, slot: Slot, key: Any) -> None:
+        """Give a slot another key that equals its own."""
+        if self.slots.get(slot.key) is slot:
+            del self.slots[slot.key]
+            self.slots[key] = slot
+            self._in_order = False
+        slot.key = key
 
     def delete(self, slot: Slot) -> None:
         """Take a slot out whose key is deleted."""

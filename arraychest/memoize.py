@@ -38,7 +38,7 @@ from arraychest.errors import (
     UnreadableValueError,
     ValueTypeError,
 )
-from arraychest.keys import encode_key
+from arraychest.keys import group_of
 from arraychest.locks import KeyLock
 from arraychest.origins import digest_of
 from arraychest.resident import is_held
@@ -150,7 +150,7 @@ class Flights:
     def _taken(self, key: str) -> Iterator[Any]:
         tiers = self._tiers
         if not tiers.temporary:
-            yield KeyLock(tiers.open_store().root, encode_key(key).canonical, key)
+            yield KeyLock(tiers.open_store().root, group_of(key), key)
             return
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())

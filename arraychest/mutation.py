@@ -27,7 +27,7 @@ from arraychest.errors import (
     ValueTypeError,
 )
 from arraychest.files import open_draft
-from arraychest.keys import encode_key
+from arraychest.keys import encode_key, group_of
 from arraychest.loader import value_name
 from arraychest.locks import KeyLock, hold_file, let_go_of_file
 from arraychest.mapping import detach, map_file
@@ -40,7 +40,7 @@ from arraychest.values import copied
 def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
     """A writable copy of a value, which replaces it at the end; see `Chest.edit`."""
     tiers.check_writable()
-    with KeyLock(tiers.open_store().root, encode_key(key).canonical, key).for_edit():
+    with KeyLock(tiers.open_store().root, group_of(key), key).for_edit():
         value = tiers.get(key)
         if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
             raise ValueTypeError(
@@ -84,7 +84,7 @@ class _Draft:
         text = form_text(form.dtype, form.shape, form.order, form.kind)
         text += tiers.committer.named(key)
         try:
-            code, place = encode_key(key), tiers.index.puts
+            code, place = encode_key(tiers.committer.stored_key(key)), tiers.index.puts
             stored = self._file_of(source)
             self.row, self._fd, copied = store.create(code, place, form, text, stored)
         except ArrayChestError:

@@ -670,6 +670,10 @@ class Store:
         packs = self._packs_after(rows, freed, adopted)
         try:
             places = {row[KEY]: row[SEQ] for row in replaced}
+            if replaced:
+                # The same key may be stored under another code (see `keys`): that entry goes.
+                keys = {row[KEY] for row in rows}
+                deleted = [*deleted, *[row for row in replaced if row[KEY] not in keys]]
             gone = self._commit(packs, rows, freed, deleted, places, self._refusing, facts)
         except BaseException as error:
             if isinstance(error, OSError):

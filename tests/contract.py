@@ -243,10 +243,19 @@ class MappingContract:
                 chest["x"] = bad
             with pytest.raises(TypeError):
                 chest["y"] = bad
-        for get in (operator.getitem, operator.delitem, operator.contains):
-            with pytest.raises(TypeError):
-                get(chest, [])
-        chest = settle(chest)
+        for _ in range(2):
+            for get in (operator.getitem, operator.delitem, operator.contains):
+                with pytest.raises(TypeError):
+                    get(chest, [])
+            # What could never be stored is not there.
+            for key in (object(), float("nan"), ("x", object())):
+                assert key not in chest
+                assert chest.get(key) is None
+                assert chest.pop(key, 3) == 3
+                for get in (operator.getitem, operator.delitem):
+                    with pytest.raises(KeyError):
+                        get(chest, key)
+            chest = settle(chest)
         assert list(chest) == ["x"]
         assert_identical(chest["x"], value(1))
 

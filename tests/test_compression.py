@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import os
@@ -347,6 +348,43 @@ def test_a_compressed_array_outlives_its_key_and_its_chest(tmp_path):
     gc.collect()
     for each in (compressed, other):
         assert (np.asarray(each) == array).all()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("compression", ["lz4", None])
+def test_a_stored_array_is_pickled_and_copied_alike_compressed_or_not(tmp_path, order, compression):
+    array = np.asarray(smooth(), order=order)
+    with Chest(path=tmp_path / "c", compression=compression) as chest:
+        stored(chest, "x", array)
+        found = chest["x"]
+        assert type(found) is (np.ndarray if compression is None else CompressedArray)
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            again = pickle.loads(pickle.dumps(found, protocol))
+            np.testing.assert_array_equal(again, array, strict=True)
+            assert again.flags.f_contiguous == array.flags.f_contiguous
+            # Protocol 5 keeps a read-only array so, and those before do not.
+            assert again.flags.writeable == (protocol < 5)
+        buffers: list[pickle.PickleBuffer] = []
+        data = pickle.dumps({"a": [found]}, 5, buffer_callback=buffers.append)
+        again = pickle.loads(data, buffers=[bytearray(each) for each in buffers])["a"][0]
+        np.testing.assert_array_equal(again, array, strict=True)
+        copies = [copy.copy(found), copy.deepcopy(found), copy.deepcopy([found])[0]]
+        chest["tree"] = {"x": found, "y": 1}
+        chest.flush()
+        copies.append(copy.deepcopy(chest["tree"])["x"])
+        twice = copy.deepcopy([found, found])
+        assert twice[0] is twice[1]
+        del chest["x"]
+        chest.flush()
+        again = pickle.loads(pickle.dumps(found))
+        np.testing.assert_array_equal(again, array, strict=True)
+    for each in copies:
+        assert type(each) is np.ndarray
+        assert each.dtype == array.dtype
+        assert each.flags.f_contiguous == array.flags.f_contiguous
+        np.testing.assert_array_equal(each, array)
+        each[0, 0] = -1
+    np.testing.assert_array_equal(np.asarray(found), array)
 
 
 def test_an_edit_of_a_compressed_value(tmp_path):

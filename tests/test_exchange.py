@@ -33,6 +33,7 @@ from arraychest.cli import CommandError
 from arraychest.cli import exchange as commands
 from arraychest.exchange import arrays
 from arraychest.exchange.names import Names
+from tests import test_keys
 from tests.faults import Failing, injected
 from tests.support import assert_identical, listing
 from tests.test_values import DTYPES, filled
@@ -58,6 +59,8 @@ KEYS: list[Any] = [
     "x", "a/b", "a", "a/b/c", "a/0", "", ".", "..", "../../escape", "/etc/passwd", "a//b", "a/../b",
     "CON", "name.npy", "arraychest", "arraychest.json", "zarr.json", "zarr.json/x", "a\0b", "\ud800",
     "é中", "with space", "new\nline", "long" * 200, "long" * 200 + "!", "deep/" * 20 + "x", "-", "~",
+    "a\\b", "a\\..\\b", "..\\x", "\\", ("a\\b", 1), pathlib.PureWindowsPath("C:\\a\\b"),
+    pathlib.PureWindowsPath("..\\b"), np.datetime64("2020-01-01T12", "ns"), np.timedelta64(1, "ns"),
     "c", "c/0", "__x__", "x" * 120, "x" * 120 + "/y", 1, 2.0, True - 1.5, None, b"bytes", b"\xff/..",
     (1, "x"), ("x", 1, (2.5, None)), frozenset({1, "y"}), np.float32(0.1), np.int8(7),
     np.str_("text"), np.datetime64("2020-01-01"), dt.date(2020, 1, 1), dt.timedelta(1),
@@ -187,7 +190,7 @@ def test_anything_with_chunks_is_written_in_its_chunks(kind, tmp_path):
 @settings(max_examples=150)
 @given(
     keys=st.lists(
-        st.one_of(st.text(), st.sampled_from(KEYS), st.text("a/.-2", max_size=5)), unique=True
+        st.one_of(st.text(), st.sampled_from(KEYS), st.text("a/.-2\\", max_size=5)), unique=True
     )
 )
 def test_names_are_unique_stay_inside_and_are_no_groups(keys):
@@ -199,9 +202,36 @@ def test_names_are_unique_stay_inside_and_are_no_groups(keys):
         assert not {"", ".", "..", "arraychest", "arraychest.json", "zarr.json"} & set(parts)
         assert os.path.normpath(name) == name
         assert not os.path.isabs(name)
+        assert "\\" not in name
         assert name.isprintable()
         assert max(len(part.encode()) for part in parts) < 200
         assert not any(other.startswith(name + "/") for other in names)
+
+
+@each_format
+@settings(max_examples=6, deadline=None)
+@given(
+    many=st.lists(test_keys.keys | st.text("ab./\\ -", max_size=6), max_size=8)
+    .filter(test_keys.is_transitive)
+    .map(lambda many: [*many, "a/b", "a\\b", ("a\\b",), "..", "a\\..\\b"])
+)
+def test_every_key_that_a_chest_takes_comes_back(kind, many):
+    folder = os.environ["TMPDIR"]
+    target = os.path.join(folder, "keys", "all" + ENDINGS[kind])
+    with warnings.catch_warnings(), Chest() as chest:
+        warnings.simplefilter("ignore")
+        for number, key in enumerate(many):
+            chest[key] = np.arange(number + 1)
+        expected = [(key, array.tolist()) for key, array in chest.items()]
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        chest.export(target, overwrite=True)
+        assert os.listdir(os.path.dirname(target)) == [os.path.basename(target)]
+        with Chest() as again:
+            again.import_from(target)
+            found = [(key, array.tolist()) for key, array in again.items()]
+    assert [array for _, array in found] == [array for _, array in expected]
+    for (one, _), (other, _) in zip(found, expected, strict=True):
+        test_keys.assert_same_key(one, other)
 
 
 def test_simple_keys_are_named_as_they_are(tmp_path, chest):

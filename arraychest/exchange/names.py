@@ -35,6 +35,8 @@ class Names:
     def name(self, key: Any) -> str:
         """A name that no other key was given, nor any group."""
         wanted = readable(key)
+        # Zarr, and Windows, take a backslash for a slash.
+        wanted = wanted.replace("\\", "-")
         parts = [fitting_stem(part) for part in wanted.split("/")]
         if len(parts) > _MAX_PARTS or not all(wanted.split("/")):
             parts = [fitting_stem(wanted)]
