@@ -45,10 +45,13 @@ PATIENCE = 30
 
 
 class Log:
-    """What was computed.  Of a global object its class counts, and not what it holds."""
+    """What was computed, which is no part of what the log contains."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
     def __call__(self, *what: Any) -> None:
         self.calls.append(what[0] if len(what) == 1 else what)
