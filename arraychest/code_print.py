@@ -30,6 +30,8 @@ class Code(NamedTuple):
     recorded
         The globals and the variables of its closure of which it only calls methods that change
         them and return None, as ``CALLS.append``: what they hold cannot make any difference to it.
+    whole
+        The globals of which it reads more than an attribute.
     attributes
         The names that it reads as attributes, and others.
     imports
@@ -40,6 +42,7 @@ class Code(NamedTuple):
     digest: bytes
     names: tuple[str, ...]
     recorded: frozenset[str]
+    whole: frozenset[str]
     attributes: frozenset[str]
     imports: frozenset[str]
 
@@ -76,17 +79,17 @@ def code_print(code: types.CodeType) -> Code:
     # What is done with a variable: whether that only changes it.
     recorded: set[str] = set()
     read: set[str] = set()
+    whole: set[str] = set()
     first_is_used = False
     steps = list(dis.get_instructions(code))
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         if step.opname in _GLOBAL:
             names.add(step.argval)
         if step.opname in _GLOBAL or step.opname in _CLOSURE:
-            records = (
-                following is not None
-                and following.opname in _ATTRIBUTE
-                and following.argval in _RECORDING
-            )
+            of_it = following is not None and following.opname in _ATTRIBUTE
+            if not of_it:
+                whole.add(step.argval)
+            records = of_it and following.argval in _RECORDING
             (recorded if records else read).add(step.argval)
         elif step.opname == "IMPORT_NAME":
             imports.add(step.argval)
@@ -97,6 +100,7 @@ def code_print(code: types.CodeType) -> Code:
         imports.update(each.imports)
         attributes.update(each.attributes)
         recorded |= each.recorded
+        whole |= each.whole
         read |= {*each.names, *each.code.co_freevars} - each.recorded
     constants = list(code.co_consts)
     if not first_is_used and constants and type(constants[0]) is str and _has_docstring(code):
@@ -112,6 +116,7 @@ def code_print(code: types.CodeType) -> Code:
         encoder.hashed(),
         tuple(sorted(names)),
         frozenset(recorded - read),
+        frozenset(whole),
         frozenset(attributes),
         frozenset(imports),
     )

@@ -85,6 +85,7 @@ def value_fingerprint(
     *,
     classes: bool = True,
     ignored: Iterable[str] = (),
+    exact: bool = False,
 ) -> bytes:
     """What a value is, in 16 bytes.
 
@@ -100,6 +101,8 @@ def value_fingerprint(
         Whether what the user's classes do counts, or their names alone.
     ignored
         Attributes of objects of the user's classes that do not count.
+    exact
+        Whether the variables that its functions and classes read must be told by their content, too.
 
     Raises
     ------
@@ -120,6 +123,10 @@ def value_fingerprint(
         encoder.complete()
     except RecursionError as error:
         raise ValueTypeError("expected a value less deeply nested, found no stack left") from error
+    if exact and encoder.untold:
+        raise ValueTypeError(
+            f"expected variables that can be told by their content, found {encoder.untold}"
+        )
     return encoder.hashed()
 
 
@@ -262,6 +269,9 @@ class _Prints(ValuePrint):
 
     def other(self, value: Any, depth: int) -> None:
         """Encode what is no value tree; if that is allowed, by its kind what has no content."""
+        if self._counts_classes and type(value) is types.ModuleType and is_users(value.__name__):
+            self.out += b"C" + self._unit(value)
+            return
         if not self._lenient:
             super().other(value, depth)
             return
@@ -417,6 +427,9 @@ class _Look(_Prints):
             self.root(wrapped, defaults=defaults, lenient=lenient)
             if has_state(function):
                 self._live(function, name_of(kind), strict=False)
+        elif kind is types.ModuleType:
+            self.text(function.__name__)
+            self._reads_of(function, _ALL)
         elif isinstance(function, type):
             self._homes.add(function.__module__)
             self._named_class(function)
@@ -456,7 +469,9 @@ class _Look(_Prints):
         if self._has_code:
             self.out += code_print(function.__code__).digest
             held = [_held_by(cell) for cell in function.__closure__ or ()]
-            self._closure(function, held, inner, lenient=helper)
+            # What a package's wrapper holds beside the user's functions is its own business.
+            theirs = not is_users(function.__globals__.get("__name__"))
+            self._closure(function, held, inner, lenient=helper or theirs)
             if defaults:
                 self._defaults(function, lenient=lenient or helper)
             wrapped = wrapped_by(function)
@@ -510,7 +525,7 @@ class _Look(_Prints):
         for name in code.names:
             self._want(spaces, module, name, own=own, recorded=name in code.recorded)
             if own and type(value := spaces.get(name)) is types.ModuleType:
-                self._reads_of(value, code.attributes)
+                self._reads_of(value, _ALL if name in code.whole else code.attributes)
         if own:
             for each in _imported(code.imports, spaces):
                 self._reads_of(each, code.attributes)
@@ -616,7 +631,7 @@ class _Look(_Prints):
     def _class(self, kind: type) -> None:
         self.out += b"T"
         self.text(name_of(kind))
-        for base in kind.__bases__:
+        for base in (type(kind), *kind.__bases__):
             self._named_class(base)
         attributes = vars(kind)
         self._watched.sizes.append((attributes, len(attributes)))
@@ -665,6 +680,9 @@ def _imported(names: Iterable[str], spaces: Mapping[str, Any]) -> Iterator[types
             if type(found) is types.ModuleType:
                 yield found
 
+
+# What is read of a module that is handed on, or of which anything may be read.
+_ALL = frozenset({"vars"})
 
 # What reads an attribute whose name the code does not have.
 _READS_ANY = frozenset({"getattr", "vars", "globals", "__dict__", "dir", "attrgetter"})
@@ -907,7 +925,7 @@ def _unit_of(thing: Any) -> _Unit:
     if found is None:
         found = _Unit(thing)
         closure = thing.__closure__ if type(thing) is types.FunctionType else None
-        if closure is None and "<locals>" not in thing.__qualname__:
+        if closure is None and "<locals>" not in getattr(thing, "__qualname__", ""):
             if len(_units) >= _MAX_UNITS:
                 _units.clear()
             _units[id(thing)] = found
