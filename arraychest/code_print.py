@@ -89,7 +89,7 @@ def code_print(code: types.CodeType) -> Code:
             of_it = following is not None and following.opname in _ATTRIBUTE
             if not of_it:
                 whole.add(step.argval)
-            records = of_it and following.argval in _RECORDING
+            records = following is not None and of_it and following.argval in _RECORDING
             (recorded if records else read).add(step.argval)
         elif step.opname == "IMPORT_NAME":
             imports.add(step.argval)

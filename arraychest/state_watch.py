@@ -5,6 +5,7 @@ Each is said once, with what to do about it.
 
 from __future__ import annotations
 
+import sys
 import types
 import warnings
 from collections.abc import Iterable, Mapping
@@ -121,4 +122,15 @@ class StateWatch:
         return found
 
     def _warn(self, message: str) -> None:
-        warnings.warn(message, ArrayChestWarning, stacklevel=5)
+        warnings.warn(message, ArrayChestWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """How far up who called the memoised function is, for `warnings.warn` where that is asked."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _OURS:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_OURS = frozenset({__name__, "arraychest.memoize", "contextlib"})
