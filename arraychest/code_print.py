@@ -57,7 +57,8 @@ _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 # Methods of what `RECORDS` are that return None, whatever is in them.
 _RECORDING = frozenset({"append", "appendleft", "extend", "extendleft", "add", "update", "clear"})
 
-# From 3.13 on a flag says that the first constant is a docstring; before, it is one if it is text.
+# From 3.14 on a flag says that the first constant is a docstring; before, it is one if it is text
+# that no instruction uses.
 _HAS_DOCSTRING = 0x4000000
 
 
@@ -127,6 +128,6 @@ def code_print(code: types.CodeType) -> Code:
 
 
 def _has_docstring(code: types.CodeType) -> bool:
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 14):
         return bool(code.co_flags & _HAS_DOCSTRING)
     return bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_name.startswith("<")

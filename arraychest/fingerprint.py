@@ -593,8 +593,8 @@ class _Look(_Prints):
             self.text(value.__name__)
         elif (
             kind in DESCRIPTORS
-            or isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
-            and (kind is not types.BuiltinFunctionType or has_name(value))
+            or (isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
+            and (kind is not types.BuiltinFunctionType or has_name(value)))
         ):
             self._by_kind(value)
             self.text(name_of(value))

@@ -2,9 +2,9 @@
 
 Arrays are written down by their digests.  Type and bits count: 1, 1.0, True and ``np.int64(1)``
 differ, and so do a list and a tuple, 0.0 and -0.0.  Sets have no order, dicts have theirs.  Whether
-two parts of a value are the same object does not count.  A class or a builtin is its name; an object
-of a class that is not registered is what pickle would take it apart into (`__reduce_ex__`), and
-this in turn, down to values.  What is neither, such as a file or a lock, is refused.
+two parts of a value are the same object does not count.  A class or a builtin is its name; an
+object of a class that is not registered is what pickle would take it apart into (`__reduce_ex__`),
+and this in turn, down to values.  What is neither, such as a file or a lock, is refused.
 
 What a function or a class of the user does, `fingerprint` says.
 """
@@ -322,12 +322,14 @@ DESCRIPTORS = frozenset({
 
 
 def deeper(depth: int) -> int:
+    """How many levels are left within a level, of which so many are left."""
     if depth == 0:
         raise ValueTypeError(f"expected a value nested at most {MAX_DEPTH} deep, found one deeper")
     return depth - 1
 
 
 def refused(value: Any, why: str) -> ValueTypeError:
+    """The error of a value that cannot be told by its content."""
     what = value if isinstance(value, type) else type(value)
     return ValueTypeError(
         f"expected what can be told apart by its content, found {name_of(what)}: {why}; leave the "
@@ -336,6 +338,7 @@ def refused(value: Any, why: str) -> ValueTypeError:
 
 
 def name_of(value: Any) -> str:
+    """The module and the qualified name of a function or class."""
     module = getattr(value, "__module__", None)
     if module is None:
         module = getattr(getattr(value, "__self__", None), "__name__", None)
@@ -344,11 +347,13 @@ def name_of(value: Any) -> str:
 
 
 def module_name(module: Any) -> Any:
+    """The name of a module, which is the same in the processes that a script starts."""
     # What `multiprocessing` calls a script's module in a child that it spawns.
     return "__main__" if module == "__mp_main__" else module
 
 
 def has_name(value: Any) -> bool:
+    """Whether a class, function or builtin is known by its module and name."""
     if isinstance(value, type):
         return True
     if type(value) is types.FunctionType:
@@ -359,6 +364,7 @@ def has_name(value: Any) -> bool:
 
 
 def version_of(module: str | None) -> str:
+    """The version of the package that a module belongs to; "" if it says none."""
     package = (module or "").partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", "")
     return version if isinstance(version, str) else ""
