@@ -841,8 +841,8 @@ class Chest(MutableMapping[Any, Any]):
         hexadecimal (`Cached.key`).  It is found again by every call with equal arguments, in this
         process, another, or tomorrow, unless the function was changed.  What counts as the
         function, and what as equal, `arraychest.fingerprint` says; in short: its code, that of your
-        functions and classes that it uses, and the constants that they read; and the contents of its
-        arguments, type for type.  A warning names once what it reads and cannot be told by its
+        functions and classes that it uses, and the constants that they read; and the contents of
+        its arguments, type for type.  A warning names once what it reads and cannot be told by its
         content, and a variable that it changes itself: then no call would ever be found again.
 
         Parameters

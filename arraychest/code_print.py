@@ -30,6 +30,10 @@ class Code(NamedTuple):
     recorded
         The globals and the variables of its closure of which it only calls methods that change
         them and return None, as ``CALLS.append``: what they hold cannot make any difference to it.
+    appended
+        The attributes of which it does only that, as ``self.calls.append``.
+    examined
+        The attributes that it reads otherwise.
     whole
         The globals of which it reads more than an attribute.
     attributes
@@ -42,6 +46,8 @@ class Code(NamedTuple):
     digest: bytes
     names: tuple[str, ...]
     recorded: frozenset[str]
+    appended: frozenset[str]
+    examined: frozenset[str]
     whole: frozenset[str]
     attributes: frozenset[str]
     imports: frozenset[str]
@@ -80,6 +86,8 @@ def code_print(code: types.CodeType) -> Code:
     # What is done with a variable: whether that only changes it.
     recorded: set[str] = set()
     read: set[str] = set()
+    appended: set[str] = set()
+    examined: set[str] = set()
     whole: set[str] = set()
     first_is_used = False
     steps = list(dis.get_instructions(code))
@@ -92,6 +100,10 @@ def code_print(code: types.CodeType) -> Code:
                 whole.add(step.argval)
             records = following is not None and of_it and following.argval in _RECORDING
             (recorded if records else read).add(step.argval)
+        elif step.opname in _ATTRIBUTE:
+            of_it = following is not None and following.opname in _ATTRIBUTE
+            records = following is not None and of_it and following.argval in _RECORDING
+            (appended if records else examined).add(step.argval)
         elif step.opname == "IMPORT_NAME":
             imports.add(step.argval)
         first_is_used |= step.opcode in dis.hasconst and step.arg == 0
@@ -102,6 +114,8 @@ def code_print(code: types.CodeType) -> Code:
         attributes.update(each.attributes)
         recorded |= each.recorded
         whole |= each.whole
+        appended |= each.appended
+        examined |= each.examined
         read |= {*each.names, *each.code.co_freevars} - each.recorded
     constants = list(code.co_consts)
     if not first_is_used and constants and type(constants[0]) is str and _has_docstring(code):
@@ -117,6 +131,8 @@ def code_print(code: types.CodeType) -> Code:
         encoder.hashed(),
         tuple(sorted(names)),
         frozenset(recorded - read),
+        frozenset(appended - examined),
+        frozenset(examined),
         frozenset(whole),
         frozenset(attributes),
         frozenset(imports),

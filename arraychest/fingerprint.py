@@ -15,9 +15,9 @@ its class does is part of that.
 - of what was decorated with `functools.wraps`: the wrapper, and the function that it wraps;
 - Python's minor version.
 
-What has no content that could be told, such as an open file, counts by its kind, and `FunctionPrint`
-says so.  Locks, loggers and such make no difference.  A list, set, dict or deque to which a
-function only appends makes none either.
+What has no content that could be told, such as an open file, counts by its kind, and
+`FunctionPrint` says so.  Locks, loggers and such make no difference.  A list, set, dict or deque to which a
+function only appends makes none either, nor does one of a class to which its methods only append.
 
 A module is the user's own unless it is Python's or lies in a folder of installed packages; the
 module of the function itself is in any case.
@@ -102,7 +102,7 @@ def value_fingerprint(
     ignored
         Attributes of objects of the user's classes that do not count.
     exact
-        Whether the variables that its functions and classes read must be told by their content, too.
+        Whether what its functions and classes read must be told by its content, too.
 
     Raises
     ------
@@ -577,7 +577,7 @@ class _Look(_Prints):
             self._bound(value, name, own=own)
 
     def _bound(self, value: Any, name: str, *, own: bool = True) -> None:
-        """Write down what a name stands for, which a function of the user's reads if it is `own`."""
+        """Write down what a name stands for; `own`: it is a function of the user's that reads it."""
         kind = type(value)
         if _is_constant(value):
             self.out += b"="
@@ -591,10 +591,9 @@ class _Look(_Prints):
         elif kind is types.ModuleType or isinstance(value, np.ufunc):
             self._by_kind(value)
             self.text(value.__name__)
-        elif (
-            kind in DESCRIPTORS
-            or (isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
-            and (kind is not types.BuiltinFunctionType or has_name(value)))
+        elif kind in DESCRIPTORS or (
+            isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
+            and (kind is not types.BuiltinFunctionType or has_name(value))
         ):
             self._by_kind(value)
             self.text(name_of(value))
@@ -645,7 +644,10 @@ class _Look(_Prints):
                 continue
             self.text(name)
             self._watched.names.append((attributes, name, value))
-            self._bound(value, f"{kind.__qualname__}.{name}")
+            if type(value) in _RECORDS and name in _appended(kind):
+                self._by_kind(value)
+            else:
+                self._bound(value, f"{kind.__qualname__}.{name}")
 
     def _live(self, value: Any, name: str, *, strict: bool, where: str = "") -> None:
         """Write down a value; later, if it may change without that being noticed."""
@@ -655,6 +657,20 @@ class _Look(_Prints):
         else:
             self.out += b"~"
             self._watched.live.append(_Live(value, strict, name, where))
+
+
+def _appended(kind: type) -> frozenset[str]:
+    """The attributes of a class to which its methods append, and of which they read nothing."""
+    appended: set[str] = set()
+    examined: set[str] = set()
+    for value in vars(kind).values():
+        parts = [getattr(value, part) for part in PARTS.get(type(value), ())]
+        for each in (value, wrapped_by(value), *parts):
+            if type(each) is types.FunctionType:
+                code = code_print(each.__code__)
+                appended |= code.appended
+                examined |= code.examined
+    return frozenset(appended - examined)
 
 
 def _imported(names: Iterable[str], spaces: Mapping[str, Any]) -> Iterator[types.ModuleType]:
@@ -675,7 +691,7 @@ def _imported(names: Iterable[str], spaces: Mapping[str, Any]) -> Iterator[types
                         continue
                     # As the function will.  What it reads of it must not count later than it.
                     found = importlib.import_module(each)
-                except Exception:  # noqa: S112  # whatever a module raises; the function will meet it
+                except Exception:  # noqa: S112  # the function will meet it
                     continue
             if type(found) is types.ModuleType:
                 yield found
@@ -914,8 +930,8 @@ def _makes_generators(func: Any) -> bool:
             return False
 
 
-# The prints of functions and classes that were met in values, by id; each has its function, whose id
-# stays its own.  Of those only that are there for good: others come and go, and may hold arrays.
+# The prints of functions and classes that were met in values, by id; each has its function, whose
+# id stays its own.  Of those only that are there for good: others come and go, and may hold arrays.
 _units: dict[int, _Unit] = {}
 _MAX_UNITS = 1024
 

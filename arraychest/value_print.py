@@ -60,8 +60,8 @@ class ValuePrint(Encoder):
     Further tags: ``a`` array, by its digest; ``o`` array of objects; ``G`` NumPy scalar, by its
     array's digest; ``C`` what has a name; ``M`` bound method; ``P`` partial; ``F`` function; ``K``
     code; ``O`` other object; ``N`` array of a subclass; ``E`` set of a subclass; ``~`` iterator;
-    ``y`` mapping proxy; ``V`` memoryview; ``e`` member of an Enum; ``v`` `np.vectorize`; ``p`` property
-    and such; ``w`` what wraps a function.
+    ``y`` mapping proxy; ``V`` memoryview; ``e`` member of an Enum; ``v`` `np.vectorize`; ``p``
+    property and such; ``w`` what wraps a function.
     """
 
     keeps_aliases = False

@@ -2166,8 +2166,7 @@ def test_a_list_of_calls_tells_what_was_computed(each_chest, clean, function):
 
 def test_a_list_that_is_read_counts(chest, clean):
     def reads(x: Any) -> Any:
-        CALLS.append
-        return x, CALLS[:1]
+        return x, CALLS.append, CALLS[:1]
 
     def hands_on(x: Any) -> Any:
         CALLS.append(x)
@@ -2194,8 +2193,7 @@ def test_a_variable_that_a_function_changes_is_named_once(chest, clean, function
     cached = chest.cache(function)
     cached(4)
     with pytest.warns(arraychest.ArrayChestWarning) as caught:
-        for _ in range(4):
-            cached(4)
+        [cached(4) for _ in range(4)]
     (only,) = [str(each.message) for each in caught]
     for part in (f"changes {name} ", f"ignore_state=['{name}']", "version="):
         assert part in only
@@ -2252,9 +2250,7 @@ def test_what_cannot_be_told_is_named_once(chest):
 
     cached = chest.cache(reads)
     with pytest.warns(arraychest.ArrayChestWarning) as caught:
-        for x in range(3):
-            cached.key(x)
-            cached.check(x)
+        [(cached.key(x), cached.check(x)) for x in range(3)]
     (only,) = [str(each.message) for each in caught]
     for part in ("FILE (_io.TextIOWrapper)", "OUTER (sqlite3.Connection)", "version="):
         assert part in only

@@ -1,4 +1,4 @@
-"""What the tasks of dask's graphs do: dask names a function that can be imported by its name only."""
+"""What the tasks of a graph do, of which dask says the names alone."""
 
 from __future__ import annotations
 

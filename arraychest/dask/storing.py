@@ -72,8 +72,8 @@ def store(
     What was written is kept: the same call once more, of an array of the same name and chunks,
     computes only the blocks that are missing.  (dask names an array after what it is computed of,
     as far as that is deterministic; what your functions do that compute it counts, too, and where
-    that cannot be told it is begun anew.)  Blocks that nobody has gone on with for a day are removed
-    when the chest is next opened by nobody else, or compacted.
+    that cannot be told it is begun anew.)  Blocks that nobody has gone on with for a day are
+    removed when the chest is next opened by nobody else, or compacted.
 
     The blocks go to the chest's folder, which the workers of a cluster reach by the same path.
     Only the process of the chest opens its catalog, unless `compute` is false: then the process
