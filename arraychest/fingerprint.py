@@ -16,8 +16,9 @@ its class does is part of that.
 - Python's minor version.
 
 What has no content that could be told, such as an open file, counts by its kind, and
-`FunctionPrint` says so.  Locks, loggers and such make no difference.  A list, set, dict or deque to which a
-function only appends makes none either, nor does one of a class to which its methods only append.
+`FunctionPrint` says so.  Locks, loggers and such make no difference.  A list, set, dict or deque to
+which a function only appends makes none either, nor does one of a class to which its methods only
+append.
 
 A module is the user's own unless it is Python's or lies in a folder of installed packages; the
 module of the function itself is in any case.
@@ -577,7 +578,7 @@ class _Look(_Prints):
             self._bound(value, name, own=own)
 
     def _bound(self, value: Any, name: str, *, own: bool = True) -> None:
-        """Write down what a name stands for; `own`: it is a function of the user's that reads it."""
+        """Write down what a name stands for; `own`: a function of the user's reads it."""
         kind = type(value)
         if _is_constant(value):
             self.out += b"="

@@ -36,7 +36,7 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
     ----------
     chest
         Where it is kept: the key is ``("dask", NAME, WHAT)``, of what the functions do.  With
-        ``max_disk=`` and         ``evict_by="cost"`` what took the least time for its size goes first.
+        ``max_disk=`` and ``evict_by="cost"`` what took the least time for its size goes first.
 
     Notes
     -----
