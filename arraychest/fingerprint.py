@@ -31,21 +31,11 @@ world (files, environment, clocks, random numbers).
 from __future__ import annotations
 
 import builtins
-import collections
-import datetime as dt
-import decimal
 import enum
-import fractions
 import functools
-import importlib
-import importlib.util
-import inspect
-import pathlib
-import re
 import sys
 import types
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +44,23 @@ from arraychest import registry
 from arraychest.code_print import code_print
 from arraychest.digests import digest_of
 from arraychest.errors import ValueTypeError
+from arraychest.reached import (
+    ALL_OF_IT,
+    MACHINERY,
+    MISSING,
+    READS_ANY,
+    RECORDS,
+    UNREAD,
+    Live,
+    Watched,
+    appended,
+    held_by,
+    imported,
+    is_constant,
+    is_machinery,
+    is_ordinary,
+    makes_generators,
+)
 from arraychest.value_print import (
     DESCRIPTORS,
     NUMBER,
@@ -66,7 +73,6 @@ from arraychest.value_print import (
     has_name,
     has_state,
     is_users,
-    is_users_origin,
     module_name,
     name_of,
     wrapped_by,
@@ -75,7 +81,6 @@ from arraychest.valuetree import MAX_DEPTH
 
 __all__ = ["Digest", "Elements", "FunctionPrint", "function_fingerprint", "value_fingerprint"]
 
-_MISSING: Any = object()
 _PYTHON = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -131,92 +136,6 @@ def value_fingerprint(
     return encoder.hashed()
 
 
-# --- what was looked at -------------------------------------------------------------------------
-
-
-class _Live(NamedTuple):
-    """What may change without notice.
-
-    Attributes
-    ----------
-    strict
-        Whether it must be told by its content.
-    name
-        Of the variable.
-    where
-        What an error says of where it is; or nothing.
-    """
-
-    value: Any
-    strict: bool
-    name: str
-    where: str = ""
-
-
-class _Watched:
-    """What a function or class was found to be, and what tells that it is so still.
-
-    Attributes
-    ----------
-    digest
-        Of all that does not change unless something below does.
-    names
-        Names in the dicts of modules and classes, and what they stood for.
-    sizes
-        The dicts of classes, and how many names were in them.
-    functions
-        Functions, and their code, defaults and defaults of keywords.
-    cells
-        Cells of closures, their names, and what they held.
-    live
-        What may change without notice.
-    """
-
-    __slots__ = ("cells", "digest", "functions", "live", "names", "sizes")
-
-    def __init__(self) -> None:
-        self.digest = b""
-        self.names: list[tuple[Mapping[str, Any], str, Any]] = []
-        self.sizes: list[tuple[Mapping[str, Any], int]] = []
-        self.functions: list[tuple[types.FunctionType, Any, Any, Any]] = []
-        self.cells: list[tuple[types.CellType, str, Any]] = []
-        self.live: list[_Live] = []
-
-    def holds(self) -> bool:
-        """Whether nothing was rebound since."""
-        missing = _MISSING
-        for mapping, name, value in self.names:
-            if mapping.get(name, missing) is not value:
-                return False
-        for function, code, defaults, keywords in self.functions:
-            if (
-                function.__code__ is not code
-                or function.__defaults__ is not defaults
-                or function.__kwdefaults__ is not keywords
-            ):
-                return False
-        for mapping, size in self.sizes:
-            if len(mapping) != size:
-                return False
-        return all(_held_by(cell) is value for cell, _, value in self.cells) if self.cells else True
-
-    def rebound(self) -> Iterator[str]:
-        """The variables that stand for something else since."""
-        for mapping, name, value in self.names:
-            if mapping.get(name, _MISSING) is not value:
-                yield name
-        for cell, name, value in self.cells:
-            if _held_by(cell) is not value:
-                yield name
-
-
-def _held_by(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _MISSING
-
-
 # --- values, and the functions and classes in them ----------------------------------------------
 
 
@@ -239,7 +158,7 @@ class _Prints(ValuePrint):
         self._where = ""
         # The functions and classes that were met, by id; they are kept for their ids.
         self._units: dict[int, tuple[Any, bytes]] = {}
-        self._later: list[_Live] = []
+        self._later: list[Live] = []
         # The variables that are told by their kind, and the kind.
         self.untold: dict[str, str] = {}
 
@@ -276,7 +195,7 @@ class _Prints(ValuePrint):
         if not self._lenient:
             super().other(value, depth)
             return
-        if _is_ordinary(value) and wrapped_by(value) is None:
+        if is_ordinary(value) and wrapped_by(value) is None:
             self._by_kind(value)
             return
         start, opened, later = len(self.out), set(self._open), len(self._later)
@@ -309,7 +228,7 @@ class _Prints(ValuePrint):
         while self._later:
             self.content(self._later.pop(0))
 
-    def content(self, live: _Live) -> None:
+    def content(self, live: Live) -> None:
         """Write down the content of a value, or its kind if it has none and needs none.
 
         Raises
@@ -340,19 +259,6 @@ class _Prints(ValuePrint):
         out += NUMBER.pack(len(found)) + found
 
 
-# What is there in many a module, and makes no difference to a result: locks, loggers, pools; or
-# what changes with its use.
-_ORDINARY = frozenset({
-    "_thread", "threading", "logging", "multiprocessing", "concurrent", "asyncio", "weakref",
-    "_weakref", "_weakrefset", "typing", "arraychest",
-})  # fmt: skip
-
-
-def _is_ordinary(value: Any) -> bool:
-    kind = type(value)
-    return kind is object or kind.__module__.partition(".")[0] in _ORDINARY
-
-
 # --- functions ----------------------------------------------------------------------------------
 
 
@@ -374,7 +280,7 @@ class _Look(_Prints):
 
     def __init__(
         self,
-        watched: _Watched,
+        watched: Watched,
         *,
         helpers: bool = True,
         has_code: bool = True,
@@ -430,7 +336,7 @@ class _Look(_Prints):
                 self._live(function, name_of(kind), strict=False)
         elif kind is types.ModuleType:
             self.text(function.__name__)
-            self._reads_of(function, _ALL)
+            self._reads_of(function, ALL_OF_IT)
         elif isinstance(function, type):
             self._homes.add(function.__module__)
             self._named_class(function)
@@ -469,7 +375,7 @@ class _Look(_Prints):
         self.text(name_of(function))
         if self._has_code:
             self.out += code_print(function.__code__).digest
-            held = [_held_by(cell) for cell in function.__closure__ or ()]
+            held = [held_by(cell) for cell in function.__closure__ or ()]
             # What a package's wrapper holds beside the user's functions is its own business.
             theirs = not is_users(function.__globals__.get("__name__"))
             self._closure(function, held, inner, lenient=helper or theirs)
@@ -495,13 +401,13 @@ class _Look(_Prints):
             if name in self._ignored:
                 continue
             self._watched.cells.append((cell, name, value))
-            if value is _MISSING:
+            if value is MISSING:
                 self.out += b"-"
             elif name == "__class__" and isinstance(value, type):
                 self.text(name_of(value))
             elif type(value) is types.FunctionType:
                 self._function(value, depth, helper=lenient)
-            elif name in recorded and type(value) in _RECORDS:
+            elif name in recorded and type(value) in RECORDS:
                 self._by_kind(value)
             else:
                 where = f"in the closure of {name_of(function)}, as {name}"
@@ -526,9 +432,9 @@ class _Look(_Prints):
         for name in code.names:
             self._want(spaces, module, name, own=own, recorded=name in code.recorded)
             if own and type(value := spaces.get(name)) is types.ModuleType:
-                self._reads_of(value, _ALL if name in code.whole else code.attributes)
+                self._reads_of(value, ALL_OF_IT if name in code.whole else code.attributes)
         if own:
-            for each in _imported(code.imports, spaces):
+            for each in imported(code.imports, spaces):
                 self._reads_of(each, code.attributes)
 
     def _reads_of(self, module: types.ModuleType, attributes: frozenset[str]) -> None:
@@ -541,7 +447,7 @@ class _Look(_Prints):
         self._seen.add(key)
         spaces = vars(module)
         named: Iterable[str] = attributes & spaces.keys()
-        if not attributes.isdisjoint(_READS_ANY):
+        if not attributes.isdisjoint(READS_ANY):
             named = [name for name in spaces if not name.startswith("__")]
         for name in named:
             self._want(spaces, module.__name__, name, own=True)
@@ -565,22 +471,22 @@ class _Look(_Prints):
     def _global(
         self, spaces: Mapping[str, Any], module: str, name: str, own: bool, recorded: bool
     ) -> None:
-        value = spaces.get(name, _MISSING)
-        if value is _MISSING and name not in vars(builtins):
+        value = spaces.get(name, MISSING)
+        if value is MISSING and name not in vars(builtins):
             self.out += b"?"  # not there, or not yet
         self.out += b"n"
         self.text(module_name(module))
         self.text(name)
         self._watched.names.append((spaces, name, value))
-        if recorded and type(value) in _RECORDS:
+        if recorded and type(value) in RECORDS:
             self._by_kind(value)
-        elif value is not _MISSING:
+        elif value is not MISSING:
             self._bound(value, name, own=own)
 
     def _bound(self, value: Any, name: str, *, own: bool = True) -> None:
         """Write down what a name stands for; `own`: a function of the user's reads it."""
         kind = type(value)
-        if _is_constant(value):
+        if is_constant(value):
             self.out += b"="
             self.node(value)
         elif isinstance(value, type) and own:
@@ -598,13 +504,13 @@ class _Look(_Prints):
         ):
             self._by_kind(value)
             self.text(name_of(value))
-        elif not own or kind in _MACHINERY:
+        elif not own or kind in MACHINERY:
             self._by_kind(value)
         elif kind in PARTS:
             self._by_kind(value)
             for part in PARTS[kind]:
                 self._bound(getattr(value, part), name)
-        elif isinstance(value, enum.Enum) and _is_constant(value._value_):
+        elif isinstance(value, enum.Enum) and is_constant(value._value_):
             self.out += b"e"
             self._named_class(kind)
             self.node((value._name_, value._value_))
@@ -639,111 +545,25 @@ class _Look(_Prints):
         for name, member in members.items():
             self.text(name)
             self._bound(member._value_, f"{kind.__qualname__}.{name}")
-        for name in sorted(set(attributes) - _UNREAD - set(members)):
+        for name in sorted(set(attributes) - UNREAD - set(members)):
             value = attributes[name]
-            if name in self._ignored or _is_machinery(name, value, members=bool(members)):
+            if name in self._ignored or is_machinery(name, value, members=bool(members)):
                 continue
             self.text(name)
             self._watched.names.append((attributes, name, value))
-            if type(value) in _RECORDS and name in _appended(kind):
+            if type(value) in RECORDS and name in appended(kind):
                 self._by_kind(value)
             else:
                 self._bound(value, f"{kind.__qualname__}.{name}")
 
     def _live(self, value: Any, name: str, *, strict: bool, where: str = "") -> None:
         """Write down a value; later, if it may change without that being noticed."""
-        if _is_constant(value):
+        if is_constant(value):
             self.out += b"="
             self.node(value)
         else:
             self.out += b"~"
-            self._watched.live.append(_Live(value, strict, name, where))
-
-
-def _appended(kind: type) -> frozenset[str]:
-    """The attributes of a class to which its methods append, and of which they read nothing."""
-    appended: set[str] = set()
-    examined: set[str] = set()
-    for value in vars(kind).values():
-        parts = [getattr(value, part) for part in PARTS.get(type(value), ())]
-        for each in (value, wrapped_by(value), *parts):
-            if type(each) is types.FunctionType:
-                code = code_print(each.__code__)
-                appended |= code.appended
-                examined |= code.examined
-    return frozenset(appended - examined)
-
-
-def _imported(names: Iterable[str], spaces: Mapping[str, Any]) -> Iterator[types.ModuleType]:
-    """The modules of the user's that a function imports when it runs."""
-    package = str(spaces.get("__package__") or "")
-    for name in sorted(names):
-        # A relative import has a name that follows one of the packages that it is in.
-        parts = package.split(".") if package else []
-        above = [
-            ".".join([*parts[:end], *([name] if name else [])]) for end in range(len(parts), 0, -1)
-        ]
-        for each in (name, *above):
-            found = sys.modules.get(each)
-            if found is None:
-                try:
-                    spec = importlib.util.find_spec(each)
-                    if spec is None or not is_users_origin(spec.origin):
-                        continue
-                    # As the function will.  What it reads of it must not count later than it.
-                    found = importlib.import_module(each)
-                except Exception:  # noqa: S112  # the function will meet it
-                    continue
-            if type(found) is types.ModuleType:
-                yield found
-
-
-# What is read of a module that is handed on, or of which anything may be read.
-_ALL = frozenset({"vars"})
-
-# What reads an attribute whose name the code does not have.
-_READS_ANY = frozenset({"getattr", "vars", "globals", "__dict__", "dir", "attrgetter"})
-
-# What a function may record what it does in.
-_RECORDS = frozenset({list, set, dict, collections.deque, collections.Counter})
-
-# Of a class: what Python makes of what its text says.
-_MACHINERY = frozenset({type(collections.namedtuple("_", "a").a)})  # type: ignore[attr-defined]
-
-# Of the attributes of a class: what says where it was made, or follows from the others.
-_UNREAD = frozenset({
-    "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__firstlineno__",
-    "__static_attributes__", "__annotations__", "__annotate__", "__annotate_func__",
-    "__annotations_cache__", "__abstractmethods__", "_abc_impl", "__classcell__",
-})  # fmt: skip
-
-
-def _is_machinery(name: str, value: Any, *, members: bool) -> bool:
-    """Whether an attribute of a class is what Python or a package keeps in it."""
-    if isinstance(value, types.FunctionType | type) or type(value) in PARTS:
-        return False
-    if members and name.startswith("_"):
-        return True
-    return name.startswith("__") and name.endswith("__") and not _is_constant(value)
-
-
-_CONSTANT = frozenset({
-    type(None), bool, int, float, complex, str, bytes, type(...), range, dt.date, dt.timedelta,
-    uuid.UUID, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath,
-    pathlib.WindowsPath, decimal.Decimal, fractions.Fraction, re.Pattern, dt.timezone,
-})  # fmt: skip
-
-
-def _is_constant(value: Any) -> bool:
-    """Whether a value cannot change, and has content that can be told."""
-    kind = type(value)
-    if kind is tuple or kind is frozenset:
-        return all(map(_is_constant, value))
-    if kind is slice:
-        return all(map(_is_constant, (value.start, value.stop, value.step)))
-    return kind in _CONSTANT or (
-        isinstance(value, np.generic) and kind is value.dtype.type and kind is not np.void
-    )
+            self._watched.live.append(Live(value, strict, name, where))
 
 
 class State(NamedTuple):
@@ -762,7 +582,7 @@ class State(NamedTuple):
     """
 
     digest: bytes
-    watched: _Watched
+    watched: Watched
     prints: tuple[bytes, ...]
     untold: Mapping[str, str]
 
@@ -809,7 +629,7 @@ class FunctionPrint:
         defaults: bool = True,
         ignored: Iterable[str] = (),
     ) -> None:
-        if _makes_generators(func):
+        if makes_generators(func):
             raise ValueTypeError(
                 f"expected a function whose results can be stored, found {name_of(func)}, which "
                 "makes generators: let it return a list or an array"
@@ -819,7 +639,7 @@ class FunctionPrint:
         self._helpers = helpers
         self._defaults = defaults
         self._ignored = frozenset(ignored)
-        self._watched: _Watched | None = None
+        self._watched: Watched | None = None
 
     def digest(self) -> bytes:
         """What the function is now, in 16 bytes; see `state`."""
@@ -855,7 +675,7 @@ class FunctionPrint:
         encoder.out += watched.digest + b"".join(prints)
         return State(encoder.hashed(), watched, tuple(prints), encoder.untold)
 
-    def watched(self) -> _Watched:
+    def watched(self) -> Watched:
         """What the function is, as far as that is there for good."""
         watched = self._watched
         if watched is None or not watched.holds():
@@ -879,8 +699,8 @@ class FunctionPrint:
         ]
         return sorted(set(names))
 
-    def _look(self) -> _Watched:
-        watched = _Watched()
+    def _look(self) -> Watched:
+        watched = Watched()
         has_code = self._version is None
         encoder = _Look(watched, helpers=self._helpers, has_code=has_code, ignored=self._ignored)
         encoder.text(_PYTHON if has_code else "")
@@ -909,26 +729,6 @@ def _too_deep(func: Any) -> ValueTypeError:
     return ValueTypeError(
         f"expected helpers of {name_of(func)} less deeply nested, found no stack left"
     )
-
-
-_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-
-
-def _makes_generators(func: Any) -> bool:
-    while True:
-        if type(func) is functools.partial:
-            func = func.func
-        elif type(func) is types.MethodType:
-            func = func.__func__
-        elif type(func) is types.FunctionType and func.__code__.co_flags & _GENERATOR:
-            return True
-        elif (wrapped := wrapped_by(func)) is not None:
-            # A wrapper that is none itself may have made a list of it.
-            if type(func) is types.FunctionType:
-                return False
-            func = wrapped
-        else:
-            return False
 
 
 # The prints of functions and classes that were met in values, by id; each has its function, whose
