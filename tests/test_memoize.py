@@ -2057,7 +2057,7 @@ SEEN: set[Any] = set()
 COUNTS = {"n": 0}
 NUMBER = 0
 RNG = np.random.default_rng(3)
-TABLE: dict[str, Any] = {}
+FILLED: dict[str, Any] = {}
 
 
 class Recorder:
@@ -2134,15 +2134,15 @@ def adds_in_a_closure() -> Any:
 
 
 def fills_a_table(x: Any) -> Any:
-    if "a" not in TABLE:
-        TABLE["a"] = 7
-    return x + TABLE["a"]
+    if "a" not in FILLED:
+        FILLED["a"] = 7
+    return x + FILLED["a"]
 
 
 @pytest.fixture
 def clean() -> Iterator[None]:
     def clear() -> None:
-        for each in (CALLS, SEEN, TABLE):
+        for each in (CALLS, SEEN, FILLED):
             each.clear()
 
     clear()
