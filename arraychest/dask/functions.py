@@ -35,7 +35,7 @@ class TaskPrints:
 
     Notes
     -----
-    Some 10 us a task.
+    Some 50 us a task.
     """
 
     def __init__(self, graph: Mapping[Any, Any]) -> None:
