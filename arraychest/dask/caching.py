@@ -43,7 +43,8 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
     dask's fusion of tasks (``optimization.fuse.active``) is switched off meanwhile: what is fused
     has another name at each compute.  An array is copied in when it is kept, and comes back
     read-only, mapped or from RAM.  A failure to keep a result is not one of the computation.
-    Register it for all computes with its method ``register``.  Some 50 us a task, most of them to see what it does.
+    Register it for all computes with its method ``register``.  Some 50 us a
+    task, most of them to see what it does.
 
     Examples
     --------
