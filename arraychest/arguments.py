@@ -38,15 +38,15 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def fingerprint(self, digest: Digest = digest_of) -> bytes:
-        """What the arguments are, in 16 bytes; `value_fingerprint` says what of.
+    def fingerprint(self, digest: Digest = digest_of, **counts: Any) -> bytes:
+        """What the arguments are, in 16 bytes; `value_fingerprint` says what of, and what `counts`.
 
         Raises
         ------
         ValueTypeError
             There is something in them that cannot be told apart from others.
         """
-        return value_fingerprint(self.values, digest, self.names)
+        return value_fingerprint(self.values, digest, self.names, **counts)
 
 
 _SOME: list[Any] = [

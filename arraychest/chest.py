@@ -835,6 +835,7 @@ class Chest(MutableMapping[Any, Any]):
         key: Callable[..., Any] | None = ...,
         version: Any = ...,
         helpers: bool = ...,
+        ignore_state: Iterable[str] = ...,
         expires_after: float | dt.timedelta | None = ...,
         verbose: int = ...,
     ) -> Cached[P, R]: ...
@@ -847,6 +848,7 @@ class Chest(MutableMapping[Any, Any]):
         key: Callable[..., Any] | None = ...,
         version: Any = ...,
         helpers: bool = ...,
+        ignore_state: Iterable[str] = ...,
         expires_after: float | dt.timedelta | None = ...,
         verbose: int = ...,
     ) -> Callable[[Callable[P, R]], Cached[P, R]]: ...
@@ -858,6 +860,7 @@ class Chest(MutableMapping[Any, Any]):
         key: Callable[..., Any] | None = None,
         version: Any = None,
         helpers: bool = True,
+        ignore_state: Iterable[str] = (),
         expires_after: float | dt.timedelta | None = None,
         verbose: int = 0,
     ) -> Any:
@@ -866,8 +869,10 @@ class Chest(MutableMapping[Any, Any]):
         A result is an entry of the chest, under the function's name and what the call is in
         hexadecimal (`Cached.key`).  It is found again by every call with equal arguments, in this
         process, another, or tomorrow, unless the function was changed.  What counts as the
-        function, and what as equal, `arraychest.fingerprint` says; in short: its code and that of
-        the functions of its module that it calls, and the contents of its arguments, type for type.
+        function, and what as equal, `arraychest.fingerprint` says; in short: its code, that of your
+        functions and classes that it uses, and the constants that they read; and the contents of
+        its arguments, type for type.  A warning names once what it reads and cannot be told by its
+        content, and a variable that it changes itself: then no call would ever be found again.
 
         Parameters
         ----------
@@ -880,7 +885,11 @@ class Chest(MutableMapping[Any, Any]):
         version
             In place of the code, this counts: the results stay good until it is changed.
         helpers
-            Whether functions of the same module count that the function calls.
+            Whether functions and classes of your modules count that the function uses.
+        ignore_state
+            Names of global variables, variables of closures and attributes that do not count,
+            such as a counter of the calls.  (A list to which a function only appends does not
+            count in any case.)
         expires_after
             How long a result is good, in seconds or as a timedelta.
         verbose
@@ -922,6 +931,7 @@ class Chest(MutableMapping[Any, Any]):
             "key": key,
             "version": version,
             "helpers": helpers,
+            "ignore_state": ignore_state,
             "expires_after": expires_after,
             "verbose": verbose,
         }

@@ -202,12 +202,14 @@ class Cached(Generic[P, R]):
         key: Callable[..., Any] | None = None,
         version: Any = None,
         helpers: bool = True,
+        ignore_state: Iterable[str] = (),
         expires_after: float | dt.timedelta | None = None,
         verbose: int = 0,
     ) -> None:
         # As long as the rest of the package: for those who memoise.
         from arraychest.arguments import Parameters
         from arraychest.fingerprint import FunctionPrint, value_fingerprint
+        from arraychest.state_watch import StateWatch
 
         if not callable(func):
             raise TypeError(
@@ -232,6 +234,11 @@ class Cached(Generic[P, R]):
         self.__wrapped__ = func
         if isinstance(ignore, Iterable) and not isinstance(ignore, str):
             ignore = tuple(ignore)
+        if isinstance(ignore_state, str):
+            raise TypeError(
+                f"expected a list of names for ignore_state, found the string {ignore_state!r}"
+            )
+        ignore_state = tuple(ignore_state)
         self._tiers = tiers
         self._flights = flights
         # A chest that nobody holds is closed.
@@ -241,6 +248,7 @@ class Cached(Generic[P, R]):
             "key": key,
             "version": version,
             "helpers": helpers,
+            "ignore_state": ignore_state,
             "expires_after": expires_after,
             "verbose": verbose,
         }
@@ -248,7 +256,15 @@ class Cached(Generic[P, R]):
         self._name = _name_of(func)
         # Defaults are among the arguments, unless `key` says what counts of what was given.
         defaults = key is not None
-        self._print = FunctionPrint(func, version=version, helpers=helpers, defaults=defaults)
+        self._print = FunctionPrint(
+            func, version=version, helpers=helpers, defaults=defaults, ignored=ignore_state
+        )
+        self._watch = StateWatch(self._name, self._print, ignore_state)
+        # What the classes of the arguments do is code, too.
+        self._counts: dict[str, Any] = {
+            "classes": version is None and helpers,
+            "ignored": ignore_state,
+        }
         self._parameters = Parameters(func, ignore)
         self._key = key
         self._fingerprint = value_fingerprint
@@ -277,7 +293,7 @@ class Cached(Generic[P, R]):
             found, value = self._found(key)
             if found:
                 return value  # type: ignore[no-any-return]
-            with self._timed(key) as timed:
+            with self._timed(key, args_) as timed:
                 # In a list: nothing else of ours refers to it.
                 result = [self.func(*args_, **kwargs_)]
             return self._kept(key, result, timed.seconds)  # type: ignore[no-any-return]
@@ -365,19 +381,21 @@ class Cached(Generic[P, R]):
         """The key of a call, and what the function is to be called with."""
         call = self._parameters.bind(args, kwargs)
         try:
-            code = self._print.digest()
+            code = self._print.state()
         except ValueTypeError as error:
             hint = "" if self._options["version"] is not None else "; or give a version="
             raise ValueTypeError(f"what {self._name} depends on: {error}{hint}") from error
+        if code.untold:
+            self._watch.say_untold(code.untold)
         try:
             if self._key is None:
-                given = call.fingerprint(digest_of)
+                given = call.fingerprint(digest_of, **self._counts)
             else:
                 args, kwargs = _afresh(call.args, call.kwargs)
-                given = self._fingerprint(self._key(*args, **kwargs), digest_of)
+                given = self._fingerprint(self._key(*args, **kwargs), digest_of, **self._counts)
         except ValueTypeError as error:
             raise ValueTypeError(f"an argument of {self._name}: {error}") from error
-        both = hashlib.blake2b(code + given, digest_size=16)
+        both = hashlib.blake2b(code.digest + given, digest_size=16)
         return f"{self._name}({both.hexdigest()})", call.args, call.kwargs
 
     def _found(self, key: str) -> tuple[bool, Any]:
@@ -419,10 +437,11 @@ class Cached(Generic[P, R]):
         return known
 
     @contextlib.contextmanager
-    def _timed(self, key: str) -> Iterator[_Timed]:
+    def _timed(self, key: str, args: tuple[Any, ...]) -> Iterator[_Timed]:
         if self._verbose:
             self._say(f"{key} is computed")
         timed = _Timed()
+        before = self._watch.before(args)
         started = time.perf_counter()
         try:
             yield timed
@@ -430,6 +449,8 @@ class Cached(Generic[P, R]):
             timed.seconds = time.perf_counter() - started
             self._misses += 1
             self._seconds_computing += timed.seconds
+        if before is not None:
+            self._watch.after(before)
         if self._verbose:
             self._say(f"{key} took {timed.seconds:.3g} s")
 
@@ -488,7 +509,7 @@ class CachedCoroutine(Cached[P, R]):
             found, value = self._found(key)
             if found:
                 return value
-            with self._timed(key) as timed:
+            with self._timed(key, args_) as timed:
                 result: list[Any] = [await self.func(*args_, **kwargs_)]  # type: ignore[misc]
             return self._kept(key, result, timed.seconds)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -563,3 +564,106 @@ def test_a_cluster_stores_an_array_though_a_worker_is_killed(path, tmp_path):
         "left": [],
     }
     audit(path)
+
+
+# --- functions that are edited --------------------------------------------------------------------
+
+EDITED = """
+import threading, time
+import numpy as np
+FACTOR = 2
+STREAM = open(__import__("os").devnull)
+STREAM.close()
+RUNS = []
+def helper(block):
+    return block * FACTOR
+def direct(block):
+    RUNS.append(block.shape)
+    time.sleep(0.005)
+    return block * 2
+def by_helper(block):
+    time.sleep(0.005)
+    return helper(block)
+def with_keyword(block, by=2, function=None):
+    time.sleep(0.005)
+    return block * by
+def untold(block):
+    time.sleep(0.005)
+    return block * (2 if STREAM.closed else 1)
+class Model:
+    def scale(self, block):
+        return block * 2
+    def __call__(self, block):
+        time.sleep(0.005)
+        return self.scale(block)
+called = Model()
+method = Model().__call__
+"""
+
+
+@pytest.fixture
+def edited(monkeypatch):
+    """A module of the user's, made anew of its text as a new process would import it."""
+
+    def make(text):
+        module = types.ModuleType("edited_by_test")
+        monkeypatch.setitem(sys.modules, "edited_by_test", module)
+        exec(textwrap.dedent(text), module.__dict__)
+        return module
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("direct", "return block * 2", "return block * 3"),
+        ("by_helper", "FACTOR = 2", "FACTOR = 3"),
+        ("by_helper", "block * FACTOR", "block * FACTOR * 1.5"),
+        ("with_keyword", "by=2", "by=3"),
+        ("called", "return block * 2", "return block * 3"),
+        ("method", "return block * 2", "return block * 3"),
+    ],
+)
+@pytest.mark.parametrize("follows", [lambda x: x, lambda x: (x + 0).T.sum(axis=1)])
+def test_an_edited_function_is_computed_again(chest, edited, name, before, after, follows):
+    x = da.from_array(ARRAY, CHUNKS, name="numbers")
+    texts = [EDITED, EDITED.replace(before, after), EDITED]
+    for text, factor in zip(texts, (2, 3, 2), strict=True):
+        module = edited(text)
+        y = follows(x.map_blocks(getattr(module, name), dtype=float))
+        with caching(chest):
+            np.testing.assert_allclose(y.compute(), follows(ARRAY * factor))
+    # What was computed before the edit is found once that is undone.
+    assert [each for each in module.RUNS if 0 not in each] == []
+    assert len(chest) > 0
+    chest.clear()
+    for text, factor in zip(texts, (2, 3, 2), strict=True):
+        y = follows(x.map_blocks(getattr(edited(text), name), dtype=float))
+        np.testing.assert_allclose(persist(y, chest).compute(), follows(ARRAY * factor))
+    # dask gives an object of a module that is made anew another name each time.
+    assert len(chest) == (3 if name == "called" else 2)
+
+
+def test_what_cannot_be_told_is_not_kept(chest, edited):
+    x = da.from_array(ARRAY, CHUNKS, name="numbers")
+    y = x.map_blocks(edited(EDITED).untold, dtype=float)
+    with caching(chest):
+        for _ in range(2):
+            np.testing.assert_array_equal((y + 1).compute(), ARRAY * 2 + 1)
+        assert len(chest) == 0
+    for _ in range(2):
+        np.testing.assert_array_equal(persist(y, chest).compute(), ARRAY * 2)
+    assert list(chest) == [("dask", y.name)]
+
+
+def test_what_was_written_by_an_edited_function_is_not_gone_on_with(path, edited):
+    fails = "if (block == 0).any(): raise ZeroDivisionError\n    "
+    x = da.from_array(ARRAY[::-1], CHUNKS, name="numbers")
+    text = EDITED.replace("def direct(block):\n    ", "def direct(block):\n    " + fails)
+    with arraychest.open(path) as chest:
+        with pytest.raises(ZeroDivisionError):
+            store(x.map_blocks(edited(text).direct, dtype=float), chest, "x")
+        y = x.map_blocks(edited(EDITED.replace("block * 2", "block * 3")).direct, dtype=float)
+        store(y, chest, "x")
+        np.testing.assert_array_equal(chest["x"], ARRAY[::-1] * 3)

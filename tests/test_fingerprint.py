@@ -6,9 +6,9 @@ import collections
 import copy
 import datetime as dt
 import enum
+import fractions
 import functools
 import importlib
-import io
 import itertools
 import math
 import pickle
@@ -248,9 +248,6 @@ def test_what_is_written_in_another_process_is_found_here():
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path):
-    class Local:
-        pass
-
     itself: list[Any] = []
     itself.append(itself)
     around = Plain(None)
@@ -263,8 +260,8 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path):
     with (tmp_path / "file").open("w") as file:
         for value in (
             file, threading.Lock(), threading.current_thread(), (n for n in range(3)), object(),
-            Local(), Local, itself, around, objects, [1, {"a": threading.Lock()}], Plain(file),
-            np.frompyfunc(len, 1, 1), sys._getframe(), {}.keys(), memoryview(b"a"),
+            itself, around, objects, [1, {"a": threading.Lock()}], Plain(file),
+            np.frompyfunc(len, 1, 1), sys._getframe(), {}.keys(),
         ):  # fmt: skip
             with pytest.raises(ValueTypeError, match=r"ignore=\[.*key="):
                 value_fingerprint(value)
@@ -758,9 +755,63 @@ def test_what_is_unlikely_to_matter_is_told_by_its_kind(module):
         def f(x):
             return FILE, LOG, LOCK, THING, LIST, undefined
         """
-    assert prints(module, source, "f") == prints(module, source.replace('b"1"', 'b"2"'), "f")
-    assert prints(module, source, "f") != prints(module, source.replace("object()", "range"), "f")
-    assert io.BytesIO is not None
+    expected = prints(module, source, "f")
+    assert prints(module, source, "f") == expected
+    assert prints(module, source.replace('("a")', '("b")'), "f") == expected
+    assert prints(module, source.replace("object()", "range"), "f") != expected
+    # What has content counts, also beside what has none.
+    for before, after in (('b"1"', 'b"2"'), ("[LOCK]", "[LOCK, 1]")):
+        assert prints(module, source.replace(before, after), "f") != expected
+
+
+def test_a_class_is_what_it_does(module):
+    source = """
+        class Base:
+            def above(self):
+                return 1
+        class Kind(Base):
+            factor = 2
+            def __init__(self, n):
+                self.n = n
+            def method(self):
+                return self.above() + self.n * self.factor
+        def made():
+            class Local:
+                def method(self):
+                    return 1
+            return Local
+        """
+    changes = [("factor = 2", "factor = 3"), ("self.n * ", "self.n + "), ("return 1", "return 2")]
+    made = module(source)
+    expected = value_fingerprint([made.Kind(1)])
+    assert value_fingerprint([module(source).Kind(1)]) == expected
+    for before, after in changes:
+        changed = module(source.replace(before, after))
+        assert value_fingerprint([changed.Kind(1)]) != expected, before
+        assert value_fingerprint([changed.Kind(1)], classes=False) == value_fingerprint(
+            [made.Kind(1)], classes=False
+        )
+    # The same class, changed.
+    made.Kind.method = lambda self: 1
+    told = {expected, value_fingerprint([made.Kind(1)])}
+    made.Base.above = lambda self: 7
+    told.add(value_fingerprint([made.Kind(1)]))
+    made.Kind.more = lambda self: 1
+    told.add(value_fingerprint([made.Kind(1)]))
+    assert len(told) == 4
+    one, same = made.made(), module(source).made()
+    other = module(source.replace("return 1", "return 2", 2)).made()
+    assert value_fingerprint(one()) == value_fingerprint(same()) != value_fingerprint(other())
+
+
+def test_many_objects_of_a_class_look_at_it_once():
+    few, many = ([Slotted(n, n) for n in range(count)] for count in (10, 2010))
+    value_fingerprint(few)
+    # Objects of a class that is not the user's.
+    theirs = [fractions.Fraction(n, 7) for n in range(2000)]
+    own = min(timeit.repeat(lambda: value_fingerprint(many), number=1, repeat=5))
+    other = min(timeit.repeat(lambda: value_fingerprint(theirs), number=1, repeat=5))
+    assert own < 5 * other
 
 
 def test_threads():

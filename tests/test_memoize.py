@@ -9,6 +9,7 @@ import datetime as dt
 import functools
 import gc
 import inspect
+import logging
 import os
 import pickle
 import signal
@@ -45,10 +46,13 @@ PATIENCE = 30
 
 
 class Log:
-    """What was computed.  Of a global object its class counts, and not what it holds."""
+    """What was computed, which is no part of what the log contains."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
     def __call__(self, *what: Any) -> None:
         self.calls.append(what[0] if len(what) == 1 else what)
@@ -2044,3 +2048,225 @@ def test_type_checkers_see_the_functions_own_type(tmp_path):
         capture_output=True, text=True, env={**os.environ, "MYPYPATH": IMPORT_ROOT}, cwd=IMPORT_ROOT,
     )  # fmt: skip
     assert "typed.py" not in done.stdout, done.stdout
+
+
+# --- what a function changes itself ------------------------------------------------------------------
+
+CALLS: list[Any] = []
+SEEN: set[Any] = set()
+COUNTS = {"n": 0}
+NUMBER = 0
+RNG = np.random.default_rng(3)
+FILLED: dict[str, Any] = {}
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.history: list[Any] = []
+        self.by = 2
+
+    def result(self, x: Any) -> Any:
+        self.history.append(x)
+        return x * self.by
+
+    def counted(self, x: Any) -> Any:
+        self.runs = getattr(self, "runs", 0) + 1
+        return x * self.by
+
+
+def appends(x: Any) -> Any:
+    CALLS.append(x)
+    SEEN.add(x)
+    return x
+
+
+def appends_in_a_helper(x: Any) -> Any:
+    return appends(x)
+
+
+def appends_within(x: Any) -> Any:
+    def inner(y: Any) -> Any:
+        CALLS.append(y)
+        return y
+
+    return [inner(x) for _ in range(2)]
+
+
+def appends_in_a_closure() -> Any:
+    calls: list[Any] = []
+
+    def function(x: Any) -> Any:
+        calls.append(x)
+        return x
+
+    return function
+
+
+def adds_in_a_dict(x: Any) -> Any:
+    COUNTS["n"] += 1
+    return x
+
+
+def adds_in_a_global(x: Any) -> Any:
+    global NUMBER
+    NUMBER += 1
+    return x
+
+
+def reads_what_it_appends_to(x: Any) -> Any:
+    CALLS.append(x)
+    return len(CALLS)
+
+
+def draws(x: Any) -> Any:
+    return x + RNG.random()
+
+
+def adds_in_a_closure() -> Any:
+    count = 0
+
+    def function(x: Any) -> Any:
+        nonlocal count
+        count += 1
+        return x
+
+    return function
+
+
+def fills_a_table(x: Any) -> Any:
+    if "a" not in FILLED:
+        FILLED["a"] = 7
+    return x + FILLED["a"]
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    def clear() -> None:
+        for each in (CALLS, SEEN, FILLED):
+            each.clear()
+
+    clear()
+    yield
+    clear()
+
+
+@pytest.mark.parametrize(
+    "function", [appends, appends_in_a_helper, appends_within, appends_in_a_closure()]
+)
+def test_a_list_of_calls_tells_what_was_computed(each_chest, clean, function):
+    cached = each_chest.cache(function)
+    for _ in range(3):
+        cached(4)
+        cached(5)
+    assert cached.stats()[:2] == (4, 2)
+    CALLS.clear()
+    cached(4)
+    assert cached.stats()[:2] == (5, 2)
+
+
+def test_a_list_that_is_read_counts(chest, clean):
+    def reads(x: Any) -> Any:
+        return x, CALLS.append, CALLS[:1]
+
+    def hands_on(x: Any) -> Any:
+        CALLS.append(x)
+        return x, list(CALLS)
+
+    for function in (reads, hands_on):
+        cached = chest.cache(function)
+        before = cached.key(1)
+        CALLS.append(object)
+        assert cached.key(1) != before
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (adds_in_a_dict, "COUNTS"),
+        (adds_in_a_global, "NUMBER"),
+        (reads_what_it_appends_to, "CALLS"),
+        (draws, "RNG"),
+        (adds_in_a_closure(), "count"),
+    ],
+)
+def test_a_variable_that_a_function_changes_is_named_once(chest, clean, function, name):
+    cached = chest.cache(function)
+    cached(4)
+    with pytest.warns(arraychest.ArrayChestWarning) as caught:
+        [cached(4) for _ in range(4)]
+    (only,) = [str(each.message) for each in caught]
+    for part in (f"changes {name} ", f"ignore_state=['{name}']", "version="):
+        assert part in only
+    assert Path(caught[0].filename).name == "test_memoize.py"
+    assert cached.stats().hits == 0
+    ignoring = chest.cache(function, ignore_state=[name])
+    assert ignoring(4) == ignoring(4) == ignoring(4)
+    assert ignoring.stats()[:2] == (2, 1)
+
+
+@pytest.mark.parametrize(("method", "name"), [("result", "history"), ("counted", "runs")])
+def test_an_attribute_that_a_method_changes_is_named_once(chest, monkeypatch, method, name):
+    function = getattr(Recorder, method)
+    monkeypatch.setattr(Recorder, method, chest.cache(function))
+    recorder = Recorder()
+    call = getattr(recorder, method)
+    assert call(4) == 8
+    with pytest.warns(arraychest.ArrayChestWarning) as caught:
+        assert [call(4) for _ in range(4)] == [8] * 4
+    (only,) = [str(each.message) for each in caught]
+    assert f"changes self.{name} " in only
+    assert f"ignore_state=['{name}']" in only
+    monkeypatch.setattr(Recorder, method, chest.cache(function, ignore_state=[name]))
+    call = getattr(Recorder(), method)
+    assert [call(4) for _ in range(4)] == [8] * 4
+    recorder.by = 3
+    assert getattr(recorder, method)(4) == 12
+
+
+def test_what_is_changed_at_the_first_call_only_is_nothing_to_say(chest, clean):
+    cached = chest.cache(fills_a_table)
+    assert [cached(1) for _ in range(4)] == [8] * 4
+    assert cached.stats().hits == 2
+
+
+def test_names_of_variables_to_ignore_are_a_list(chest):
+    with pytest.raises(TypeError, match="ignore_state"):
+        chest.cache(appends, ignore_state="CALLS")
+
+
+FILE = open(os.devnull)  # noqa: SIM115
+LOCK = threading.Lock()
+MISSING = object()
+CHESTS: list[Any] = []
+LOGGER = logging.getLogger(__name__)
+OUTER = sqlite3.connect(":memory:")
+OUTER.close()
+FILE.close()
+
+
+def test_what_cannot_be_told_is_named_once(chest):
+    def reads(x: Any) -> Any:
+        return x, FILE.closed, [OUTER]
+
+    cached = chest.cache(reads)
+    with pytest.warns(arraychest.ArrayChestWarning) as caught:
+        [(cached.key(x), cached.check(x)) for x in range(3)]
+    (only,) = [str(each.message) for each in caught]
+    for part in ("FILE (_io.TextIOWrapper)", "OUTER (sqlite3.Connection)", "version="):
+        assert part in only
+    chest.cache(reads, version=1).key(1)
+    chest.cache(reads, ignore_state=["FILE", "OUTER"]).key(1)
+
+
+def test_nothing_is_said_of_what_is_in_every_module(chest):
+    def reads(x: Any) -> Any:
+        with LOCK:
+            LOGGER.debug("%s", x)
+            if x is MISSING:
+                return Path, np.sin, len, os.environ, sys.stdout, contextlib.suppress
+        return SLOW, LOG, CHESTS, asyncio, np, dt.datetime, Chest, Recorder, functools.wraps
+
+    cached = chest.cache(reads)
+    CHESTS[:] = [chest, cached]
+    assert cached.key(1) == cached.key(1)
+    CHESTS.clear()

@@ -12,6 +12,7 @@ from dask.callbacks import Callback
 
 import arraychest
 from arraychest.committer import logger
+from arraychest.dask.functions import TaskPrints
 from arraychest.entry import Cost
 from arraychest.errors import ArrayChestError
 
@@ -26,21 +27,24 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
 
     For dask's local schedulers: threads, processes, synchronous.  Each array that a task returns
     is kept if it took longer to compute than to write it and read it back, and is found again
-    under the task's name, which dask makes of what is computed.  Of what dask makes one task, as a
-    sum of what is computed block by block, the result is kept, and nothing in between.
+    under the task's name, which dask makes of what is computed, and what your functions do that
+    compute it, as `Chest.cache` has it: where that cannot be told, nothing is kept.  Of what dask
+    makes one task, as a sum of what is computed block by block, the result is kept, and nothing in
+    between.
 
     Parameters
     ----------
     chest
-        Where it is kept: the key is ``("dask", NAME)``.  With ``max_disk=`` and
-        ``evict_by="cost"`` what took the least time for its size goes first.
+        Where it is kept: the key is ``("dask", NAME, WHAT)``, of what the functions do.  With
+        ``max_disk=`` and ``evict_by="cost"`` what took the least time for its size goes first.
 
     Notes
     -----
     dask's fusion of tasks (``optimization.fuse.active``) is switched off meanwhile: what is fused
     has another name at each compute.  An array is copied in when it is kept, and comes back
     read-only, mapped or from RAM.  A failure to keep a result is not one of the computation.
-    Register it for all computes with its method ``register``.  Some 10 us a task.
+    Register it for all computes with its method ``register``.  Some 50 us a
+    task, most of them to see what it does.
 
     Examples
     --------
@@ -60,6 +64,8 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
         # What it takes to come by a result again, with the longest way to what it is computed of.
         self._seconds: dict[Any, float] = {}
         self._found: set[Any] = set()
+        # Under which keys of the chest.
+        self._names: dict[Any, tuple[str, Any, str]] = {}
 
     def __enter__(self) -> Self:
         self._unfused()
@@ -87,9 +93,14 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
         self._config.__exit__(None, None, None)
 
     def _start(self, dsk: dict[Any, Any]) -> None:
+        prints = TaskPrints(dict(dsk))
         for key in list(dsk):
+            what = prints.of(key)
+            if what is None:
+                continue
+            self._names[key] = name = "dask", key, what.hex()
             try:
-                value = self._chest.get(("dask", key))
+                value = self._chest.get(name)
             except (ArrayChestError, OSError):
                 continue
             if value is not None:
@@ -106,14 +117,20 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
         self._seconds[key] = seconds = seconds + max(before, default=0.0)
         if type(key) is str and key.startswith("finalize-"):
             return  # what a compute returns, under a name that no other one gives it
-        if key in self._found or type(result) is not np.ndarray or result.dtype.hasobject:
+        name = self._names.get(key)
+        if (
+            name is None
+            or key in self._found
+            or type(result) is not np.ndarray
+            or result.dtype.hasobject
+        ):
             return
         if seconds < _SECONDS + result.nbytes / _BYTES_PER_SECOND:
             return
         try:
             # A copy: the array is its computation's, which may write to it.
             self._chest._tiers.put_any(
-                ("dask", key), result, cost=Cost(seconds), only_absent=True, on_put="copy"
+                name, result, cost=Cost(seconds), only_absent=True, on_put="copy"
             )
             # What follows from it needs to fetch it only, and an alias of it is not worth keeping.
             self._seconds[key] = 0.0
@@ -124,3 +141,4 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
         self._started.clear()
         self._seconds.clear()
         self._found.clear()
+        self._names.clear()

@@ -17,6 +17,7 @@ from arraychest.appending import before_append, finish, longer, remove_thrown_aw
 from arraychest.assembly import begin
 from arraychest.blocks import BlockWriter, slices
 from arraychest.dask.arrays import StoredArray, to_dask
+from arraychest.dask.functions import print_of_array
 from arraychest.errors import ValueTypeError
 from arraychest.handle import handle_of
 from arraychest.manifest import Chunks, indices
@@ -70,8 +71,9 @@ def store(
     -----
     What was written is kept: the same call once more, of an array of the same name and chunks,
     computes only the blocks that are missing.  (dask names an array after what it is computed of,
-    as far as that is deterministic.)  Blocks that nobody has gone on with for a day are removed
-    when the chest is next opened by nobody else, or compacted.
+    as far as that is deterministic; what your functions do that compute it counts, too, and where
+    that cannot be told it is begun anew.)  Blocks that nobody has gone on with for a day are
+    removed when the chest is next opened by nobody else, or compacted.
 
     The blocks go to the chest's folder, which the workers of a cluster reach by the same path.
     Only the process of the chest opens its catalog, unless `compute` is false: then the process
@@ -87,7 +89,10 @@ def store(
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
     chest._tiers.check_writable()
-    writer = begin(chest._tiers.committer, key, x.dtype, _chunks(x), x.name)
+    chunks = _chunks(x)
+    what = print_of_array(x)
+    name = None if what is None else f"{x.name} {what.hex()}"
+    writer = begin(chest._tiers.committer, key, x.dtype, chunks, name)
     task = _Storing(chest, key, writer, (0,) * x.ndim)
     return _stored(x, task, compute, return_stored, options)
 
@@ -98,8 +103,10 @@ def persist(x: da.Array, chest: arraychest.Chest, key: Any = None, **options: An
     Parameters
     ----------
     key
-        Where it is stored, see `store`; by default under ``("dask", x.name)``.  If there is an
-        array already of this shape, dtype and chunks under the default key, it is taken.
+        Where it is stored, see `store`; by default under ``("dask", x.name, WHAT)``, of what your
+        functions do that compute it, as `Chest.cache` has it.  If there is an array already of this
+        shape, dtype and chunks under the default key, it is taken; where what they do cannot be
+        told, the key is ``("dask", x.name)`` and the array is computed anew.
     options
         For the scheduler.
 
@@ -114,10 +121,12 @@ def persist(x: da.Array, chest: arraychest.Chest, key: Any = None, **options: An
         As `store`.
     """
     if key is None:
-        key = "dask", x.name
-        found = chest.get(key)
+        chunks = _chunks(x)
+        what = print_of_array(x)
+        key = ("dask", x.name) if what is None else ("dask", x.name, what.hex())
+        found = None if what is None else chest.get(key)
         if isinstance(found, arraychest.BlockedArray) and (found.chunks, found.dtype) == (
-            _chunks(x),
+            chunks,
             x.dtype,
         ):
             return chest.to_dask(key, found.chunks)
