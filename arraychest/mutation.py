@@ -39,7 +39,7 @@ from arraychest.values import copied
 @contextlib.contextmanager
 def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
     """A writable copy of a value, which replaces it at the end; see `Chest.edit`."""
-    tiers.check_writable()
+    tiers.begin_writing()
     with KeyLock(tiers.open_store().root, encode_key(key).canonical):
         value = tiers.get(key)
         if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
@@ -179,7 +179,7 @@ class Creation:
     ) -> None:
         if order not in ("C", "F"):
             raise ValueError(f'expected order to be "C" or "F", found {order!r}')
-        tiers.check_writable()
+        tiers.begin_writing()
         probe = np.dtype(dtype)
         if probe.hasobject:
             raise ValueTypeError(f"expected a dtype of plain elements, found {probe}")

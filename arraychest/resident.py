@@ -148,6 +148,9 @@ class ResidentSet:
         Such values that were taken out of `fresh` to be stored, oldest first.
     copies
         Of stored values, decompressed; the least recently used first.  They leave before all else.
+    inherited
+        In a forked child, slots with values that the parent had in RAM at the fork.  The parent
+        stores them; here they are read, and neither charged nor spilled.
     """
 
     __slots__ = (
@@ -161,6 +164,7 @@ class ResidentSet:
         "charged",
         "copies",
         "fresh",
+        "inherited",
     )
 
     def __init__(self) -> None:
@@ -168,6 +172,7 @@ class ResidentSet:
         self.fresh: dict[Any, np.ndarray] = {}
         self.batches: dict[Batch, None] = {}
         self.copies: dict[Slot, Copy] = {}
+        self.inherited: set[Slot] = set()
         self._batched = 0
         self._working = 0
         self._small = _Clock(small=True)
@@ -195,6 +200,24 @@ class ResidentSet:
     def working(self, nbytes: int) -> None:
         self.charged += nbytes - self._working
         self._working = nbytes
+
+    # --- after a fork ------------------------------------------------------------------------
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: whatever is in RAM is the parent's.  Each value has a slot."""
+        self.inherited.update(self.slots())
+        self._small, self._large = _Clock(small=True), _Clock(small=False)
+        self._owners.clear()
+        self._sharers.clear()
+        self._working = 0
+        self.charged = sum(copy.array.nbytes for copy in self.copies.values())
+
+    def adopt(self, slot: Slot) -> None:
+        """Keep an inherited value as one that was put in this process."""
+        array = slot.array
+        assert array is not None
+        self.inherited.discard(slot)
+        self.add(slot, array)
 
     # --- copies of stored values -------------------------------------------------------------
 
@@ -327,6 +350,10 @@ class ResidentSet:
         old = slot.array
         # It stays where it is queued; to be put again is to be used.
         slot.seen = -1
+        if self.inherited and slot in self.inherited:
+            self.remove(slot)
+            self.add(slot, array)
+            return
         if old is array or old is None:
             return
         owners, old_key, key = self._owners, id(old), id(array)
@@ -356,6 +383,10 @@ class ResidentSet:
         """Let go of a slot's array.  O(1)."""
         array = slot.array
         assert array is not None
+        if self.inherited and slot in self.inherited:
+            self.inherited.discard(slot)
+            slot.array = None
+            return
         small = array.nbytes < PACK_THRESHOLD and slot.kind != "pickle"
         (self._small if small else self._large).count -= 1
         if array.base is None and not self._sharers:

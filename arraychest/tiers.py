@@ -187,7 +187,7 @@ class Tiers(Session):
     def end_changes(self) -> bool:
         """Undo `begin_changes`; returns whether no thread is in a transaction any more."""
         with self.writer.lock:
-            del self._changes[threading.get_ident()]
+            self._changes.pop(threading.get_ident(), None)  # forgotten by a forked child
             self._adopts = self._may_adopt()
             return not self._changes
 
@@ -240,7 +240,7 @@ class Tiers(Session):
                     return value
                 if slot.array is not None:
                     # To be written to it must be a file: memory pressure changes nothing then.
-                    writer.spill(slot)
+                    self._spill(slot)
                     continue
                 raw = slot.raw
                 if raw is None or slot in self._loading:
@@ -309,8 +309,8 @@ class Tiers(Session):
         of its own.  Returns False where the slot has another row now.
         """
         row = Row._make(raw)
+        self.begin_writing()
         store = self.open_store()
-        self.check_writable()
         if parse_form(row.form).kind != "array":
             self._in_place[row.generation] = row
             return True
@@ -820,7 +820,7 @@ class Tiers(Session):
     ) -> None:
         """Put what is larger than RAM, maybe: its files are linked, and never read."""
         encode_key(key)
-        self.check_writable()
+        self.begin_writing()
         row = taken_over(self.committer, key, value)
         facts = None if cost is None else Facts(row.generation, {}, cost)
         try:
@@ -946,7 +946,7 @@ class Tiers(Session):
         """What is in RAM and not yet stored, by key."""
         with self.writer.lock:
             self.index.settle_all()
-            slots = self.resident.slots()
+            slots = [*self.resident.slots(), *self.resident.inherited]
             found = {slot.key: self._at_hand(slot) for slot in slots}
         return {key: value_of(each, key, self.options.own) for key, each in found.items()}
 
@@ -972,6 +972,7 @@ class Tiers(Session):
         """
         with self.writer.lock:
             self.check_open()
+            self._leave_to_parent()
             self.budget = self.writer.budget = budget
             self.writer.make_room(0)
 
@@ -983,7 +984,14 @@ class Tiers(Session):
             slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
-            self.writer.spill(slot)
+            self._spill(slot)
+
+    def _spill(self, slot: Slot) -> None:
+        self.check_writable()
+        if slot in self.resident.inherited:
+            # Whoever asks for it to be stored now cannot wait for the parent.
+            self.resident.adopt(slot)
+        self.writer.spill(slot)
 
     def flush(self) -> None:
         """Return once all is stored and committed.  Raises SpillError where something is not."""

@@ -86,7 +86,7 @@ def store(
     ...     print(chest["x"])
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
-    chest._tiers.check_writable()
+    chest._tiers.begin_writing()
     writer = begin(chest._tiers.committer, key, x.dtype, _chunks(x), x.name)
     task = _Storing(chest, key, writer, (0,) * x.ndim)
     return _stored(x, task, compute, return_stored, options)
@@ -142,7 +142,7 @@ def append(x: da.Array, chest: arraychest.Chest, key: Any, axis: int = 0, **opti
         As `Chest.append`: the key has the value it had.
     """
     tiers = chest._tiers
-    tiers.check_writable()
+    tiers.begin_writing()
     with chest.lock(key):
         before = before_append(tiers, key, x.shape, x.dtype, axis)
         if before is None:
