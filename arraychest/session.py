@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from arraychest import files as value_files
 from arraychest.account import Account
 from arraychest.budget import Budget
-from arraychest.catalog import is_foreign
+from arraychest.catalog import Catalog, is_foreign
 from arraychest.committer import Committer, logger
 from arraychest.compression import Compression
 from arraychest.counter import unmoved
@@ -242,7 +242,7 @@ class Session:
         ClosedChestError, ReadOnlyChestError
             Nothing can be changed.
         SpillError, ChestInUseError, ChestFormatError
-            This is a forked child, and could not open a session of its own.
+            This is a forked child, and could not open a session of its own; it still reads.
         """
         self.check_open()
         if self._closing:
@@ -410,6 +410,10 @@ class Session:
         if self._store is not None:
             self._store.become_reader()
 
+    def keep_nothing(self) -> None:
+        """Be as a forked child of the process that opened the chest: what is put is refused."""
+        self.forked = self._no_puts = True
+
     def _leave_to_parent(self) -> None:
         """In a forked child: keep what was in RAM at the fork apart.  Called under the lock."""
         if self._has_parents_values:
@@ -424,14 +428,14 @@ class Session:
         before = self._store
         if self.temporary or before is None:
             raise ReadOnlyChestError(
-                "expected the process that opened the temporary chest, found a forked child of it: "
-                "it may read; to write in several processes, give the chest a path"
+                "expected the process that opened the temporary chest, found another, as a forked "
+                "child: it may only read; to write in several processes, give the chest a path"
             )
         self._leave_to_parent()
         try:
             store = self._attach_again(before)
-        except OSError as error:
-            if isinstance(error, ArrayChestError):
+        except (OSError, ChestFormatError) as error:
+            if isinstance(error, ChestInUseError | SpillError):
                 raise
             raise SpillError(
                 f"this forked process could not open {before.root} to write: {error}"
@@ -452,6 +456,11 @@ class Session:
         logger.info("opened %s in a forked child", before.root)
 
     def _attach_again(self, before: Store) -> Store:
+        # First, as nothing may be made in a folder that somebody else has put in the place of ours.
+        there = Catalog(before.root, writable=False, durable=False)
+        with contextlib.closing(there):
+            if there.meta("id") != before.catalog.meta("id"):
+                raise SpillError(f"expected the chest that was opened at {before.root}, found another")
         locks, alone = attach(before.root, alone=False)
         try:
             store = self._make_store(before.root, locks, alone)
@@ -459,10 +468,6 @@ class Session:
             locks.close()
             raise
         try:
-            if store.catalog.meta("id") != before.catalog.meta("id"):
-                raise SpillError(
-                    f"expected the chest that was opened at {before.root}, found another one there"
-                )
             store.sweep()
             store.attached()
         except BaseException:

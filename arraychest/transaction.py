@@ -8,6 +8,7 @@ left of it after an exception or a crash.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ class Transaction:
 
     def __init__(self, tiers: Tiers) -> None:
         self._tiers = tiers
+        self._owner = os.getpid()
         # By key: the row of what is written, `_SMALL` for what is not yet, or `_DELETED`.
         self._changes: dict[Any, Row | object] = {}
         self._small: dict[Any, tuple[np.ndarray | Tree, Kind]] = {}
@@ -207,6 +209,8 @@ class Transaction:
             Nothing of it was committed, and nothing is left of it.
         """
         tiers = self._tiers
+        if os.getpid() != self._owner:
+            return  # in a forked child: it is its parent's to commit
         # After an interrupt too: what came of the commit is then for the next writer to see.
         remove = True
         try:
@@ -246,6 +250,8 @@ class Transaction:
         self._end(remove=True)
 
     def _end(self, *, remove: bool) -> None:
+        if os.getpid() != self._owner:
+            return
         if self._changes or self._appended:
             store = self._tiers.open_store()
             if remove:
