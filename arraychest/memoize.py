@@ -112,13 +112,15 @@ class Flights:
         tiers = self._tiers
         if not self._told_unkept and tiers.temporary and tiers.forked:
             self._told_unkept = True
-            warnings.warn(
+            message = (
                 "the results of cached functions are not kept in this process: their chest is a "
                 "temporary one, which only the process that opened it can write to; give the chest "
-                "a path, and all processes share the results",
-                ArrayChestWarning,
-                stacklevel=4,
+                "a path, and all processes share the results"
             )
+            try:
+                warnings.warn(message, ArrayChestWarning, stacklevel=4)
+            except ArrayChestWarning:  # where warnings are errors: the result is there all the same
+                logger.warning("%s", message)
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
@@ -633,7 +635,8 @@ _by_value: contextvars.ContextVar[bool] = contextvars.ContextVar("by_value", def
 
 def _again(chest: Any, func: Callable[..., Any], options: dict[str, Any]) -> Any:
     if isinstance(chest, _Temporary):
-        chest = _temporary.get(chest.token) or _stand_in(chest.kind)
+        known = _temporary.get(chest.token)
+        chest = _stand_in(chest.kind) if known is None else known
     return chest.cache(func, **options)
 
 

@@ -84,8 +84,8 @@ class Session:
         self.closed = False
         self._closing = False
         self._discarded = False
-        # In the child of a fork, until it opens a session of its own; and whether what was in RAM at
-        # the fork still stands among what was put.
+        # In the child of a fork, until it opens a session of its own; and whether what was in RAM
+        # at the fork still stands among what was put.
         self.forked = False
         self._has_parents_values = False
         # Whether a put has to find out why it is refused.
@@ -456,11 +456,13 @@ class Session:
         logger.info("opened %s in a forked child", before.root)
 
     def _attach_again(self, before: Store) -> Store:
-        # First, as nothing may be made in a folder that somebody else has put in the place of ours.
+        # First, as nothing may be made in a folder that somebody has put in the place of ours.
         there = Catalog(before.root, writable=False, durable=False)
         with contextlib.closing(there):
             if there.meta("id") != before.catalog.meta("id"):
-                raise SpillError(f"expected the chest that was opened at {before.root}, found another")
+                raise SpillError(
+                    f"expected the chest that was opened at {before.root}, found another"
+                )
         locks, alone = attach(before.root, alone=False)
         try:
             store = self._make_store(before.root, locks, alone)
