@@ -20,7 +20,6 @@ from arraychest.committer import Committer, logger
 from arraychest.compression import Compression
 from arraychest.counter import unmoved
 from arraychest.errors import (
-    ArrayChestError,
     ArrayChestWarning,
     ChestFormatError,
     ChestInUseError,

@@ -31,7 +31,6 @@ from arraychest import Chest, digests
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestWarning,
-    ArrayChestWarning,
     PickleRefusedError,
     ReadOnlyChestError,
     SpillError,
