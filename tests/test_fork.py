@@ -185,7 +185,7 @@ OPERATIONS: dict[str, Callable[[Chest], Any]] = {
     "update": lambda chest: chest.update({("u", n): filled(n, LARGE) for n in range(3)}),
     "setdefault": lambda chest: chest.setdefault("d", filled(1)),
     "popitem": lambda chest: chest.popitem(),
-    "append": lambda chest: chest.append("rows", np.ones((3, 4))),
+    "append": lambda chest: chest.append("rows", np.ones(12)),
     "compact": lambda chest: chest.compact(),
     "repair": lambda chest: chest.repair(),
     "spill": lambda chest: chest.spill(("new", SMALL)),
