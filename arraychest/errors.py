@@ -84,7 +84,10 @@ class FileSystemError(ArrayChestError, OSError):
 
 
 class ReadOnlyChestError(ArrayChestError, PermissionError):
-    """A change was asked of a chest opened with ``mode="r"``, or inherited by a forked child."""
+    """A change was asked of a chest opened with ``mode="r"``, or of another process's temporary one.
+
+    Such as a forked child has of its parent.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
