@@ -84,8 +84,9 @@ class FileSystemError(ArrayChestError, OSError):
 
 
 class ReadOnlyChestError(ArrayChestError, PermissionError):
-    """A change was asked of a chest opened with ``mode="r"``, or of another process's temporary one,
-    as a forked child has of its parent.
+    """A change was asked of a chest opened with ``mode="r"``, or of another's temporary one.
+
+    A forked child has such a one of its parent.
     """
 
     def __init__(self, message: str) -> None:
