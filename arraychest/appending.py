@@ -30,7 +30,7 @@ def finish(tiers: Tiers, key: Any, writer: BlockWriter) -> None:
     SpillError, CorruptEntryError, QuotaError, ReadOnlyChestError
         The key has the value that it had.  Where a block is missing, the others stay.
     """
-    tiers.check_writable()
+    tiers.begin_writing()
     row = assembled(tiers.committer, key, writer)
     with changes_of(tiers) as changes:
         changes.put_row(key, row)
@@ -38,7 +38,7 @@ def finish(tiers: Tiers, key: Any, writer: BlockWriter) -> None:
 
 def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
     """See `Chest.append`."""
-    tiers.check_writable()
+    tiers.begin_writing()
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise ValueTypeError(
             f"expected an array of one dimension at least to append, found {type(array).__name__}"

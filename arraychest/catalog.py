@@ -72,6 +72,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import itertools
 import os
@@ -348,12 +349,26 @@ class Catalog:
         """
         for inherited in (self._reader, self._writer):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+        self._lock_again()
         self._writer = None
         self._writable = self._snapshot = False
         self.on_snapshot = _nobody_else
         with self._reading, self._translate_errors():
             self._reader = self._open_reader()
         self._find = self._reader.cursor()
+
+    def _lock_again(self) -> None:
+        """Take the locks that SQLite believes to hold in this process, and only the parent has.
+
+        A fork copies what SQLite knows of its locks, and not the locks.  Without them whoever
+        closes the catalog last among the others removes its log, also while this process commits
+        to it.  They belong to the process: these descriptors stay open, as closing any one of a
+        file lets go of all locks on it.
+        """
+        for suffix, first, count in _SQLITE_LOCKS:
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(self.path + suffix, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -1088,6 +1103,10 @@ def _grouped(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
             yield items[start : start + size]
             start += size
 
+
+# What an open connection to a database with a log holds, in shared mode: bytes of the database, and
+# one of the log's index (SQLite's file format, "WAL-index"; SHARED_FIRST and DMS in its sources).
+_SQLITE_LOCKS = (("", 0x40000002, 510), ("-shm", 128, 1))
 
 # SQLite has locks for all connections of a process.  A child that was forked while another thread
 # held one would wait for it for good with its first statement, also in a database of its own: no

@@ -196,7 +196,8 @@ class Chest(MutableMapping[Any, Any]):
 
     Notes
     -----
-    Every method may be called from many threads.  After a fork the child may read.
+    Every method may be called from many threads.  After a fork the child may use a chest with a
+    path as any other process does, and read a temporary one.
 
     A get of a value in RAM or of a mapped view costs a dictionary look-up and takes no lock; the
     first get of a stored value opens and maps its file.  A put waits for the disk only at the
@@ -1194,7 +1195,7 @@ class Chest(MutableMapping[Any, Any]):
                 "expected a chest with a path, found a temporary one, which no other process "
                 "can open"
             )
-        if tiers.may_write() and not tiers.closed:
+        if tiers.is_writer() and not tiers.closed:
             self.flush()
         return _reopen, (type(self), tiers.path, self._arguments)
 
@@ -1467,7 +1468,7 @@ class Chest(MutableMapping[Any, Any]):
         ChestInUseError
             Another chest may write to the folder; nothing was removed.
         """
-        self._tiers.check_writable()
+        self._tiers.begin_writing()
         self._tiers.drop()
         self._finalizer.detach()
 

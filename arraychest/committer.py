@@ -14,6 +14,7 @@ import logging
 import operator
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -184,7 +185,7 @@ class Committer:
         self._reserved = 0
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
-        self._follower = Follower(index, self._doomed, self._bury)
+        self._follower = Follower(index, resident, self._doomed, self._bury)
         # Once something was committed.
         self._store: Store | None = None
         self.make_locks()
@@ -196,6 +197,24 @@ class Committer:
         self.commit_lock = threading.Lock()
 
     # --- beside other processes ----------------------------------------------------------------
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: what is not stored yet is the parent's to store.
+
+        Called under the lock.  Deletions that were not committed hold here, too, as long as nothing
+        else is stored under their keys; the next commit of this process tells the catalog of them.
+        """
+        index = self.index
+        index.settle_all()
+        # Whatever was being written is written by the parent.
+        for slot in (*self.resident.slots(), *self._doomed):
+            slot.writing = -1
+        self.resident.leave_to_parent()
+        index.tombstones.clear()
+        index.tombstones.update(Counter(slot.key for slot in self._doomed))
+        self._follower.inherited = set(self._doomed)
+        self.compacting.clear()
+        self._reserved = 0
 
     def follow(self, store: Store) -> bool:
         """Note what others have committed; whether anything was.  Called under the lock."""

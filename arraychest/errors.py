@@ -92,7 +92,10 @@ class FileSystemError(ArrayChestError, OSError):
 
 
 class ReadOnlyChestError(ArrayChestError, PermissionError):
-    """A change was asked of a chest opened with ``mode="r"``, or inherited by a forked child."""
+    """A change was asked of a chest opened with ``mode="r"``, or of another's temporary one.
+
+    A forked child has such a one of its parent.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

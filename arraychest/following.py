@@ -14,6 +14,7 @@ from typing import Any
 from arraychest.entry import EXACT, GENERATION, KEY, SEQ, RawRow
 from arraychest.index import Index
 from arraychest.keys import PLAIN_TYPES, decode_key, encode_key
+from arraychest.resident import ResidentSet
 from arraychest.slot import Slot
 from arraychest.store import Store
 
@@ -27,18 +28,30 @@ class Follower:
 
     Parameters
     ----------
-    index
+    index, resident
         The chest's.
     doomed
         Deleted slots whose rows are still in the catalog.
     bury
         Called with a doomed slot whose row somebody else has deleted.
+
+    Attributes
+    ----------
+    inherited
+        In a forked child, the doomed slots that the parent deleted before the fork: what has been
+        stored under their keys since is not deleted by that.
     """
 
     def __init__(
-        self, index: Index, doomed: dict[Slot, None], bury: Callable[[Slot], None]
+        self,
+        index: Index,
+        resident: ResidentSet,
+        doomed: dict[Slot, None],
+        bury: Callable[[Slot], None],
     ) -> None:
+        self.inherited: set[Slot] = set()
         self._index = index
+        self._resident = resident
         self._doomed = doomed
         self._bury = bury
         self._probe_at = 0.0
@@ -101,14 +114,21 @@ class Follower:
                 continue
             slot = index.slots.get(key)
             if slot is not None:
-                self._correct_slot(slot, raw)
+                self._correct_slot(slot, raw, changed=True)
             elif raw is None:
                 index.drop_row(key)
             elif (key in index.rows or index.complete) and key not in index.tombstones:
                 index.note_row(key, raw)
 
-    def _correct_slot(self, slot: Slot, raw: RawRow | None) -> None:
+    def _correct_slot(self, slot: Slot, raw: RawRow | None, *, changed: bool = False) -> None:
+        """Note the row that a slot's key has; `changed`: somebody did something to the key."""
         old, slot.raw = slot.raw, raw
+        if slot in self._resident.inherited and (
+            changed if raw is None else old is None or old[GENERATION] != raw[GENERATION]
+        ):
+            # The parent has stored it, or something newer is there.
+            self._resident.remove(slot)
+            slot.value = slot.view = None
         if raw is None:
             if slot.array is None:
                 # Deleted by somebody else.
@@ -127,14 +147,18 @@ class Follower:
         """
         if key not in self._index.tombstones:
             return False
+        is_theirs = True
         doomed = [slot for slot in self._doomed if slot.key == key]
         for slot in doomed:
+            if raw is not None and slot in self.inherited:
+                # The parent's deletion is not of what was stored since.
+                is_theirs = slot.raw is not None and slot.raw[GENERATION] == raw[GENERATION]
             slot.raw = raw
-            if raw is None:
+            if raw is None or not is_theirs:
                 del self._doomed[slot]
                 if slot.writing < 0:
                     self._bury(slot)
-        return bool(doomed)
+        return bool(doomed) and is_theirs
 
     def forget(self) -> None:
         """Forget what can be looked up again, and look the rest up."""

@@ -166,7 +166,7 @@ class Inspection:
         tiers = self._tiers
         with tiers.writer.lock:
             tiers.check_open()
-            if tiers.may_write():
+            if tiers.is_writer():
                 tiers.writer.finish_sums()
             nothing = tiers.temporary and tiers.path is None
         if not nothing:
@@ -573,7 +573,7 @@ class Inspection:
             return
         # While nobody commits, or removes what a commit has put out of use.
         held: Any = contextlib.nullcontext()
-        if self._tiers.may_write():
+        if self._tiers.is_writer():
             held = self._tiers.committer.committing()
         with held:
             suspects = without_row(suspects)

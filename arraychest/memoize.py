@@ -17,10 +17,14 @@ import datetime as dt
 import functools
 import hashlib
 import importlib
+import os
+import pickle
 import sys
 import threading
 import time
 import types
+import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -32,6 +36,7 @@ from arraychest.compressed import CompressedArray
 from arraychest.entry import Cost, Entry
 from arraychest.errors import (
     AbsentKeyError,
+    ArrayChestWarning,
     ClosedChestError,
     CorruptEntryError,
     DeadlockError,
@@ -89,6 +94,8 @@ class Flights:
     ----------
     costs
         What results took to compute, as far as that was asked for.
+    token
+        Tells one chest of all processes from the others.
     """
 
     def __init__(self, tiers: Tiers) -> None:
@@ -98,6 +105,23 @@ class Flights:
         self._locks: dict[str, threading.Lock] = {}
         self._asking: dict[str, int] = {}
         self.costs: dict[str, Cost | None] = {}
+        self.token = os.urandom(8)
+        self._told_unkept = False
+
+    def tell_unkept(self) -> None:
+        """Warn, once, if results are not kept because the chest is another process's."""
+        tiers = self._tiers
+        if not self._told_unkept and tiers.temporary and tiers.forked:
+            self._told_unkept = True
+            message = (
+                "the results of cached functions are not kept in this process: their chest is a "
+                "temporary one, which only the process that opened it can write to; give the chest "
+                "a path, and all processes share the results"
+            )
+            try:
+                warnings.warn(message, ArrayChestWarning, stacklevel=4)
+            except ArrayChestWarning:  # where warnings are errors: the result is there all the same
+                logger.warning("%s", message)
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:
@@ -355,14 +379,23 @@ class Cached(Generic[P, R]):
         return BoundCached(self, instance) if self._binds and instance is not None else self
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """In another process it is the decorated function there, or one of the same chest."""
+        """In another process it is the decorated function there, or one of the same chest.
+
+        A function of the script or notebook that runs goes by its name and by its value, as far
+        as cloudpickle is there: a worker may have another script, or none.
+        """
         name = getattr(self, "__qualname__", "")
-        found: Any = sys.modules.get(getattr(self, "__module__", ""))
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is self:
+        module = getattr(self, "__module__", "")
+        chest = self._chest
+        if self._tiers.temporary:
+            chest = _Temporary(type(chest), self._flights.token)
+            _temporary[self._flights.token] = self._chest
+        parts = chest, self.func, self._options
+        if _attribute(module, name) is not self or _by_value.get():
+            return _again, parts
+        if module not in ("__main__", "__mp_main__"):
             return name
-        return _again, (self._chest, self.func, self._options)
+        return _of_main, (name, *_pickled_by_value(parts))
 
     def __repr__(self) -> str:
         return f"<{self._name}, cached in {self._tiers.path or 'a temporary chest'}>"
@@ -461,6 +494,7 @@ class Cached(Generic[P, R]):
         """
         tiers = self._tiers
         if tiers.closed or not tiers.may_write():
+            self._flights.tell_unkept()
             return result[0]
         expires = None if self._expires_after is None else time.time() + self._expires_after
         cost = Cost(seconds, expires)
@@ -602,8 +636,78 @@ def cached(
     return made
 
 
+# --- in other processes ----------------------------------------------------------------------
+
+
+class _Temporary(NamedTuple):
+    """What stands for a temporary chest in another process."""
+
+    kind: type[Any]
+    token: bytes
+
+
+# The temporary chests of functions that were pickled here, also where this is a forked child of
+# the process that did; and what stands for the chests of other processes.
+_temporary: weakref.WeakValueDictionary[bytes, Any] = weakref.WeakValueDictionary()
+_stand_ins: dict[type[Any], Any] = {}
+
+# Whether a function is being pickled by its value.
+_by_value: contextvars.ContextVar[bool] = contextvars.ContextVar("by_value", default=False)
+
+
 def _again(chest: Any, func: Callable[..., Any], options: dict[str, Any]) -> Any:
+    if isinstance(chest, _Temporary):
+        known = _temporary.get(chest.token)
+        chest = _stand_in(chest.kind) if known is None else known
     return chest.cache(func, **options)
+
+
+def _stand_in(kind: type[Any]) -> Any:
+    """A chest that keeps nothing, as another process's temporary one cannot be written to."""
+    if kind not in _stand_ins:
+        made = kind()
+        made._tiers.keep_nothing()
+        _stand_ins[kind] = made
+    return _stand_ins[kind]
+
+
+def _of_main(name: str, pickled: bytes | None, why_not: str) -> Any:
+    """The cached function of this name of the script that runs here, or the one that was sent."""
+    found = _attribute("__main__", name)
+    if isinstance(found, Cached):
+        return found
+    if pickled is None:
+        raise AttributeError(
+            f"expected a cached function {name} in the script that runs in this process, found "
+            f"none; it was not sent by its value, too: {why_not}"
+        )
+    return _again(*pickle.loads(pickled))  # noqa: S301  # as trusted as what it came in
+
+
+def _pickled_by_value(parts: tuple[Any, ...]) -> tuple[bytes | None, str]:
+    """What `_again` takes, pickled by cloudpickle; or None, and why it could not be."""
+    cloudpickle = None
+    for name in ("cloudpickle", "joblib.externals.cloudpickle"):
+        if cloudpickle is None:
+            with contextlib.suppress(ImportError):
+                cloudpickle = importlib.import_module(name)
+    if cloudpickle is None:
+        return None, "cloudpickle is not installed where it was pickled"
+    token = _by_value.set(True)
+    try:
+        return cloudpickle.dumps(parts), ""
+    except Exception as error:  # whatever the reduction of any object that the function uses raises
+        return None, f"{type(error).__name__}: {error}"
+    finally:
+        _by_value.reset(token)
+
+
+def _attribute(module: str, name: str) -> Any:
+    """What a module has under a name, maybe that of an attribute of a class; None if nothing."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _name_of(func: Any) -> str:

@@ -27,7 +27,7 @@ _MORE_LOOKS = 3
 
 def repair(tiers: Tiers, progress: Asked = False) -> Report:
     """See `Chest.repair`."""
-    tiers.check_writable()
+    tiers.begin_writing()
     tiers.flush()
     # Reading everything is what takes time; what is found is mended without a stop.
     with measured(progress, "repair", lambda: bytes_to_read(tiers)) as meter:

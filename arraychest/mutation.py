@@ -39,7 +39,7 @@ from arraychest.values import copied
 @contextlib.contextmanager
 def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
     """A writable copy of a value, which replaces it at the end; see `Chest.edit`."""
-    tiers.check_writable()
+    tiers.begin_writing()
     with KeyLock(tiers.open_store().root, group_of(key), key).for_edit():
         value = tiers.get(key)
         if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
@@ -50,7 +50,10 @@ def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
         if value.nbytes < PACK_THRESHOLD:
             copy = copied(value)
             copy.setflags(write=True)
+            owner = os.getpid()
             yield copy
+            if os.getpid() != owner:
+                return  # in a forked child: the edit is its parent's
             with changes_of(tiers) as changes:
                 changes.put(key, copy)
             return
@@ -79,6 +82,7 @@ class _Draft:
     ) -> None:
         self._tiers = tiers
         self._key = key
+        self._owner = os.getpid()
         store = tiers.open_store()
         tiers.committer.reserve_disk_for(key, form.nbytes)
         text = form_text(form.dtype, form.shape, form.order, form.kind)
@@ -132,6 +136,8 @@ class _Draft:
         SpillError
             It could not be; nothing of it is left.
         """
+        if os.getpid() != self._owner:
+            return  # a forked child may have filled a part; the array is its parent's to seal
         tiers = self._tiers
         try:
             tiers.open_store().seal(self.row, self._fd)
@@ -144,6 +150,8 @@ class _Draft:
 
     def discard(self) -> None:
         """Leave nothing of it."""
+        if os.getpid() != self._owner:
+            return
         self._let_go()
         self._tiers.open_store().remove_draft(self.row)
 
@@ -179,7 +187,7 @@ class Creation:
     ) -> None:
         if order not in ("C", "F"):
             raise ValueError(f'expected order to be "C" or "F", found {order!r}')
-        tiers.check_writable()
+        tiers.begin_writing()
         probe = np.dtype(dtype)
         if probe.hasobject:
             raise ValueTypeError(f"expected a dtype of plain elements, found {probe}")

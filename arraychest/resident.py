@@ -150,6 +150,9 @@ class ResidentSet:
         Of stored values, decompressed; the least recently used first.  They leave before all else.
     held_bytes
         Bytes of small values that transactions have put and not written yet.
+    inherited
+        In a forked child, slots with values that the parent had in RAM at the fork.  The parent
+        stores them; here they are read, and neither charged nor spilled.
     """
 
     __slots__ = (
@@ -165,6 +168,7 @@ class ResidentSet:
         "copies",
         "fresh",
         "held_bytes",
+        "inherited",
     )
 
     def __init__(self) -> None:
@@ -174,6 +178,7 @@ class ResidentSet:
         self.copies: dict[Slot, Copy] = {}
         self.held_bytes = 0
         self._held: dict[tuple[object, Any], np.ndarray | Tree] = {}
+        self.inherited: set[Slot] = set()
         self._batched = 0
         self._working = 0
         self._small = _Clock(small=True)
@@ -218,10 +223,24 @@ class ResidentSet:
                 self.held_bytes -= array.nbytes
                 self._discharge(array)
 
-    def let_go_of_all(self) -> None:
-        """Charge no longer for what any holder keeps."""
-        for holder, key in list(self._held):
-            self.let_go(holder, [key])
+    # --- after a fork ------------------------------------------------------------------------
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: whatever is in RAM is the parent's.  Each value has a slot."""
+        self.inherited.update(self.slots())
+        self._small, self._large = _Clock(small=True), _Clock(small=False)
+        self._owners.clear()
+        self._sharers.clear()
+        self._held.clear()
+        self.held_bytes = self._working = 0
+        self.charged = sum(copy.array.nbytes for copy in self.copies.values())
+
+    def adopt(self, slot: Slot) -> None:
+        """Keep an inherited value as one that was put in this process."""
+        array = slot.array
+        assert array is not None
+        self.inherited.discard(slot)
+        self.add(slot, array)
 
     # --- copies of stored values -------------------------------------------------------------
 
@@ -354,6 +373,10 @@ class ResidentSet:
         old = slot.array
         # It stays where it is queued; to be put again is to be used.
         slot.seen = -1
+        if self.inherited and slot in self.inherited:
+            self.remove(slot)
+            self.add(slot, array)
+            return
         if old is array or old is None:
             return
         owners, old_key, key = self._owners, id(old), id(array)
@@ -383,6 +406,10 @@ class ResidentSet:
         """Let go of a slot's array.  O(1)."""
         array = slot.array
         assert array is not None
+        if self.inherited and slot in self.inherited:
+            self.inherited.discard(slot)
+            slot.array = None
+            return
         small = array.nbytes < PACK_THRESHOLD and slot.kind != "pickle"
         (self._small if small else self._large).count -= 1
         if array.base is None and not self._sharers:

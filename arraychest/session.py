@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from arraychest import files as value_files
 from arraychest.account import Account
 from arraychest.budget import Budget
-from arraychest.catalog import is_foreign
+from arraychest.catalog import Catalog, is_foreign
 from arraychest.committer import Committer, logger
 from arraychest.compression import Compression
 from arraychest.counter import unmoved
@@ -25,9 +25,10 @@ from arraychest.errors import (
     ChestInUseError,
     ClosedChestError,
     ReadOnlyChestError,
+    SpillError,
 )
 from arraychest.filesystem import check_file_system, file_system_of
-from arraychest.folder import Mode, empty_folder, open_folder
+from arraychest.folder import Mode, attach, empty_folder, open_folder
 from arraychest.history import History
 from arraychest.index import Index
 from arraychest.live import Live
@@ -84,7 +85,10 @@ class Session:
         self.closed = False
         self._closing = False
         self._discarded = False
+        # In the child of a fork, until it opens a session of its own; and whether what was in RAM
+        # at the fork still stands among what was put.
         self.forked = False
+        self._has_parents_values = False
         # Whether a put has to find out why it is refused.
         self._no_puts = options.mode == "r"
         self.counter = unmoved()
@@ -149,12 +153,15 @@ class Session:
         except BaseException:
             store.close()
             raise
+        self.counter = store.counter
+        self._use(store, empty=self.index.puts == 0 and alone)
+        logger.info("opened %s, mode %s", path, mode)
+
+    def _use(self, store: Store, *, empty: bool = False) -> None:
         self._store = store
         catalog = store.catalog
         catalog.on_snapshot = lambda: self.writer.call_at_rest(catalog.end_snapshot)
-        self.index.attach(catalog, empty=self.index.puts == 0 and alone)
-        self.counter = store.counter
-        logger.info("opened %s, mode %s", path, mode)
+        self.index.attach(catalog, empty=empty)
 
     def _make_store(self, path: str, locks: LockFile | None, alone: bool) -> Store:
         options = self.options
@@ -204,6 +211,7 @@ class Session:
         """
         counter = self.counter
         if counter.words[0] != counter.seen_word and self._store is not None:
+            self._leave_to_parent()
             self.committer.follow(self._store)
 
     def tell_if_due(self) -> None:
@@ -223,6 +231,10 @@ class Session:
 
     def may_write(self) -> bool:
         """Whether the chest can be changed by this process."""
+        return self.options.mode != "r" and not (self.forked and self.temporary)
+
+    def is_writer(self) -> bool:
+        """Whether this process has a session that writes: a forked child has none at first."""
         return self.options.mode != "r" and not self.forked
 
     def check_open(self) -> None:
@@ -231,17 +243,27 @@ class Session:
             raise ClosedChestError("the chest is closed")
 
     def check_writable(self) -> None:
-        """Raise ClosedChestError or ReadOnlyChestError where nothing can be changed."""
+        """See to it that this process may change the chest.  Called under the lock.
+
+        Raises
+        ------
+        ClosedChestError, ReadOnlyChestError
+            Nothing can be changed.
+        SpillError, ChestInUseError, ChestFormatError
+            This is a forked child, and could not open a session of its own; it still reads.
+        """
         self.check_open()
         if self._closing:
             raise ClosedChestError("the chest is being closed")
-        if self.forked:
-            raise ReadOnlyChestError(
-                "expected the process that opened the chest, found a forked child: it may read; "
-                "to write, open a chest of its own"
-            )
         if self.options.mode == "r":
             raise ReadOnlyChestError(f'expected mode "a", "w" or "x", found "r": {self.path}')
+        if self.forked:
+            self._open_own_session()
+
+    def begin_writing(self) -> None:
+        """As `check_writable`, without the lock."""
+        with self.writer.lock:
+            self.check_writable()
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -277,7 +299,7 @@ class Session:
             if self.closed:
                 return
             discard = discard or self.temporary
-            if not discard and self.may_write():
+            if not discard and self.is_writer():
                 writer.flush()
                 self._sync_in_place()
             with writer.lock:
@@ -298,7 +320,7 @@ class Session:
                     else:
                         writer.finish_sums()
                     writer.wait_idle()
-                    while not discard and self.may_write() and writer.unsaved():
+                    while not discard and self.is_writer() and writer.unsaved():
                         # Put or deleted by another thread between the flush and here.
                         writer.lock.release()
                         try:
@@ -311,7 +333,7 @@ class Session:
                     self.closed = True
                 finally:
                     self._closing = False
-                    self._no_puts = self.closed or not self.may_write()
+                    self._no_puts = self.closed or not self.is_writer()
                 store, self._store = self._store, None
                 self.index.close()
                 self._forget_kept()
@@ -392,13 +414,97 @@ class Session:
 
     def after_fork_in_child(self) -> None:
         """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
-        self.forked = self._no_puts = True
-        self.writer.become_reader()
+        self.forked = self._no_puts = self._has_parents_values = True
+        self._closing = False  # another thread was about to, in the parent
+        self.writer.after_fork_in_child()
         self._store_lock = threading.Lock()
         self._close_lock = threading.Lock()
         self.live.after_fork_in_child()
         if self._store is not None:
             self._store.become_reader()
+
+    def keep_nothing(self) -> None:
+        """Be as a forked child of the process that opened the chest: what is put is refused."""
+        self.forked = self._no_puts = True
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: keep what was in RAM at the fork apart.  Called under the lock."""
+        if self._has_parents_values:
+            self.committer.leave_to_parent()
+            self._has_parents_values = False
+
+    def _open_own_session(self) -> None:
+        """In a forked child: write to the chest as any other process does.  Called under the lock.
+
+        What the chest knows in memory stays: it is brought up by what was committed since.
+        """
+        before = self._store
+        if self.temporary or before is None:
+            raise ReadOnlyChestError(
+                "expected the process that opened the temporary chest, found another, as a forked "
+                "child: it may only read; to write in several processes, give the chest a path"
+            )
+        self._leave_to_parent()
+        try:
+            store = self._attach_again(before)
+        except (OSError, ChestFormatError) as error:
+            if isinstance(error, ChestInUseError | SpillError):
+                raise
+            raise SpillError(
+                f"this forked process could not open {before.root} to write: {error}"
+            ) from error
+        # `Chest` knows the counter, and what was committed since it was read last is news here.
+        counter = self.counter
+        counter.words, store.counter = store.counter.words, counter
+        self.index.take_places = store.take_places
+        self.index.puts = max(self.index.puts, store.catalog.last_seq())
+        self._use(store)
+        # The places that the parent has taken are not ours to give.
+        self.index.others_committed()
+        before.catalog.close()
+        self.live = Live(before.root, self.options.mode)
+        self.forked = self._no_puts = False
+        self.committer.follow(store)
+        _finalize_at_exit(self)
+        logger.info("opened %s in a forked child", before.root)
+
+    def _attach_again(self, before: Store) -> Store:
+        # First, as nothing may be made in a folder that somebody has put in the place of ours.
+        there = Catalog(before.root, writable=False, durable=False)
+        with contextlib.closing(there):
+            if there.meta("id") != before.catalog.meta("id"):
+                raise SpillError(
+                    f"expected the chest that was opened at {before.root}, found another"
+                )
+        locks, alone = attach(before.root, alone=False)
+        try:
+            store = self._make_store(before.root, locks, alone)
+        except BaseException:
+            locks.close()
+            raise
+        try:
+            store.sweep()
+            store.attached()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+
+def _finalize_at_exit(session: Session) -> None:
+    """Close the session where `multiprocessing` ends its forked children.
+
+    That runs no other exit handlers.
+    """
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _finalize, (weakref.ref(session),), exitpriority=0)
+
+
+def _finalize(session: weakref.ref[Session]) -> None:
+    found = session()
+    if found is not None:
+        found.finalize()
 
 
 def _is_ours(names: dict[str, Any]) -> bool:
@@ -425,6 +531,7 @@ def _warn_of_network(path: str) -> None:
 
 _alive: weakref.WeakSet[Session] = weakref.WeakSet()
 _forking: list[Session] = []
+_gate: list[tuple[int, int]] = []
 # Threads that fork at once take turns: each has all locks, and its own list of whose they are.
 _fork_lock = threading.Lock()
 
@@ -434,18 +541,33 @@ def _before_fork() -> None:
     _forking[:] = _alive
     for session in _forking:
         session.before_fork()
+    if any([session._store is not None and not session.temporary for session in _forking]):
+        # Without it a parent that closes a chest at once would find nobody else there.
+        with contextlib.suppress(OSError):
+            _gate.append(os.pipe())
 
 
 def _after_fork_in_parent() -> None:
+    if _gate:
+        reading, writing = _gate.pop()
+        os.close(writing)
+        # Until the child has locked the catalogs, or is no more; see `Catalog.reopen_in_child`.
+        os.read(reading, 1)
+        os.close(reading)
     while _forking:
         _forking.pop().after_fork_in_parent()
     _fork_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    while _forking:
-        _forking.pop().after_fork_in_child()
-    _fork_lock.release()
+    try:
+        while _forking:
+            _forking.pop().after_fork_in_child()
+    finally:
+        while _gate:
+            for fd in _gate.pop():
+                os.close(fd)
+        _fork_lock.release()
 
 
 if hasattr(os, "register_at_fork"):

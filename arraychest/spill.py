@@ -72,8 +72,12 @@ class WriteBehind:
     ) -> None:
         self.index = index
         self.resident = resident
-        self.budget = budget
         self._committer = committer
+        self._begin(budget)
+
+    def _begin(self, budget: Budget) -> None:
+        """Set everything to what it is while there is nothing to do."""
+        self.budget = budget
         self._take_locks()
         self._threads: set[threading.Thread] = set()
         # Threads that wait a moment for more to do, and jobs given to them.
@@ -465,14 +469,10 @@ class WriteBehind:
         self._retry_at = time.monotonic() + self._pause
         self._draining = False
 
-    def become_reader(self) -> None:
-        """In a forked child: nobody writes here, and no other thread is left."""
+    def after_fork_in_child(self) -> None:
+        """No other thread is left, and what they were at is the parent's."""
         self._committer.make_locks()
-        self._take_locks()
-        self._threads.clear()
-        self._handed.clear()
-        self._jobs = self.callers = self._idle = 0
-        self._summing = False
+        self._begin(self.budget)
 
     # --- waiting for it --------------------------------------------------------------------
 

@@ -175,7 +175,6 @@ class Tiers(Session):
         self._waiting_to_load = 0
         self._changes.clear()
         self._adopts = self._may_adopt()
-        self.resident.let_go_of_all()
 
     # --- transactions --------------------------------------------------------------------------
 
@@ -251,7 +250,7 @@ class Tiers(Session):
                     return value
                 if slot.array is not None:
                     # To be written to it must be a file: memory pressure changes nothing then.
-                    writer.spill(slot)
+                    self._spill(slot)
                     continue
                 raw = slot.raw
                 if raw is None or slot in self._loading:
@@ -320,8 +319,8 @@ class Tiers(Session):
         of its own.  Returns False where the slot has another row now.
         """
         row = Row._make(raw)
+        self.begin_writing()
         store = self.open_store()
-        self.check_writable()
         if parse_form(row.form).kind != "array":
             self._in_place[row.generation] = row
             return True
@@ -832,7 +831,7 @@ class Tiers(Session):
     ) -> None:
         """Put what is larger than RAM, maybe: its files are linked, and never read."""
         encode_key(key)
-        self.check_writable()
+        self.begin_writing()
         row = taken_over(self.committer, key, value)
         facts = None if cost is None else Facts(row.generation, {}, cost)
         try:
@@ -958,7 +957,7 @@ class Tiers(Session):
         """What is in RAM and not yet stored, by key."""
         with self.writer.lock:
             self.index.settle_all()
-            slots = self.resident.slots()
+            slots = [*self.resident.slots(), *self.resident.inherited]
             found = {slot.key: self._at_hand(slot) for slot in slots}
         return {key: value_of(each, key, self.options.own) for key, each in found.items()}
 
@@ -984,6 +983,7 @@ class Tiers(Session):
         """
         with self.writer.lock:
             self.check_open()
+            self._leave_to_parent()
             self.budget = self.writer.budget = budget
             self.writer.make_room(0)
 
@@ -995,7 +995,14 @@ class Tiers(Session):
             slot = self.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
-            self.writer.spill(slot)
+            self._spill(slot)
+
+    def _spill(self, slot: Slot) -> None:
+        self.check_writable()
+        if slot in self.resident.inherited:
+            # Whoever asks for it to be stored now cannot wait for the parent.
+            self.resident.adopt(slot)
+        self.writer.spill(slot)
 
     def flush(self) -> None:
         """Return once all is stored and committed.  Raises SpillError where something is not."""

@@ -23,7 +23,7 @@ from arraychest.codecs.tree import Tree
 from arraychest.compression import How
 from arraychest.contexts import current_context
 from arraychest.entry import Cost, Facts, Kind, Row
-from arraychest.errors import AbsentKeyError, ArrayChestError, ReadOnlyChestError, SpillError
+from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
 from arraychest.index import BATCH_BYTES, BATCH_VALUES
 from arraychest.keys import PLAIN_TYPES, encode_key
 from arraychest.loader import value_name
@@ -234,12 +234,9 @@ class Transaction:
         SpillError, ClosedChestError, ReadOnlyChestError
             Nothing of it was committed, and nothing is left of it.
         """
-        if os.getpid() != self._process:
-            raise ReadOnlyChestError(
-                "expected the process that began the transaction to commit it, found a child that "
-                "was forked within it"
-            )
         tiers = self._tiers
+        if os.getpid() != self._process:
+            return  # in a forked child: it is its parent's to commit
         # After an interrupt too: what came of the commit is then for the next writer to see.
         remove = True
         try:

@@ -19,6 +19,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import arraychest
 from arraychest import Chest, digests
 from arraychest.errors import (
     AbsentKeyError,
+    ArrayChestWarning,
     PickleRefusedError,
     ReadOnlyChestError,
     SpillError,
@@ -1258,7 +1260,7 @@ def test_where_nothing_is_kept_nobody_waits(path, make_chest, slow):
 
 
 @pytest.mark.parametrize("kind", ["temporary", "named"])
-def test_a_forked_child_computes_without_keeping(path, make_chest, kind, computed):
+def test_a_forked_child_keeps_results_where_the_chest_has_a_path(path, make_chest, kind, computed):
     chest = make_chest(path=None if kind == "temporary" else path)
     cached = chest.cache(ramp)
     cached(3)
@@ -1266,18 +1268,26 @@ def test_a_forked_child_computes_without_keeping(path, make_chest, kind, compute
     def child(say: Say) -> Any:
         assert cached(3).size == 3
         assert len(computed) == 1
-        assert [cached(4).size, cached(4).size] == [4, 4]
+        if kind == "named":
+            assert [cached(4).size, cached(4).size] == [4, 4]
+        else:
+            with pytest.warns(ArrayChestWarning, match="path") as told:
+                assert [cached(4).size, cached(4).size] == [4, 4]
+            assert len(told) == 1
+            assert told[0].filename == __file__
         return len(computed)
 
     outcome = in_child(child)
     assert outcome.error is None, outcome.error
-    assert outcome.result == 3
-    assert not cached.check(4)
+    assert outcome.result == (2 if kind == "named" else 3)
+    assert cached.check(4) == (kind == "named")
     assert cached(4).size == 4
+    assert len(computed) == (1 if kind == "named" else 2)
 
 
 @pytest.mark.parametrize("kind", ["temporary", "named"])
-def test_a_child_forked_while_another_thread_computes_does_not_wait(path, make_chest, kind, slow):
+def test_a_child_forked_while_another_thread_computes_gets_the_result(path, make_chest, kind, slow):
+    """Of a chest with a path it waits for it; of a temporary one there is nothing to wait for."""
     chest = make_chest(path=None if kind == "temporary" else path)
     cached = chest.cache(slowly)
     working = Background(lambda: cached(1))
@@ -1285,8 +1295,13 @@ def test_a_child_forked_while_another_thread_computes_does_not_wait(path, make_c
 
     def child(say: Say) -> Any:
         slow.go_on.set()
-        return cached(1)
+        warnings.simplefilter("ignore", ArrayChestWarning)
+        result = cached(1)
+        assert cached.stats().misses == (kind == "temporary")
+        return result
 
+    if kind == "named":
+        threading.Timer(0.3, slow.go_on.set).start()
     outcome = in_child(child, seconds=20)
     slow.go_on.set()
     assert outcome.error is None, outcome.error
@@ -1966,9 +1981,97 @@ def test_cached_functions_are_pickled_by_name_or_by_their_parts(path, tmp_path):
     audit(path)
 
 
-def test_a_temporary_chests_functions_do_not_travel(chest):
-    with pytest.raises(TypeError, match="temporary"):
-        pickle.dumps(chest.cache(ramp))
+def test_a_temporary_chests_functions_work_elsewhere_and_keep_nothing(chest):
+    """In the process that opened it they are functions of the same chest."""
+    cached = chest.cache(ramp)
+    pickled = pickle.dumps(cached)
+    assert pickle.loads(pickled)._chest is chest
+    run_python(
+        """
+        import pickle, sys, warnings
+        cached = pickle.loads(bytes.fromhex(sys.argv[1]))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert cached(3).tolist() == cached(3).tolist() == [0, 1, 2]
+            assert pickle.loads(bytes.fromhex(sys.argv[1]))(3).size == 3
+        assert cached.stats()[:2] == (0, 2), cached.stats()
+        assert not cached.check(3) and len(cached._chest) == 0
+        assert len(told) == 1 and "a path" in str(told[0].message), told
+        """,
+        pickled.hex(),
+    )
+
+
+WORKERS = {
+    "joblib": """
+        import joblib
+        return joblib.Parallel(2)(joblib.delayed(f)(n) for n in range(6))
+    """,
+    "dask": """
+        import dask
+        dask.config.set({"distributed.scheduler.allowed-failures": 0})
+        from distributed import Client
+        with Client(n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+            return client.gather(client.map(f, range(6)))
+    """,
+    "spawn": """
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            return pool.map(f, range(6))
+    """,
+    "forkserver": """
+        with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
+            return list(pool.map(f, range(6)))
+    """,
+}
+
+
+@pytest.mark.parametrize("interactive", [False, True], ids=["script", "notebook"])
+@pytest.mark.parametrize("kind", list(WORKERS))
+def test_a_function_of_the_script_that_runs_goes_to_workers(path, tmp_path, kind, interactive):
+    """A notebook has no file that a worker could import."""
+    if kind == "joblib":
+        pytest.importorskip("joblib")
+    code = f"""
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+import arraychest
+
+chest = arraychest.Chest(path={path!r})
+
+def helper(n):
+    return n * n
+
+@chest.cache
+def f(n):
+    with open({str(tmp_path / "calls")!r}, "a") as file:
+        file.write("x")
+    return helper(n) if n < 5 else f(n - 4) + helper(n) - 1
+
+def work():
+{textwrap.indent(textwrap.dedent(WORKERS[kind]), "    ")}
+
+if __name__ == "__main__":
+    assert work() == [0, 1, 4, 9, 16, 25]
+    assert [f.check(n) for n in range(6)] == [True] * 6, list(chest)
+    assert [f(n) for n in range(6)] == [0, 1, 4, 9, 16, 25] and f.stats().misses == 0
+    chest.close()
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": IMPORT_ROOT, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code] if interactive else [sys.executable, str(script)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # The one that calls itself may ask for the result at the very moment that another computes it.
+    assert (tmp_path / "calls").read_text() == 6 * "x"
+    audit(path)
 
 
 def test_a_function_of_a_script_is_the_same_in_its_children(path, tmp_path):

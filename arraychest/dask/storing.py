@@ -88,7 +88,7 @@ def store(
     ...     print(chest["x"])
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
-    chest._tiers.check_writable()
+    chest._tiers.begin_writing()
     chunks = _chunks(x)
     what = print_of_array(x)
     name = None if what is None else f"{x.name} {what.hex()}"
@@ -151,7 +151,7 @@ def append(x: da.Array, chest: arraychest.Chest, key: Any, axis: int = 0, **opti
         As `Chest.append`: the key has the value it had.
     """
     tiers = chest._tiers
-    tiers.check_writable()
+    tiers.begin_writing()
     with chest.lock(key):
         before = before_append(tiers, key, x.shape, x.dtype, axis)
         if before is None:
