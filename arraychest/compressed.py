@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from arraychest.lazy import LazyArray
 
 class Reader(Protocol):
     """What reads a part of a stored array, all of whose steps are 1, into a new array."""
+
+    @property
+    def token(self) -> bytes: ...  # noqa: D102
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray: ...  # noqa: D102
 
@@ -64,6 +67,10 @@ class CompressedArray(LazyArray):
     def __repr__(self) -> str:
         """Say what it is; nothing is read."""
         return f"CompressedArray(shape={self.shape}, dtype={self.dtype}, chunks={self.chunks})"
+
+    def __dask_tokenize__(self) -> Any:
+        """What is stored, and not where it is; nothing is read."""
+        return "arraychest-compressed", self.reader.token, self.shape, self.order
 
     def _read(self, where: tuple[slice, ...]) -> np.ndarray:
         if self._transposed:
