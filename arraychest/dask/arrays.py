@@ -22,7 +22,7 @@ from arraychest.resident import owner_of
 _VIEW_BYTES = 1 << 20
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def _opened(handle: Handle) -> Any:
     """The array of a handle: a task that reads a block of it finds it open by the task before."""
     return handle.array()
