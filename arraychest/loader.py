@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import pickle
 import stat
@@ -222,7 +223,7 @@ class Loader:
                 f"the compressed array of key {key!r} in {path}: {error}"
             ) from error
         chunks = checked.layout.chunks[::-1] if turned else checked.layout.chunks
-        reader = _FrameOf(checked, key, path, None if self._keep else data)
+        reader = _FrameOf(checked, key, path, data, keep=self._keep)
         return CompressedArray(reader, form.dtype, form.shape, chunks, transposed=turned)
 
     def _open_blocks(self, path: str, row: Row, form: Form, key: Any) -> BlockedArray:
@@ -429,6 +430,9 @@ def _told(error: Exception, what: str) -> CorruptEntryError | None:
     return CorruptEntryError(f"expected {what}, found what is none: {error}")
 
 
+# So many chunks of a compressed array, of 2 MiB each, are read before their pages are released.
+_CHUNKS_MAPPED = 4
+
 # Of a blocked array so many blocks stay open.
 _MAX_OPEN_BLOCKS = 64
 
@@ -520,17 +524,20 @@ class _FrameOf:
 
     Parameters
     ----------
-    released
-        The map of its file, whose pages are released after each read; None: they stay.
+    data
+        The map of its file.
+    keep
+        Whether the pages of the map stay after a read.
     """
 
     def __init__(
-        self, checked: CheckedReader, key: Any, path: str, released: np.ndarray | None
+        self, checked: CheckedReader, key: Any, path: str, data: np.ndarray, *, keep: bool
     ) -> None:
         self._checked = checked
         self._key = key
         self._path = path
-        self._released = released
+        self._data = data
+        self._releases = not keep
 
     @property
     def layout(self) -> Layout:
@@ -538,14 +545,35 @@ class _FrameOf:
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
         try:
-            return self._checked.read(where)
+            return self._read_and_release(where) if self._releases else self._checked.read(where)
         except (ValueError, RuntimeError) as error:
             raise CorruptEntryError(
                 f"the compressed array of key {self._key!r} in {self._path}: {error}"
             ) from error
+
+    def _read_and_release(self, where: tuple[slice, ...]) -> np.ndarray:
+        """A part, read a few chunks at a time: the kernel maps 16 pages where one is touched."""
+        first, *others = where
+        chunk, *sizes = self.layout.chunks
+        across = math.prod(
+            -(-each.stop // size) - each.start // size
+            for each, size in zip(others, sizes, strict=True)
+        )
+        step = chunk * max(1, _CHUNKS_MAPPED // max(1, across))
+        # From the first chunk on, as each is decompressed once.
+        starts = range(first.start // chunk * chunk, first.stop, step)
+        bands = [slice(max(at, first.start), min(at + step, first.stop)) for at in starts]
+        try:
+            if len(bands) == 1:
+                return self._checked.read(where)
+            found = np.empty([each.stop - each.start for each in where], self.layout.dtype)
+            for band in bands:
+                there = slice(band.start - first.start, band.stop - first.start)
+                found[there] = self._checked.read((band, *others))
+                release(self._data)
+            return found
         finally:
-            if self._released is not None:
-                release(self._released)
+            release(self._data)
 
     @property
     def token(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -181,20 +182,20 @@ def test_a_part_of_a_map_is_copied_piece_by_piece(tmp_path, monkeypatch, order):
     (tmp_path / "file").write_bytes(array.tobytes())
     with open(tmp_path / "file", "rb") as file:
         base = mapping.map_file(file.fileno(), array.nbytes)
-    for mapped in (base.view("i4").reshape(array.shape, order=order),):
-        whole = mapped.copy()
-        for where in (
-            np.s_[:],
-            np.s_[3:20, ::7, -1:],
-            np.s_[::-1, 5, ::-3],
-            np.s_[29, 39, 49],
-            np.s_[:0],
-            np.s_[:, None, 1:2],
-            np.s_[..., 0],
-        ):
-            copy = mapping.copied_out(np.asarray(mapped[where]))
-            np.testing.assert_array_equal(copy, whole[where])
-            assert not copy.flags.writeable and not np.shares_memory(copy, mapped)
+    mapped = base.view("i4").reshape(array.shape, order=order)
+    whole = mapped.copy()
+    for where in (
+        np.s_[:],
+        np.s_[3:20, ::7, -1:],
+        np.s_[::-1, 5, ::-3],
+        np.s_[29, 39, 49],
+        np.s_[:0],
+        np.s_[:, None, 1:2],
+        np.s_[..., 0],
+    ):
+        copy = mapping.copied_out(np.asarray(mapped[where]))
+        np.testing.assert_array_equal(copy, whole[where])
+        assert not copy.flags.writeable and not np.shares_memory(copy, mapped)
 
 
 def test_pages_are_released_of_maps_that_are_only_read(tmp_path):
@@ -212,12 +213,14 @@ def test_pages_are_released_of_maps_that_are_only_read(tmp_path):
 
 LARGE = np.arange(200_000.0)
 VALUES = {
-    "plain": lambda chest, n: chest.__setitem__("x", LARGE + n),
-    "compressed": lambda chest, n: chest.put("x", np.zeros(200_000) + n, compression="lz4"),
-    "packed": lambda chest, n: chest.__setitem__("x", np.arange(10.0) + n),
-    "blocked": lambda chest, n: store(
+    "plain": lambda chest, n, key="x": chest.put(key, LARGE + n, compression=None),
+    "compressed": lambda chest, n, key="x": chest.put(
+        key, np.zeros(200_000) + n, compression="lz4"
+    ),
+    "packed": lambda chest, n, key="x": chest.put(key, np.arange(10.0) + n),
+    "blocked": lambda chest, n, key="x": store(
         # The name is always the same: what is stored is not.
-        da.from_array(LARGE + n, 50_000, name="same"), chest, "x", scheduler="sync"
+        da.from_array(LARGE + n, 50_000, name="same"), chest, key, scheduler="sync"
     ),
 }  # fmt: skip
 
@@ -258,29 +261,33 @@ def test_a_value_of_a_chest_that_is_built_again_is_another(path, tmp_path, put, 
             seen.update(found)
 
 
-def test_the_same_value_has_one_token_in_all_processes_and_places(path, tmp_path, put):
+def test_the_same_value_has_one_token_in_all_processes_and_places(path, tmp_path):
     program = """
-        import sys, arraychest, dask
+        import json, sys, arraychest, dask
         with arraychest.open(sys.argv[1], "r") as chest:
-            print(chest.to_dask("x").name)
-            found = chest["x"]
-            print(dask.base.tokenize(found))
+            found = {}
+            for key in chest:
+                found[key] = chest.to_dask(key).name, dask.base.tokenize(chest[key])
+            print(json.dumps(found))
     """
+
+    def found(chest):
+        return {key: [chest.to_dask(key).name, dask.base.tokenize(chest[key])] for key in VALUES}
+
     with arraychest.Chest(path=path) as chest:
-        put(chest, 1)
+        for key, put in VALUES.items():
+            put(chest, 1, key)
         chest.flush()
-        name, token = chest.to_dask("x").name, dask.base.tokenize(chest["x"])
-        assert chest.to_dask("x").name == name
-        assert run_python(program, str(path)).stdout.split() == [name, token]
+        names = found(chest)
+        assert found(chest) == names
+        assert json.loads(run_python(program, str(path)).stdout) == names
     moved = tmp_path / "moved"
     os.rename(path, moved)
     with arraychest.open(moved) as chest:
-        assert (chest.to_dask("x").name, dask.base.tokenize(chest["x"])) == (name, token)
-        chest["y"] = np.arange(3)
-        chest.compact()
-        assert dask.base.tokenize(chest["x"]) == token
-        put(chest, 2)
-        assert chest.to_dask("x").name != name
+        assert found(chest) == names
+        for key, put in VALUES.items():
+            put(chest, 1, key)
+            assert chest.to_dask(key).name != names[key][0]
 
 
 def test_an_edited_value_is_another(path):
