@@ -22,8 +22,8 @@ from tests.support import run_python
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 
-from arraychest.dask import caching, persist, store  # noqa: E402
 from arraychest.dask import arrays as dask_arrays  # noqa: E402
+from arraychest.dask import caching, persist, store  # noqa: E402
 from arraychest.dask.arrays import StoredArray  # noqa: E402
 
 

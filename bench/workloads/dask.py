@@ -219,9 +219,7 @@ def _peak_bytes() -> int:
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
-def compute(
-    run: Run, tasks: Mapping[str, Task], config: Mapping[str, Any], **options: Any
-) -> int:
+def compute(run: Run, tasks: Mapping[str, Task], config: Mapping[str, Any], **options: Any) -> int:
     """Time tasks on a cluster of one worker, and return the most that it had resident, in bytes."""
     dask = load("dask")
     distributed = load("distributed")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.peers.base import load
-from bench.workload import MIB, Run, Step, Workload, expect
+from bench.workload import MIB, Run, Step, Workload
 from bench.workloads.dask import PAUSES, Task, compute
 
 TITLE, MOST = "add up", "worker's memory"
