@@ -195,7 +195,8 @@ def test_a_part_of_a_map_is_copied_piece_by_piece(tmp_path, monkeypatch, order):
     ):
         copy = mapping.copied_out(np.asarray(mapped[where]))
         np.testing.assert_array_equal(copy, whole[where])
-        assert not copy.flags.writeable and not np.shares_memory(copy, mapped)
+        assert not copy.flags.writeable
+        assert not np.shares_memory(copy, mapped)
 
 
 def test_pages_are_released_of_maps_that_are_only_read(tmp_path):
@@ -206,7 +207,8 @@ def test_pages_are_released_of_maps_that_are_only_read(tmp_path):
     mapping.release(private[10:])
     own = np.full(1 << 20, 7, np.uint8)
     mapping.release(own)
-    assert (private == 7).all() and (own == 7).all()
+    assert (private == 7).all()
+    assert (own == 7).all()
 
 
 # --- tokens -----------------------------------------------------------------------------------

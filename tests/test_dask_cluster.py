@@ -748,7 +748,7 @@ def test_a_worker_adds_up_stored_arrays_larger_than_its_memory(sessions, tmp_pat
 
             for key in KEYS:
                 total(chest.to_dask(key, chunks), right)
-                total(chest.to_dask(key, chunks)[100:8000:3, 5:-7] * 0, 0)
+            total(chest.to_dask("plain", chunks)[100:8000:3, 5:-7] * 0, 0)
             rows = [chest.to_dask(("packed", at)) for at in range(ROWS)]
             total(da.concatenate(rows), packed)
             (found,) = client.run(looked).values()
