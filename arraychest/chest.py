@@ -975,9 +975,11 @@ class Chest(MutableMapping[Any, Any]):
         Returns
         -------
         dask.array.Array
-            Its tasks carry a handle and no data, and its name says path, key and generation: no
-            byte is read to make it.  It is good in threads, processes and on a cluster of one
-            host, as long as the value is neither overwritten nor deleted.
+            Its tasks carry a handle and no data.  Its name says which value of which chest it is,
+            and is the same in every process: no byte is read to make it, except of a value that
+            has been written to in place, whose name says what it contains now.  A block takes
+            memory only as long as a task has it.  The array is good in threads, processes and on a
+            cluster of one host, as long as the value is neither overwritten nor deleted.
 
         Raises
         ------

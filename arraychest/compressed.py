@@ -12,6 +12,9 @@ from arraychest.lazy import LazyArray
 class Reader(Protocol):
     """What reads a part of a stored array, all of whose steps are 1, into a new array."""
 
+    @property
+    def token(self) -> bytes: ...  # noqa: D102
+
     def read(self, where: tuple[slice, ...]) -> np.ndarray: ...  # noqa: D102
 
 
@@ -71,6 +74,10 @@ class CompressedArray(LazyArray):
         # Protocol 5 notes it, so that what is unpickled is read-only whatever the tier was.
         whole.setflags(write=False)
         return whole.__reduce_ex__(protocol)
+
+    def __dask_tokenize__(self) -> Any:
+        """What is stored, and not where it is; nothing is read."""
+        return "arraychest-compressed", self.reader.token, self.shape, self.order
 
     def _read(self, where: tuple[slice, ...]) -> np.ndarray:
         if self._transposed:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from arraychest.catalog import Pack
+from arraychest.digests import array_digest
 from arraychest.entry import Kind, Row, parse_form
 from arraychest.errors import AbsentKeyError, CorruptEntryError
 from arraychest.files import Files
@@ -31,12 +32,17 @@ class Handle:
         The chest's folder.
     key
         The value's key.
+    chest
+        The chest's id, which no other chest has: another one may come to lie in the same folder.
     """
 
     path: str
     key: Any
+    chest: str
     _row: Row
     _pack: Pack | None
+    # Of a value that may be written to in place, what it contained when the handle was made.
+    _digest: bytes | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,9 +60,26 @@ class Handle:
         return self._row.generation
 
     @property
+    def token(self) -> tuple[Any, ...]:
+        """What tells the value from every other one, of any chest, in every process.
+
+        A value that is put anew, edited or written to in place has another one.
+        """
+        row = self._row
+        stamp = row.stamp if self._pack is None else self._pack.stamp
+        return self.chest, row.key, row.generation, row.offset, stamp, self._digest
+
+    @property
     def kind(self) -> Kind:
         """What the value is; see `Entry`."""
         return parse_form(self._row.form).kind
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the value is an array that another may write to in place."""
+        row = self._row
+        own = row.pack is None and not row.is_frame and not row.is_blocked
+        return own and self.kind == "array"
 
     @property
     def is_compressed(self) -> bool:
@@ -86,7 +109,12 @@ class Handle:
         files = Files(self.path, durable=False)
         packs = {} if self._pack is None else {self._pack.id: self._pack}
         loader = Loader(
-            files, packs, allow_pickle=False, mmap_mode=mmap_mode, nthreads=default_threads()
+            files,
+            packs,
+            allow_pickle=False,
+            mmap_mode=mmap_mode,
+            nthreads=default_threads(),
+            keep=False,
         )
         try:
             return value_of(loader.load(self._row, self.key), self.key, Own(allow_pickle=False))
@@ -101,7 +129,17 @@ class Handle:
 
 
 def handle_of(tiers: Tiers, key: Any) -> Handle:
-    """The handle of a value, which is stored first if it is not."""
+    """The handle of a value, which is stored first if it is not.
+
+    One that may be written to in place is read, so that its token says what it contains now.
+    """
+    handle = _handle_of(tiers, key)
+    if handle.may_change and tiers.is_written_in_place(handle.generation):
+        return replace(handle, _digest=array_digest(handle.array()))
+    return handle
+
+
+def _handle_of(tiers: Tiers, key: Any) -> Handle:
     while True:
         if tiers.may_write():
             tiers.spill(key)
@@ -120,4 +158,4 @@ def handle_of(tiers: Tiers, key: Any) -> Handle:
             if row.pack is not None and not store.has_pack(row.pack):
                 store.reread_packs()
             pack = None if row.pack is None else store.pack_record(row.pack)
-            return Handle(store.root, slot.key, row, pack)
+            return Handle(store.root, slot.key, str(store.catalog.meta("id")), row, pack)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import pickle
 import stat
@@ -29,7 +30,7 @@ from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.keys import decode_key, file_stem, harmless_stem
 from arraychest.locks import hold_folder
-from arraychest.mapping import MmapMode, map_file
+from arraychest.mapping import MmapMode, map_file, release
 from arraychest.parallel import default_threads
 from arraychest.scalars import scalar_of
 from arraychest.values import Dumped, copied
@@ -89,6 +90,13 @@ class Loader:
         a compressed one a copy.
     nthreads
         How many threads decompress many chunks.
+    keep
+        Whether what a read has opened stays at hand for the next one: the last blocks of a blocked
+        array, and the pages of a compressed one.  Where the process is watched by what it has in
+        RAM, as a dask worker is, they would count.
+    private
+        Whether no other session reads or writes the folder: what this one maps read-only stays as
+        it is.  In any other, an array may be written to in place (``mmap_mode="r+"``).
     """
 
     def __init__(
@@ -99,12 +107,16 @@ class Loader:
         allow_pickle: bool,
         mmap_mode: MmapMode,
         nthreads: int = 1,
+        keep: bool = True,
+        private: bool = False,
     ) -> None:
         self._files = files
         self._packs = packs
         self._allow_pickle = allow_pickle
         self._mode = mmap_mode
         self._nthreads = nthreads
+        self._keep = keep
+        self._alone = private
         self._private = mmap_mode == "c"
         self._flags = (READ_FLAGS & ~os.O_RDONLY) | os.O_RDWR if mmap_mode == "r+" else READ_FLAGS
         self._maps: dict[int, tuple[np.ndarray, int]] = {}
@@ -211,13 +223,20 @@ class Loader:
                 f"the compressed array of key {key!r} in {path}: {error}"
             ) from error
         chunks = checked.layout.chunks[::-1] if turned else checked.layout.chunks
-        reader = _FrameOf(checked, key, path)
+        reader = _FrameOf(checked, key, path, data, keep=self._keep)
         return CompressedArray(reader, form.dtype, form.shape, chunks, transposed=turned)
 
     def _open_blocks(self, path: str, row: Row, form: Form, key: Any) -> BlockedArray:
         # Lazy and read-only whatever the mode: it may be larger than RAM, and shares its files.
-        loader = Loader(self._files, {}, allow_pickle=False, mmap_mode="r", nthreads=self._nthreads)
-        blocks = _BlocksOf(loader, form, key, path)
+        loader = Loader(
+            self._files,
+            {},
+            allow_pickle=False,
+            mmap_mode="r",
+            nthreads=self._nthreads,
+            keep=self._keep,
+        )
+        blocks = _BlocksOf(loader, form, key, path, keep=self._keep)
         found = blocks.manifest
         if found.form.partition("\n")[0] != row.form.partition("\n")[0] or (
             found.key,
@@ -264,7 +283,8 @@ class Loader:
                 )
             # Only an array's elements are written to in place: what is around them is checked.
             mode = "r" if self._mode == "r+" and form.kind != "array" else self._mode
-            base = self._map(fd, row.stored, mode)
+            steady = mode == "r" and (self._alone or form.kind != "array")
+            base = self._map(fd, row.stored, mode, steady=steady)
         finally:
             os.close(fd)
         view = pack.view(base, form, row.offset)
@@ -297,9 +317,9 @@ class Loader:
 
         return tree.parse(array, opened)
 
-    def _map(self, fd: int, size: int, mode: MmapMode) -> np.ndarray:
+    def _map(self, fd: int, size: int, mode: MmapMode, *, steady: bool = True) -> np.ndarray:
         try:
-            return map_file(fd, size, mode)
+            return map_file(fd, size, mode, steady=steady)
         except OSError as error:
             if error.errno != errno.ENOMEM or mode == "r+":
                 raise
@@ -340,7 +360,7 @@ class Loader:
                 )
             held = self._maps.get(identity)
             mapped = max(_PACK_MAP_BYTES, status.st_size)
-            base = map_file(fd, mapped) if held is None else held[0]
+            base = map_file(fd, mapped, steady=True) if held is None else held[0]
         finally:
             os.close(fd)
         if len(self._maps) >= _MAX_PACK_MAPS:
@@ -410,6 +430,9 @@ def _told(error: Exception, what: str) -> CorruptEntryError | None:
     return CorruptEntryError(f"expected {what}, found what is none: {error}")
 
 
+# So many chunks of a compressed array, of 2 MiB each, are read before their pages are released.
+_CHUNKS_MAPPED = 4
+
 # Of a blocked array so many blocks stay open.
 _MAX_OPEN_BLOCKS = 64
 
@@ -423,8 +446,9 @@ class _BlocksOf:
 
     fd = -1
 
-    def __init__(self, loader: Loader, form: Form, key: Any, path: str) -> None:
+    def __init__(self, loader: Loader, form: Form, key: Any, path: str, *, keep: bool) -> None:
         self._loader = loader
+        self._most_open = _MAX_OPEN_BLOCKS if keep else 0
         self._form = form
         self._key = key
         self.path = path
@@ -449,7 +473,7 @@ class _BlocksOf:
         if found is None:
             found = self._load(index)
         self._open[index] = found
-        if len(self._open) > _MAX_OPEN_BLOCKS:
+        if len(self._open) > self._most_open:
             with contextlib.suppress(KeyError):
                 self._open.popitem(last=False)
         return found
@@ -481,9 +505,11 @@ def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
         They are gone, or others lie there.
     """
     files = Files(os.path.dirname(path), durable=False)
-    loader = Loader(files, {}, allow_pickle=False, mmap_mode="r", nthreads=default_threads())
+    loader = Loader(
+        files, {}, allow_pickle=False, mmap_mode="r", nthreads=default_threads(), keep=False
+    )
     try:
-        found = _BlocksOf(loader, form, key, path)
+        found = _BlocksOf(loader, form, key, path, keep=False)
     except (OSError, ValueError) as error:
         raise CorruptEntryError(
             f"expected the blocks of key {key!r} in {path}, found none: {error}"
@@ -494,12 +520,24 @@ def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
 
 
 class _FrameOf:
-    """Reads a compressed value, and says whose it is where it cannot."""
+    """Reads a compressed value, and says whose it is where it cannot.
 
-    def __init__(self, checked: CheckedReader, key: Any, path: str) -> None:
+    Parameters
+    ----------
+    data
+        The map of its file.
+    keep
+        Whether the pages of the map stay after a read.
+    """
+
+    def __init__(
+        self, checked: CheckedReader, key: Any, path: str, data: np.ndarray, *, keep: bool
+    ) -> None:
         self._checked = checked
         self._key = key
         self._path = path
+        self._data = data
+        self._releases = not keep
 
     @property
     def layout(self) -> Layout:
@@ -507,11 +545,39 @@ class _FrameOf:
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
         try:
-            return self._checked.read(where)
+            return self._read_and_release(where) if self._releases else self._checked.read(where)
         except (ValueError, RuntimeError) as error:
             raise CorruptEntryError(
                 f"the compressed array of key {self._key!r} in {self._path}: {error}"
             ) from error
+
+    def _read_and_release(self, where: tuple[slice, ...]) -> np.ndarray:
+        """A part, read a few chunks at a time: the kernel maps 16 pages where one is touched."""
+        first, *others = where
+        chunk, *sizes = self.layout.chunks
+        across = math.prod(
+            -(-each.stop // size) - each.start // size
+            for each, size in zip(others, sizes, strict=True)
+        )
+        step = chunk * max(1, _CHUNKS_MAPPED // max(1, across))
+        # From the first chunk on, as each is decompressed once.
+        starts = range(first.start // chunk * chunk, first.stop, step)
+        bands = [slice(max(at, first.start), min(at + step, first.stop)) for at in starts]
+        try:
+            if len(bands) == 1:
+                return self._checked.read(where)
+            found = np.empty([each.stop - each.start for each in where], self.layout.dtype)
+            for band in bands:
+                there = slice(band.start - first.start, band.stop - first.start)
+                found[there] = self._checked.read((band, *others))
+                release(self._data)
+            return found
+        finally:
+            release(self._data)
+
+    @property
+    def token(self) -> bytes:
+        return self._checked.token
 
 
 def is_packed_well(row: Row, form: Form) -> bool:

@@ -16,11 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+# So much of a map may be resident while a part of it is copied.
+_COPIED_BYTES = 4 << 20
+
 # As NumPy names them: read-only; private and writable; shared and writable.
 MmapMode = Literal["r", "c", "r+"]
 
 
-def map_file(fd: int, nbytes: int, mode: MmapMode = "r") -> np.ndarray:
+def map_file(fd: int, nbytes: int, mode: MmapMode = "r", *, steady: bool = False) -> np.ndarray:
     """Map the first `nbytes` bytes of an open file.
 
     Parameters
@@ -33,6 +36,8 @@ def map_file(fd: int, nbytes: int, mode: MmapMode = "r") -> np.ndarray:
     mode
         ``"r"``: the array is read-only.  ``"c"``: it is writable, each written page being copied
         for this map alone.  ``"r+"``: what is written reaches the file.
+    steady
+        Whether nobody can write to the file, by another map or in another way; see `is_steady`.
 
     Returns
     -------
@@ -48,8 +53,10 @@ def map_file(fd: int, nbytes: int, mode: MmapMode = "r") -> np.ndarray:
         access = mmap.ACCESS_COPY if mode == "c" else mmap.ACCESS_READ
         # The length is checked against the file's size by the caller; a pack is mapped beyond it.
         if nbytes <= os.fstat(fd).st_size:
-            return np.frombuffer(_Held(fd, nbytes, access=access, trackfd=False), np.uint8)
-    return np.asarray(_Map(fd, nbytes, mode))
+            held = _Held(fd, nbytes, access=access, trackfd=False)
+            held.steady = steady
+            return np.frombuffer(held, np.uint8)
+    return np.asarray(_Map(fd, nbytes, mode, steady))
 
 
 def detach(base: np.ndarray, fd: int) -> None:
@@ -75,13 +82,64 @@ def detach(base: np.ndarray, fd: int) -> None:
     held.detach(fd)
 
 
+def release(array: np.ndarray) -> None:
+    """Take the pages of a read-only map out of this process; what is touched again is read again.
+
+    A page that was read counts in the process's resident size for as long as its map lives.
+
+    Parameters
+    ----------
+    array
+        The map that `map_file` returned, or a view of it.  Nothing happens to any other array: its
+        bytes are nowhere else.
+    """
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    # What was written to a private map is in its pages only.
+    if is_map(array.base) and not array.flags.writeable:
+        madvise(array.ctypes.data, array.nbytes, mmap.MADV_DONTNEED)
+
+
+def copied_out(part: np.ndarray) -> np.ndarray:
+    """A read-only copy of a part of a map, whose pages are released while they are copied.
+
+    The kernel maps 16 pages where one is touched: of rows of 4 KiB, 6 MB would keep 100 MB
+    resident.
+    """
+    copy = np.empty_like(part)
+    _copy_out(copy, part)
+    copy.flags.writeable = False
+    return copy
+
+
+def _copy_out(copy: np.ndarray, part: np.ndarray) -> None:
+    reach = [abs(step) * (n - 1) for step, n in zip(part.strides, part.shape, strict=True)]
+    if sum(reach) <= _COPIED_BYTES or not part.size:
+        copy[...] = part
+        release(part)
+        return
+    axis = reach.index(max(reach))
+    n = part.shape[axis]
+    step = max(1, min(n // 2, _COPIED_BYTES // abs(part.strides[axis])))
+    for start in range(0, n, step):
+        where = (slice(None),) * axis + (slice(start, start + step),)
+        _copy_out(copy[where], part[where])
+
+
 def is_map(owner: object) -> bool:
     """Whether the owner of an array's buffer is a map made here: backed by a file, not by RAM."""
     return isinstance(owner, _Map | _Held)
 
 
+def is_steady(owner: object) -> bool:
+    """Whether the owner of an array's buffer is a map made here whose bytes nobody can change."""
+    return isinstance(owner, _Map | _Held) and owner.steady
+
+
 class _Held(mmap.mmap):
     """A map of ours, told apart from those that a user made."""
+
+    steady: bool
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,6 +153,8 @@ _mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
+madvise = _libc.madvise
+madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _munmap = _libc.munmap
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
@@ -104,10 +164,11 @@ _MAP_FIXED = 0x10
 class _Map:
     """A map that ends when its last view dies; NumPy reads it by the array interface."""
 
-    __slots__ = ("__array_interface__", "_address", "_nbytes")
+    __slots__ = ("__array_interface__", "_address", "_nbytes", "steady")
 
-    def __init__(self, fd: int, nbytes: int, mode: MmapMode) -> None:
+    def __init__(self, fd: int, nbytes: int, mode: MmapMode, steady: bool) -> None:
         self._address = None
+        self.steady = steady
         protection = mmap.PROT_READ if mode == "r" else mmap.PROT_READ | mmap.PROT_WRITE
         flags = mmap.MAP_PRIVATE if mode == "c" else mmap.MAP_SHARED
         self._nbytes = nbytes

@@ -142,6 +142,7 @@ class Store:
                 allow_pickle=allow_pickle,
                 mmap_mode=mmap_mode,
                 nthreads=nthreads,
+                private=not shared,
             )
             if locks is not None:
                 # Last: in a folder that turns out to be another program's, nothing is made.

@@ -510,6 +510,8 @@ class Tiers(Session):
 
     def is_written_in_place(self, generation: int) -> bool:
         """Whether a value may change while it is stored."""
+        if generation in self._in_place:
+            return True  # here, which this session's own snapshot of the catalog may not show yet
         store, word = self._store, self.counter.words[0]
         if store is None:
             return not self.temporary

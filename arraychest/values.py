@@ -22,7 +22,7 @@ from arraychest.errors import (
     UnreadableValueError,
     ValueTypeError,
 )
-from arraychest.mapping import is_map
+from arraychest.mapping import is_steady
 from arraychest.resident import owner_of
 from arraychest.scalars import array_of_scalar, scalar_of
 from arraychest.valuetree import is_of_registered_dtype, put_together, take_apart
@@ -258,8 +258,8 @@ def _is_handed_over(array: np.ndarray) -> bool:
     if flags.writeable:
         return False
     owner = owner_of(array)
-    # A read-only map of a value file, which nobody writes to: it came out of a chest.  Or bytes.
-    return is_map(owner) or (type(owner) is bytes and len(owner) == array.nbytes)
+    # A map of a value file that nobody can write to: it came out of a chest.  Or bytes.
+    return is_steady(owner) or (type(owner) is bytes and len(owner) == array.nbytes)
 
 
 def copied(array: np.ndarray) -> np.ndarray:

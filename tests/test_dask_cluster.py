@@ -676,3 +676,89 @@ def test_a_cluster_from_the_shell(sessions, tmp_path, nanny):
         for process in processes[::-1]:
             stop(process)
     assert leftovers(folder) == []
+
+
+# --- stored arrays larger than the worker ------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["None", "WorkerChest"])
+def test_a_worker_adds_up_stored_arrays_larger_than_its_memory(sessions, tmp_path, data):
+    # Of pages that stay mapped the worker would be paused, and never go on.
+    run(
+        sessions,
+        tmp_path,
+        f"""
+        import arraychest
+        from arraychest.dask import store
+
+        KEYS = "plain", "blocked", "compressed", "compressed blocks"
+        LIMIT, MORE, ROWS = 300 << 20, 70 << 20, 100
+        shape, chunks = (9_000, 6_000), (1_500, 1_000)  # 216 MB in blocks of 6 MB
+        # The half of it is noise: compressed, it is still larger than what is allowed.
+        x = np.random.default_rng(0).integers(0, 1 << 14, shape).astype(np.float32)
+        right = x.sum(dtype=np.float64)
+        with arraychest.open(FOLDER + "/chest", compression=None) as chest:
+            chest.update({{("packed", at): x[at] for at in range(ROWS)}})
+            chest["plain"] = x
+            with dask.config.set(scheduler="threads"):
+                store(da.from_array(x, chunks), chest, "blocked")
+        with arraychest.open(FOLDER + "/chest", compression="lz4") as chest:
+            chest["compressed"] = x
+            with dask.config.set(scheduler="threads"):
+                store(da.from_array(x, chunks), chest, "compressed blocks")
+            chest.flush()
+            kinds = {{key: chest.entry(key).codec for key in chest}}
+            assert chest.entry("compressed").stored_bytes > MORE
+            print(set(kinds.values()))
+            assert set(kinds.values()) == {{"npy", "pack", "blocks", "lz4"}}
+        packed = x[:ROWS].sum(dtype=np.float64)
+        del x
+
+        def watch(dask_worker):
+            def look():
+                while not dask_worker.arraychest_stop.wait(0.005):
+                    found = dask_worker.monitor.get_process_memory()
+                    dask_worker.arraychest_most = max(dask_worker.arraychest_most, found)
+                    dask_worker.arraychest_seen.add(dask_worker.status.name)
+            dask_worker.arraychest_stop = threading.Event()
+            dask_worker.arraychest_most = 0
+            dask_worker.arraychest_seen = set()
+            dask_worker.arraychest_first = dask_worker.monitor.get_process_memory()
+            threading.Thread(target=look, daemon=True).start()
+
+        def looked(dask_worker):
+            dask_worker.arraychest_stop.set()
+            more = dask_worker.arraychest_most - dask_worker.arraychest_first
+            return more, dask_worker.arraychest_seen
+
+        options = {{"data": {data}}} if {data} is not None else {{}}
+        with LocalCluster(
+            n_workers=1, threads_per_worker=2, memory_limit=LIMIT, **options, **QUIET
+        ) as cluster, Client(cluster) as client, arraychest.open(FOLDER + "/chest", "r") as chest:
+            first = list(cluster.scheduler.workers)
+            # What the worker imports counts before.
+            warm = [chest.to_dask(key, chunks).blocks[0, 0].sum() for key in KEYS]
+            client.gather(client.compute(warm))
+            client.run(watch)
+
+            def total(y, right):
+                future = client.compute(y.sum(dtype=np.float64))
+                until(future.done)
+                assert np.isclose(future.result(), right), (future.result(), right)
+
+            for key in KEYS:
+                total(chest.to_dask(key, chunks), right)
+            total(chest.to_dask("plain", chunks)[100:8000:3, 5:-7] * 0, 0)
+            rows = [chest.to_dask(("packed", at)) for at in range(ROWS)]
+            total(da.concatenate(rows), packed)
+            (found,) = client.run(looked).values()
+            print(found)
+            more, seen = found
+            assert seen == {{"running"}}
+            assert more < MORE
+            assert list(cluster.scheduler.workers) == first
+        import shutil
+        shutil.rmtree(FOLDER + "/chest")
+        print("done")
+        """,
+    )

@@ -40,7 +40,7 @@ def synchronous():
     """In this very thread, unless a test says otherwise; and no array stays open behind it."""
     with dask.config.set(scheduler="sync"):
         yield
-    dask_arrays._recent.clear()
+    dask_arrays._opened.cache_clear()
 
 
 class Counted:
@@ -148,7 +148,7 @@ def test_what_is_not_computed_at_once_is_stored_when_it_is(path, return_stored):
         # Once more, as whoever has the graph may.
         later.compute()
         np.testing.assert_array_equal(chest["x"], ARRAY + 1)
-        dask_arrays._recent.clear()
+        dask_arrays._opened.cache_clear()
         chest.compact()
         assert unfinished(path) == []
     audit(path)
@@ -313,7 +313,7 @@ def test_what_was_persisted_is_not_computed_again(path):
         first = persist(counted(calls), chest)
         np.testing.assert_array_equal(first.compute(), ARRAY + 1)
         assert len(calls.runs) == 6
-    dask_arrays._recent.clear()
+    dask_arrays._opened.cache_clear()
     with arraychest.open(path) as chest:
         again = persist(counted(calls), chest)
         np.testing.assert_array_equal(again.compute(), ARRAY + 1)
@@ -530,7 +530,7 @@ if __name__ == "__main__":
         told["later"] = bool((later.compute() == (array[:40] + 1) * 2).all())
         told["key"] = bool((np.asarray(chest["later"]) == (array[:40] + 1) * 2).all())
         told["ok"] = chest.verify().ok
-        arrays._recent.clear()
+        arrays._opened.cache_clear()
     # What the workers had open is removed by who opens the chest when nobody else has.
     gc.collect()
     arraychest.open(PATH).close()

@@ -423,6 +423,29 @@ class TestInPlace:
             assert chest["x"][2:5].tolist() == [5, 6, 7]
         audit(path)
 
+    def test_a_value_put_under_another_key_is_not_written_to(self, path, size):
+        with Chest(path=path, compression=None) as chest:
+            chest["x"] = filled(1, size)
+            chest.flush()
+            chest["y"] = chest["x"]
+            with chest.transaction():
+                chest["z"] = chest["x"]
+            with Chest(path=path, mmap_mode="r+") as writer:
+                chest["w"] = chest["x"]
+                array = writer["x"]
+                writer["v"] = array
+                shown = array.view()
+                shown.setflags(write=False)
+                writer["u"] = shown
+                array[:] = 2
+                for mine, keys in ((chest, "yzw"), (writer, "uv")):
+                    assert {int(mine[key].max()) for key in keys} == {1}
+                    mine.flush()
+                array[:] = 3
+            assert chest["x"][0] == 3
+            assert {int(chest[key].max()) for key in "uvwyz"} == {1}
+        audit(path)
+
     def test_what_was_replaced_is_written_to_no_more(self, chest, size):
         chest["x"] = filled(1, size)
         old = chest["x"]

@@ -20,6 +20,7 @@ A checksum of each chunk as a whole would take longer than the decompression of 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import struct
 import zlib
@@ -223,6 +224,7 @@ class CheckedReader:
             raise ValueError("expected header, index and trailer of this frame, found others")
         self._view = view[:nbytes]
         self._sizes = sizes
+        self._stamp = stamp
         self._starts = list(itertools.accumulate(sizes, initial=len(head)))
         self._nthreads = nthreads
         self._all_blocks = (range(self.layout.nblocks),)
@@ -236,6 +238,14 @@ class CheckedReader:
         self._begun: dict[int, tuple[list[int], bytearray]] = {}
         self._frame = FrameReader(data[:nbytes], dtype)
         self._codec = ChunkCodec(self.layout)
+
+    @property
+    def token(self) -> bytes:
+        """What tells this array from all others: a hash of the record, which has the stamp of the
+        file and the checksums of what is in the array.
+        """
+        record = Record(self.layout, self._sizes, self._sums, self._stamp)
+        return hashlib.blake2b(encoded(record), digest_size=16).digest()
 
     def read(self, where: tuple[slice, ...]) -> np.ndarray:
         """A part of the array, all of whose steps are 1: a new array in C order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import functools
 from typing import Any
 
 import dask.array as da
@@ -15,19 +15,25 @@ from arraychest.blocks import regular
 from arraychest.compressed import CompressedArray
 from arraychest.errors import ValueTypeError
 from arraychest.handle import Handle
+from arraychest.mapping import copied_out, is_map
+from arraychest.resident import owner_of
 
-# Opened arrays of this process, by the files that they are of: a task that reads a block of an
-# array finds it mapped by the task before.
-_opened: weakref.WeakValueDictionary[tuple[str, Any, int], Any] = weakref.WeakValueDictionary()
-# Kept open whoever uses them, the last ones first.
-_recent: list[Any] = []
-_MOST_RECENT = 16
+# What is smaller is copied out of its map: that takes less RAM than the pages around it.
+_VIEW_BYTES = 1 << 20
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(handle: Handle) -> Any:
+    """The array of a handle: a task that reads a block of it finds it open by the task before."""
+    return handle.array()
 
 
 class StoredArray:
     """A stored array as dask reads it: by its place, block by block.
 
-    It pickles to a few hundred bytes, and opens the file where it is first read.
+    It pickles to a few hundred bytes, and opens the file where it is first read.  What a task has
+    read takes RAM for as long as the task's result does: a worker is paused for what it has
+    resident, and pages of maps are counted.
 
     Parameters
     ----------
@@ -42,32 +48,28 @@ class StoredArray:
         self.ndim = len(self.shape)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return np.asarray(self._array()[index])
-
-    def _array(self) -> Any:
-        handle = self._handle
-        which = handle.path, handle.key, handle.generation
-        array = _opened.get(which)
-        if array is None:
-            _opened[which] = array = handle.array()
-            _recent.append(array)
-            del _recent[:-_MOST_RECENT]
-        return array
+        array = _opened(self._handle)
+        part = np.asarray(array[index])
+        if not is_map(owner_of(part)):
+            return part
+        # The map of a block ends with the part; the map of an array stays, and its pages would.
+        if isinstance(array, BlockedArray) and part.flags.forc and part.nbytes >= _VIEW_BYTES:
+            return part
+        return copied_out(part)
 
     @property
     def chunks(self) -> tuple[tuple[int, ...], ...] | None:
         """The sizes of what is read at a time, along each dimension; None if any part may be."""
         if not (self._handle.is_compressed or self._handle.kind == "blocked"):
             return None
-        array = self._array()
+        array = _opened(self._handle)
         if isinstance(array, BlockedArray):
             return array.chunks
         # Decompressed whole where it is asked for to be written to.
         return regular(self.shape, array.chunks) if isinstance(array, CompressedArray) else None
 
     def __dask_tokenize__(self) -> Any:
-        handle = self._handle
-        return "arraychest", handle.path, handle.key, handle.generation
+        return "arraychest", *self._handle.token
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredArray, (self._handle,)

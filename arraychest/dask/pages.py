@@ -12,7 +12,6 @@ What a task has written to in a private map is its own, and stays.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import threading
@@ -20,6 +19,8 @@ import weakref
 from collections.abc import Callable
 
 import numpy as np
+
+from arraychest.mapping import madvise
 
 # From Linux 5.4 on; an older one refuses it, and pages stay until their map ends.
 _MADV_PAGEOUT = 21
@@ -31,9 +32,6 @@ _EARLIER = 0.93
 
 # Pages are released if they are this share of what the worker may have.
 _WORTH_IT = 1 / 32
-
-_madvise = ctypes.CDLL(None, use_errno=True).madvise
-_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def resident_bytes() -> tuple[int, int]:
@@ -123,7 +121,7 @@ class MappedPages:
         """
         _, before = resident_bytes()
         for _, root in self._maps():
-            _madvise(root.ctypes.data, root.nbytes, _MADV_PAGEOUT)
+            madvise(root.ctypes.data, root.nbytes, _MADV_PAGEOUT)
             if until and resident_bytes()[0] <= until:
                 break
         _, after = resident_bytes()

@@ -118,7 +118,12 @@ class Zarr(Peer):
 class ZarrUncompressed(Zarr):
     name: ClassVar[str] = "zarr, uncompressed"
     setup: ClassVar[str] = "compressors=None, one chunk for an array; large: chunks of 1 MiB"
-    cannot: ClassVar[dict[str, str]] = {**Zarr.cannot, "small": "as zarr", "dask-store": "as zarr"}
+    cannot: ClassVar[dict[str, str]] = {
+        **Zarr.cannot,
+        "small": "as zarr",
+        "dask-store": "as zarr",
+        "dask-read": "as zarr",
+    }
 
     def options(self, array: np.ndarray) -> dict[str, Any]:
         return {"compressors": None, "chunks": array.shape}
@@ -133,6 +138,7 @@ class ZarrSharded(Zarr):
     cannot: ClassVar[dict[str, str]] = {
         **Zarr.cannot,
         "dask-store": "as zarr",
+        "dask-read": "as zarr",
         **dict.fromkeys(
             ("small", "spill-write", "reload", "pipeline", "scan", "churn"),
             "shards are for arrays of many chunks",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.workload import Workload
 from bench.workloads.churn import Churn
 from bench.workloads.dask import Dask
+from bench.workloads.dask_read import DaskRead
 from bench.workloads.dask_store import DaskStore
 from bench.workloads.hits import Hits
 from bench.workloads.memoise import Memoise
@@ -31,6 +32,7 @@ RACES: dict[str, type[Workload]] = {
         Readers,
         Dask,
         DaskStore,
+        DaskRead,
         Opening,
     )
 }

@@ -83,7 +83,7 @@ class Dask(Workload):
         own = peer.dask_worker(target)
         config |= own.pop("config", {})
         run.settled()
-        _compute(run, tasks, config, **options | own)
+        compute(run, tasks, config, **options | own)
 
 
 # --- what is computed -------------------------------------------------------------------------
@@ -212,9 +212,15 @@ def _pauses(dask_worker: Any) -> int:
     return sum(getattr(dask_worker, "arraychest_pauses", [0]))
 
 
-def _compute(
-    run: Run, tasks: Mapping[str, Task], config: Mapping[str, Any], **options: Any
-) -> None:
+def _peak_bytes() -> int:
+    # In the worker's own process: pages of files count, as they do for dask.
+    with open("/proc/self/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["VmHWM"].split()[0]) * 1024
+
+
+def compute(run: Run, tasks: Mapping[str, Task], config: Mapping[str, Any], **options: Any) -> int:
+    """Time tasks on a cluster of one worker, and return the most that it had resident, in bytes."""
     dask = load("dask")
     distributed = load("distributed")
     count = _Count()
@@ -242,6 +248,8 @@ def _compute(
                 expect(np.isclose(found, right, rtol=1e-5), f"{title}: not {right}, but {found}")
                 run.measure_disk()
             pauses = sum(client.run(_pauses).values())
+            peak = max(client.run(_peak_bytes).values())
     finally:
         nanny.removeHandler(count)
     run.add(PAUSES, pauses + count.restarts)
+    return peak
