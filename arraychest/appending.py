@@ -45,7 +45,7 @@ def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
             f" of shape {np.shape(array)}"
         )
     try:
-        with KeyLock(tiers.open_store().root, encode_key(key).canonical):
+        with KeyLock(tiers.open_store().folder, encode_key(key).canonical):
             _append(tiers, key, array, axis)
     except OSError as error:
         if isinstance(error, ArrayChestError):

@@ -679,8 +679,8 @@ class Chest(MutableMapping[Any, Any]):
         ...     chest.flush()
         >>> chest.close()
         """
-        root = self._tiers.open_store().root
-        return KeyLock(root, encode_key(key).canonical)
+        folder = self._tiers.open_store().folder
+        return KeyLock(folder, encode_key(key).canonical)
 
     def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
         """Change a value in place, as one step.

@@ -34,6 +34,7 @@ from types import TracebackType
 from typing import Self
 
 from arraychest.errors import ChestFormatError
+from arraychest.opened import OpenFolder
 
 FILE_NAME = "locks"
 
@@ -57,8 +58,8 @@ class LockFile:
 
     Parameters
     ----------
-    root
-        The chest's folder.
+    folder
+        The chest's.
     create
         Whether the file is made where it is missing.
 
@@ -70,12 +71,14 @@ class LockFile:
         The folder is gone, or cannot be written to.
     """
 
-    def __init__(self, root: str, *, create: bool = True) -> None:
-        path = os.path.join(root, FILE_NAME)
+    def __init__(self, folder: OpenFolder, *, create: bool = True) -> None:
+        folder.check()
+        path = os.path.join(folder.path, FILE_NAME)
         # NOFOLLOW: a stranger's chest may hold a link to a file of ours in its place.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            self._fd = os.open(path, flags | (os.O_CREAT if create else 0), 0o666)
+            flags |= os.O_CREAT if create else 0
+            self._fd = os.open(FILE_NAME, flags, 0o666, dir_fd=folder.fd)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise
@@ -97,10 +100,10 @@ class LockFile:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
 
-    def unlink(self, root: str) -> None:
+    def unlink(self, folder: OpenFolder) -> None:
         """Remove the file, of a folder that turned out not to be a chest."""
         with contextlib.suppress(OSError):
-            os.unlink(os.path.join(root, FILE_NAME))
+            os.unlink(FILE_NAME, dir_fd=folder.fd)
 
     @property
     def has_name(self) -> bool:
@@ -183,10 +186,10 @@ def hold_folder(fd: int, *, shared: bool = True) -> bool:
     return True
 
 
-def is_at(fd: int, path: str) -> bool:
+def is_at(fd: int, path: str, parent: int | None = None) -> bool:
     """Whether the folder that is open is the one that lies there, under no link."""
     try:
-        there = os.stat(path, follow_symlinks=False)
+        there = os.stat(path, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(fd))
@@ -197,21 +200,21 @@ class KeyLock:
 
     Parameters
     ----------
-    root
-        The chest's folder.
+    folder
+        The chest's.
     code
         The key's canonical code.
     """
 
-    def __init__(self, root: str, code: bytes) -> None:
-        self._root = root
+    def __init__(self, folder: OpenFolder, code: bytes) -> None:
+        self._folder = folder
         self._byte = key_byte(code)
         # Each holder has an opening of the file of its own, and so waits for the others.
         self._held: LockFile | None = None
 
     def acquire(self, blocking: bool = True) -> bool:
         """Take the lock; returns whether it was taken, which it always is if `blocking`."""
-        mine = LockFile(self._root)
+        mine = LockFile(self._folder)
         try:
             if blocking:
                 mine.take(self._byte)

@@ -149,7 +149,7 @@ class Flights:
     def _taken(self, key: str) -> Iterator[Any]:
         tiers = self._tiers
         if not tiers.temporary:
-            yield KeyLock(tiers.open_store().root, encode_key(key).canonical)
+            yield KeyLock(tiers.open_store().folder, encode_key(key).canonical)
             return
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
