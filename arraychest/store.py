@@ -1042,6 +1042,7 @@ class Store:
             gone = [name for number in dead for name in self.catalog.gone_files(number)]
             named = self.catalog.file_generations() | self.catalog.pack_ids()
         orphans = []
+        spares = set(dead)
         for name in {*self.files.names(), *gone}:
             generation = generation_of(name)
             if generation is None or generation in named:
@@ -1052,8 +1053,10 @@ class Store:
             # Sessions that began since may be writing; those that ended left nothing.
             if (session <= newest and session not in alive) or name in gone:
                 orphans.append(name)
+                if name.startswith(SPARE):
+                    spares.add(session)
         self.files.remove(orphans, keep_spares=False)
-        for number in dead:
+        for number in spares:
             self.files.remove_spare_folder(number)
         self.files.sync_removals()
         with self.exclusive():
