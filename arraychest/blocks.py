@@ -297,9 +297,10 @@ class BlockWriter:
 
     def _copy(self, name: str, source_fd: int, folder: int) -> None:
         own = f"writing-{secrets.token_hex(8)}"
+        fd = manifest.open_in(source_fd, name)
         try:
             with (
-                os.fdopen(manifest.open_in(source_fd, name), "rb") as source,
+                open(fd, "rb", closefd=False) as source,
                 os.fdopen(manifest.make_in(folder, own), "wb") as copy,
             ):
                 shutil.copyfileobj(source, copy, 1 << 20)
@@ -311,6 +312,8 @@ class BlockWriter:
             with contextlib.suppress(OSError):
                 os.unlink(own, dir_fd=folder)
             raise
+        finally:
+            os.close(fd)
 
     def collected(self, folder: int) -> np.ndarray:
         """What lies in the folder, which is open, as `Manifest.blocks` has it.

@@ -39,6 +39,7 @@ from arraychest.mapping import MmapMode
 from arraychest.memoize import Cached, Flights, P, R, cached
 from arraychest.mending import repair as repair_findings
 from arraychest.mutation import Creation, edited
+from arraychest.opened import folder_at
 from arraychest.parallel import default_threads
 from arraychest.progress import Asked as ProgressAsked
 from arraychest.progress import is_asked, measured
@@ -295,7 +296,7 @@ class Chest(MutableMapping[Any, Any]):
             "load": load,
             "key_to_filename": key_to_filename,
         }
-        folder = None if path is None else os.path.abspath(os.fsdecode(path))
+        folder = None if path is None else folder_at(path)
         options = Options(
             mode,
             mmap_mode,
@@ -1516,7 +1517,7 @@ def repair(path: str | os.PathLike[str], *, progress: ProgressAsked = False) -> 
     ...     chest["x"].tolist()
     [0, 1, 2]
     """
-    folder = os.path.abspath(os.fsdecode(path))
+    folder = folder_at(path)
     rebuilt = rebuild_if_lost(folder)
     with open(folder) as chest:
         report = chest.repair(progress=progress)

@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 
 from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.errors import ChestFormatError
-from arraychest.opened import OpenFolder
+from arraychest.opened import OpenFolder, folder_at
 
 logger = logging.getLogger("arraychest")
 
@@ -201,7 +201,7 @@ def published(path: str | os.PathLike[str]) -> list[Published]:
     >>> published("work.chest")
     []
     """
-    with _entered(os.fspath(path)) as root:
+    with _entered(folder_at(path)) as root:
         if root is None:
             raise FileNotFoundError(
                 errno.ENOENT, "expected a chest, found no such folder", os.fspath(path)

@@ -245,9 +245,7 @@ class Loader:
         assert isinstance(reader, _FrameOf)
         return reader.layout
 
-    def _load_file(
-        self, path: str, row: Row, form: Form, key: Any, name: str, folder: int
-    ) -> Any:
+    def _load_file(self, path: str, row: Row, form: Form, key: Any, name: str, folder: int) -> Any:
         fd = os.open(name, self._flags, dir_fd=folder)
         try:
             end = self._end_of_data(fd, path, row, key)
@@ -395,9 +393,7 @@ class Loader:
 _UNREADABLE = (OSError, TypeError, ValueError, OverflowError, MemoryError)
 
 
-def _told(
-    error: Exception, what: str, chest: OpenFolder | None = None
-) -> CorruptEntryError | None:
+def _told(error: Exception, what: str, chest: OpenFolder | None = None) -> CorruptEntryError | None:
     """What to raise where something else than `what` was found; None: the error as it is."""
     if isinstance(error, CorruptEntryError | PickleRefusedError):
         return None

@@ -246,6 +246,7 @@ class _Repair:
             # Linked, not renamed: after a crash at this point nothing has changed.
             try:
                 files.link(files, name, kept)
+                files.loose.discard(kept)  # it needs no row
             except OSError:
                 files.rename(name, kept)
             return kept

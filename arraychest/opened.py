@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 from types import TracebackType
@@ -20,6 +21,10 @@ from typing import Self
 from arraychest.errors import SpillError
 
 CATALOG_NAME = "catalog.sqlite"
+
+# With one slash, too, as `pathlib` writes it; one letter is a drive.  Before it names of caches may
+# stand, as fsspec chains them.
+_URL = re.compile(r"(?:[\w+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -162,10 +167,30 @@ class OpenFolder:
                         shutil.rmtree(name, ignore_errors=True, dir_fd=self.fd)
                     else:
                         os.unlink(name, dir_fd=self.fd)
+        with contextlib.suppress(OSError):
             # A link that leads here stays; it is the user's.
             path = os.path.realpath(self.where())
             if _leads_to(path, self.fd):
                 os.rmdir(path)
+
+
+def folder_at(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """The absolute path of a folder that a user named.
+
+    Raises
+    ------
+    ValueError
+        It is empty, which would be the working folder, or a URL.
+    """
+    told = os.fsdecode(path)
+    if not told:
+        raise ValueError('expected the path of a folder, found "": the working folder is "."')
+    if _URL.match(told):
+        raise ValueError(
+            f"expected the path of a folder on this machine, found the URL {told!r:.200}: a chest "
+            "lies on a local file system (a folder that has such a name is written ./NAME)"
+        )
+    return os.path.abspath(told)
 
 
 def where(fd: int, path: str) -> str:
@@ -184,4 +209,3 @@ def _leads_to(path: str, fd: int) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(there.st_mode) and os.path.samestat(there, os.fstat(fd))
-
