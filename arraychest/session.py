@@ -371,6 +371,10 @@ class Session:
         except Exception as error:
             logger.exception("chest %s was not closed, and could not be stored", self.path)
             warn(f"the chest at {self.path} was not closed, and could not be stored: {error}")
+            if self._store is not None and not self._store.folder.is_ours():
+                # Its folder is gone: nobody can store it later, and nothing is removed.
+                with contextlib.suppress(Exception):
+                    self.close(discard=True)
 
     # --- fork ------------------------------------------------------------------------------
 
