@@ -1207,7 +1207,10 @@ class Chest(MutableMapping[Any, Any]):
 
     @property
     def path(self) -> str | None:
-        """The chest's folder; None while a temporary chest has spilled nothing."""
+        """The chest's folder; None while a temporary chest has spilled nothing.
+
+        One that was moved is told where it lies now, one that is gone where it was.
+        """
         return self._tiers.path
 
     @property
@@ -1413,7 +1416,8 @@ class Chest(MutableMapping[Any, Any]):
         Raises
         ------
         SpillError
-            Something could not be stored: the chest stays open, with nothing lost.
+            Something could not be stored: the chest stays open, with nothing lost.  Where its
+            folder was removed or replaced, `drop` gives it up, and what was not stored.
         """
         self._tiers.close()
         if self._tiers.closed:
@@ -1421,6 +1425,8 @@ class Chest(MutableMapping[Any, Any]):
 
     def drop(self) -> None:
         """Close the chest and remove its folder for good.  Views handed out stay valid.
+
+        A folder that is another chest's by now is not touched.
 
         Raises
         ------

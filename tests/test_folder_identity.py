@@ -331,9 +331,10 @@ def test_a_chest_that_nobody_closed_warns(folder):
     chest = filled(folder)
     shutil.rmtree(folder)
     chest["new"] = SMALL
+    kept = [chest]
+    del chest
     with pytest.warns(ArrayChestWarning, match="nothing there"):
-        del chest
-        gc.collect()
+        kept.clear()
     assert not folder.exists()
 
 
