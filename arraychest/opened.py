@@ -107,7 +107,7 @@ class OpenFolder:
         self.identity = found
 
     def check(self) -> None:
-        """Make sure that the folder still holds the catalog that the chest opened; some 1.5 us.
+        """Make sure that the folder still holds the catalog that the chest opened; 2 to 3 us.
 
         Raises
         ------
