@@ -46,7 +46,7 @@ def append(tiers: Tiers, key: Any, array: np.ndarray, axis: int) -> None:
         )
     try:
         # As an edit: within one it would be undone.
-        with KeyLock(tiers.open_store().root, group_of(key), key).for_edit():
+        with KeyLock(tiers.open_store().folder, group_of(key), key).for_edit():
             _append(tiers, key, array, axis)
     except OSError as error:
         if isinstance(error, ArrayChestError):

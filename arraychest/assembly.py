@@ -50,9 +50,8 @@ def begin(
         told = repr((code, form_text(dtype, (), "C", "array"), chunks, what))
         token = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     store = committer.open_store()
-    root = os.path.abspath(store.root)
     return BlockWriter(
-        root, token, dtype, chunks, committer.compression, durable=store.files.durable
+        store.folder, token, dtype, chunks, committer.compression, durable=store.files.durable
     )
 
 
@@ -69,16 +68,16 @@ def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
         The same, as they are more than the chest may take.
     """
     # It may be that all were there, and nobody has written one.
-    with writer.held():
-        return _assembled(committer, key, writer)
+    with writer.held() as folder:
+        return _assembled(committer, key, writer, folder)
 
 
-def _assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
+def _assembled(committer: Committer, key: Any, writer: BlockWriter, folder: int) -> Row:
     store = committer.open_store()
     code = encode_key(committer.stored_key(key))
     text = form_text(writer.dtype, writer.shape, "C", "blocked") + committer.named(key)
     try:
-        blocks, stamp = writer.collected(), writer.stamp
+        blocks, stamp = writer.collected(folder), writer.stamp
         place = committer.index.puts
         told = Manifest(code.canonical, code.exact, place, text, stamp, writer.chunks, blocks)
         data = manifest.encode(told)
@@ -96,10 +95,9 @@ def _assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
             stamp,
         )
         durable = store.files.durable
-        store.files.with_room(lambda: _write_manifest(writer.folder, data, durable=durable))
-        name = value_name(row)
-        store.files.adopt_blocks(writer.folder, name)
-        writer.tidy(store.files.path(name), blocks)
+        store.files.with_room(lambda: _write_manifest(folder, data, durable=durable))
+        store.files.adopt_blocks(writer.name, value_name(row))
+        writer.tidy(folder, blocks)
     except ArrayChestError:
         raise
     except OSError as error:
@@ -107,12 +105,11 @@ def _assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
     return row
 
 
-def _write_manifest(folder: str, data: bytes, *, durable: bool) -> None:
-    path = f"{folder}/{manifest.NAME}"
+def _write_manifest(folder: int, data: bytes, *, durable: bool) -> None:
     # What an attempt left that failed behind this point, or a stranger.
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    with open(path, "xb") as file:
+        os.unlink(manifest.NAME, dir_fd=folder)
+    with os.fdopen(manifest.make_in(folder, manifest.NAME), "wb") as file:
         file.write(data)
         file.flush()
         if durable:

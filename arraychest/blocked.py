@@ -17,9 +17,11 @@ from arraychest.manifest import Manifest
 class Blocks(Protocol):
     """Where the blocks of an array come from: a folder, which is open."""
 
-    path: str
     fd: int
     manifest: Manifest
+
+    @property
+    def path(self) -> str: ...  # noqa: D102
 
     def block(self, index: tuple[int, ...]) -> Any:
         """One of them: an array that is a view of its file, or a `CompressedArray`."""

@@ -29,9 +29,10 @@ from arraychest.codecs import b2nd, blosc, npy
 from arraychest.compression import Compression
 from arraychest.entry import Form
 from arraychest.errors import CorruptEntryError, SpillError, ValueTypeError
-from arraychest.files import READ_FLAGS, UNFINISHED, Files, Put, sync_folder
+from arraychest.files import READ_FLAGS, UNFINISHED, Files, Put
 from arraychest.locks import hold_folder, is_at
 from arraychest.manifest import Block, Chunks
+from arraychest.opened import OpenFolder
 
 
 class BlockWriter:
@@ -41,7 +42,7 @@ class BlockWriter:
 
     Parameters
     ----------
-    root
+    chest
         The chest's folder.
     token
         The name of the blocks' folder: who gives the same one goes on with the same blocks.
@@ -51,22 +52,28 @@ class BlockWriter:
         How each block is compressed, if it is worth while.
     durable
         Whether a block is on stable storage once it is written.
+    told
+        Where the chest's folder lies and the number of its catalog, for another process, which
+        opens it once it is needed.
     """
 
     def __init__(
         self,
-        root: str,
+        chest: OpenFolder | None,
         token: str,
         dtype: np.dtype,
         chunks: Chunks,
         compression: Compression,
         *,
         durable: bool,
+        told: tuple[str, int] | None = None,
     ) -> None:
         self.dtype = dtype
         self.chunks = chunks
-        self.folder = f"{root}/{UNFINISHED}/{token}"
-        self._root, self._token = root, token
+        #: The blocks' folder, relative to the chest's.
+        self.name = f"{UNFINISHED}/{token}"
+        self._chest, self._told_chest = chest, told
+        self._token = token
         self._durable = durable
         self._compression = compression
         if self.nbytes >= compression.above:
@@ -93,7 +100,7 @@ class BlockWriter:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (
-            self._root,
+            self._where(),
             self._token,
             self.dtype,
             self.chunks,
@@ -101,9 +108,44 @@ class BlockWriter:
             self._durable,
         )
 
+    def _where(self) -> tuple[str, int]:
+        """Where the chest's folder lies, and the number of its catalog."""
+        chest = self._chest
+        if chest is not None and chest.identity is not None:
+            self._told_chest = chest.where(), chest.identity[1]
+        assert self._told_chest is not None
+        return self._told_chest
+
+    @property
+    def folder(self) -> str:
+        """Where the blocks lie."""
+        return f"{self._where()[0]}/{self.name}"
+
+    def _opened(self) -> OpenFolder:
+        """The chest's folder.
+
+        Raises
+        ------
+        SpillError
+            It is not there any more, or another chest is.
+        """
+        chest = self._chest
+        if chest is None or chest.fd < 0:
+            path, inode = self._where()
+            try:
+                chest = OpenFolder(path)
+            except OSError as error:
+                raise SpillError(f"expected a chest at {path}, found none: {error}") from error
+            chest.expect(inode)
+            self._chest = chest
+        chest.check()
+        return chest
+
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Iterator[int]:
         """Keep others from removing the blocks, which nobody is writing for a moment.
+
+        Gives a descriptor of their folder.
 
         Raises
         ------
@@ -112,23 +154,26 @@ class BlockWriter:
         """
         try:
             fd = self._hold()
+        except SpillError:
+            raise
         except OSError as error:
             raise SpillError(f"{self.folder} cannot be written to: {error}") from error
         try:
-            yield
+            yield fd
         finally:
             os.close(fd)
 
     def _hold(self) -> int:
+        chest = self._opened()
+        files = Files(chest, durable=False)
         while True:
-            files = Files(self.folder, durable=self._durable, chest=self._root)
-            files.with_room(functools.partial(os.makedirs, self.folder, exist_ok=True))
+            files.with_room(functools.partial(files.make_folder, self.name))
             try:
-                fd = manifest.open_folder(self.folder)
+                fd = manifest.open_folder(self.name, chest.fd)
             except FileNotFoundError:
                 continue  # somebody has found that it was given up
             try:
-                if hold_folder(fd) and is_at(fd, self.folder):
+                if hold_folder(fd) and is_at(fd, self.name, chest.fd):
                     return fd
             except BaseException:
                 os.close(fd)
@@ -150,18 +195,18 @@ class BlockWriter:
         if self.has(index):
             return
         array = self._checked(index, block)
-        with self.held():
-            files = Files(self.folder, durable=self._durable, chest=self._root)
+        with self.held() as fd, OpenFolder(".", fd) as folder:
+            files = Files(folder, durable=self._durable, chest=self._chest)
             own = f"writing-{secrets.token_hex(8)}"
             try:
                 offset = self._write(files, own, array)
                 name = manifest.block_name(index, offset)
-                files.with_room(lambda: self._publish(f"{self.folder}/{own}", name))
+                files.with_room(lambda: _publish(fd, own, name))
                 if self._durable:
-                    sync_folder(self.folder)
+                    os.fsync(fd)
             except OSError as error:
                 with contextlib.suppress(OSError):
-                    os.unlink(f"{self.folder}/{own}")
+                    os.unlink(own, dir_fd=fd)
                 raise SpillError(
                     f"block {index} could not be stored in {self.folder}: {error}"
                 ) from error
@@ -202,23 +247,16 @@ class BlockWriter:
         files.stream(name, produce)
         return 0
 
-    def _publish(self, path: str, name: str) -> None:
-        try:
-            os.link(path, f"{self.folder}/{name}")
-            os.unlink(path)
-        except FileExistsError:
-            os.unlink(path)
-        except OSError:
-            os.rename(path, f"{self.folder}/{name}")  # a file system without links
-
     def has(self, index: tuple[int, ...]) -> bool:
         """Whether a block is there already."""
-        return any(os.path.lexists(path) for _, path in self._places(index))
+        files = Files(self._opened(), durable=False)
+        return any(files.exists(f"{self.name}/{name}") for _, name in _names_of(index))
 
     def missing(self) -> list[tuple[int, ...]]:
         """The places of the blocks that are not there yet, in C order.  Lists the folder once."""
         try:
-            present = set(os.listdir(self.folder))
+            with OpenFolder(self.name, self._opened().fd) as folder:
+                present = set(os.listdir(folder.fd))
         except FileNotFoundError:
             present = set()
         return [
@@ -226,10 +264,6 @@ class BlockWriter:
             for index in manifest.indices(self.chunks)
             if present.isdisjoint(manifest.block_name(index, offset) for offset in (0, 1))
         ]
-
-    def _places(self, index: tuple[int, ...]) -> Iterator[tuple[int, str]]:
-        for offset in (1, 0):
-            yield offset, f"{self.folder}/{manifest.block_name(index, offset)}"
 
     def take(self, array: BlockedArray) -> None:
         """Let the blocks of another array be those at the same places.
@@ -242,48 +276,51 @@ class BlockWriter:
             Some are missing.  That others lie in their place is found by `collected`.
         """
         source = array.blocks
-        files = Files(self.folder, durable=self._durable, chest=self._root)
-        for index in manifest.indices(array.chunks):
-            self._known[index] = known = source.manifest.block(index)
-            name = manifest.block_name(index, known.offset)
-            target = f"{self.folder}/{name}"
-            try:
+        with self.held() as folder:
+            files = Files(self._opened(), durable=False)
+            for index in manifest.indices(array.chunks):
+                self._known[index] = known = source.manifest.block(index)
+                name = manifest.block_name(index, known.offset)
+                take = functools.partial(self._take_block, name, source.fd, folder)
                 try:
-                    files.with_room(
-                        functools.partial(
-                            os.link, name, target, src_dir_fd=source.fd, follow_symlinks=False
-                        )
-                    )
-                except FileExistsError:
-                    continue
+                    files.with_room(take)
                 except OSError as error:
-                    if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                        raise
-                    files.with_room(functools.partial(self._copy, name, target, source.fd))
-            except OSError as error:
-                raise SpillError(
-                    f"block {index} of {source.path} could not be taken over: {error}"
-                ) from error
+                    raise SpillError(
+                        f"block {index} of {source.path} could not be taken over: {error}"
+                    ) from error
 
-    def _copy(self, name: str, target: str, source_fd: int) -> None:
-        own = f"{self.folder}/writing-{secrets.token_hex(8)}"
+    def _take_block(self, name: str, source: int, folder: int) -> None:
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            self._copy(name, source, folder)
+
+    def _copy(self, name: str, source_fd: int, folder: int) -> None:
+        own = f"writing-{secrets.token_hex(8)}"
         fd = manifest.open_in(source_fd, name)
         try:
-            with open(fd, "rb", closefd=False) as source, open(own, "xb") as copy:
+            with (
+                open(fd, "rb", closefd=False) as source,
+                os.fdopen(manifest.make_in(folder, own), "wb") as copy,
+            ):
                 shutil.copyfileobj(source, copy, 1 << 20)
                 if self._durable:
                     copy.flush()
                     os.fsync(copy.fileno())
-            os.rename(own, target)
+            os.rename(own, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(own)
+                os.unlink(own, dir_fd=folder)
             raise
         finally:
             os.close(fd)
 
-    def collected(self) -> np.ndarray:
-        """What lies in the folder, as `Manifest.blocks` has it.
+    def collected(self, folder: int) -> np.ndarray:
+        """What lies in the folder, which is open, as `Manifest.blocks` has it.
 
         Raises
         ------
@@ -295,37 +332,39 @@ class BlockWriter:
         """
         found = np.empty((sum(1 for _ in manifest.indices(self.chunks)), 3), np.int64)
         for number, index in enumerate(manifest.indices(self.chunks)):
-            found[number] = self._told(index)
+            found[number] = self._told(index, folder)
         return found
 
-    def tidy(self, folder: str, blocks: np.ndarray) -> None:
-        """Remove from a finished folder what somebody left who wrote a block twice."""
+    def tidy(self, folder: int, blocks: np.ndarray) -> None:
+        """Remove what somebody left who wrote a block twice from a finished folder that is open."""
         kept = {manifest.NAME}
         for index, (offset, _, _) in zip(manifest.indices(self.chunks), blocks, strict=True):
             kept.add(manifest.block_name(index, offset))
         with contextlib.suppress(OSError):
             for name in set(os.listdir(folder)) - kept:
-                os.unlink(f"{folder}/{name}")
+                os.unlink(name, dir_fd=folder)
 
-    def _told(self, index: tuple[int, ...]) -> Block:
+    def _told(self, index: tuple[int, ...], folder: int) -> Block:
         form = Form(self.dtype, manifest.block_shape(self.chunks, index), "C", "array")
-        for kind, path in self._places(index):
-            if not os.path.lexists(path):
+        for kind, name in _names_of(index):
+            try:
+                found = self._read_end(name, folder, kind, form)
+            except FileNotFoundError:
                 continue
-            found = self._read_end(path, kind, form)
             if found is None or found != self._known.get(index, found):
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
+                    os.unlink(name, dir_fd=folder)
                 raise CorruptEntryError(
-                    f"expected a block of {form.nbytes} bytes in {path}, found something else"
+                    f"expected a block of {form.nbytes} bytes in {self.folder}/{name}, found "
+                    "something else"
                 )
             return found
         raise SpillError(f"expected block {index} in {self.folder}, found none: it was not written")
 
-    def _read_end(self, path: str, kind: int, form: Form) -> Block | None:
+    def _read_end(self, name: str, folder: int, kind: int, form: Form) -> Block | None:
         """What the file of a block says of it; None if it is none."""
         try:
-            fd = os.open(path, READ_FLAGS)
+            fd = os.open(name, READ_FLAGS, dir_fd=folder)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 return None
@@ -345,16 +384,40 @@ class BlockWriter:
 
     def discard(self) -> None:
         """Remove the blocks."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.name, ignore_errors=True, dir_fd=self._opened().fd)
 
     def __dask_tokenize__(self) -> Any:
-        return "arraychest-blocks", self._root, self._token
+        return "arraychest-blocks", self._where(), self._token
+
+
+def _publish(folder: int, own: str, name: str) -> None:
+    """Give a block that is complete its own name, unless there is one of that name."""
+    try:
+        os.link(own, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.unlink(own, dir_fd=folder)
+    except FileExistsError:
+        os.unlink(own, dir_fd=folder)
+    except OSError:
+        # A file system without links.
+        os.rename(own, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _names_of(index: tuple[int, ...]) -> Iterator[tuple[int, str]]:
+    """The names that a block's file may have: of a plain one, and of a compressed one."""
+    for offset in (1, 0):
+        yield offset, manifest.block_name(index, offset)
 
 
 def _unpickled(
-    root: str, token: str, dtype: np.dtype, chunks: Chunks, compression: Compression, durable: bool
+    told: tuple[str, int],
+    token: str,
+    dtype: np.dtype,
+    chunks: Chunks,
+    compression: Compression,
+    durable: bool,
 ) -> BlockWriter:
-    return BlockWriter(root, token, dtype, chunks, compression, durable=durable)
+    return BlockWriter(None, token, dtype, chunks, compression, durable=durable, told=told)
 
 
 def regular(shape: tuple[int, ...], sizes: tuple[int, ...]) -> Chunks:

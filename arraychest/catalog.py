@@ -77,6 +77,7 @@ import functools
 import itertools
 import os
 import pathlib
+import secrets
 import sqlite3
 import sys
 import threading
@@ -88,13 +89,14 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from arraychest.checksums import Extent
 from arraychest.entry import EXACT, KEY, SEQ, STAMP, Cost, Facts, RawRow, Row
-from arraychest.errors import ChestFormatError, CorruptEntryError
+from arraychest.errors import ChestFormatError, CorruptEntryError, SpillError
+from arraychest.opened import CATALOG_NAME, OpenFolder
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FORMAT_VERSION = 5
-FILE_NAME = "catalog.sqlite"
+FILE_NAME = CATALOG_NAME
 _APPLICATION_ID = 0x41436873
 
 _SCHEMA = f"""
@@ -223,10 +225,10 @@ class Catalog:
 
     Parameters
     ----------
-    root
-        The chest's folder.
+    folder
+        The chest's.
     writable
-        Whether this chest may write.
+        Whether this chest may write; a catalog that is missing is made then.
     durable
         Whether a commit returns only once it is on stable storage.
     with_room
@@ -240,10 +242,15 @@ class Catalog:
     """
 
     def __init__(
-        self, root: str, *, writable: bool, durable: bool, with_room: WithRoom = _once
+        self,
+        folder: OpenFolder,
+        *,
+        writable: bool,
+        durable: bool,
+        with_room: WithRoom = _once,
     ) -> None:
         self._with_room = with_room
-        self.path = os.path.join(root, FILE_NAME)
+        self._folder = folder
         self._writable = writable
         self._durable = durable
         self._snapshot = False
@@ -260,6 +267,7 @@ class Catalog:
             _alive.add(self)
         with self._reading, self._writing, self._translate_errors():
             if writable:
+                _make_file(folder)
                 self._writer = self._open_writer()
             reader = None
             try:
@@ -270,12 +278,19 @@ class Catalog:
                     if connection is not None:
                         connection.close()
                 raise
+        if folder.identity is None:
+            folder.identify()
         self._find = self._reader.cursor()
+
+    @property
+    def path(self) -> str:
+        """The database's file, where it was found last."""
+        return f"{self._folder.path}/{FILE_NAME}"
 
     # --- opening and closing ---------------------------------------------------------------
 
     def _open_writer(self) -> sqlite3.Connection:
-        connection = _connect(self.path, uri=False)
+        connection = _connect_in(self._folder)
         try:
             application, version = _identity(connection)
             if not application and not version and not _tables(connection):
@@ -296,22 +311,20 @@ class Catalog:
 
     def _open_reader(self) -> sqlite3.Connection:
         if self._writable:
-            return _connect(self.path, uri=False)
-        uri = pathlib.Path(os.path.abspath(self.path)).as_uri()
+            return _connect_in(self._folder)
         connection = None
         try:
-            connection = _connect(uri + "?mode=ro", uri=True)
+            connection = _connect_in(self._folder, "mode=ro")
             _identity(connection)
         except sqlite3.OperationalError:
             # A read-only medium has no place for WAL's index.  Nobody writes there either, so
             # the file may be read as it stands, unless commits wait in a log beside it.
             if connection is not None:
                 connection.close()
-            folder = os.path.dirname(self.path)
-            log = self.path + "-wal"
-            if os.access(folder, os.W_OK) or (os.path.exists(log) and os.path.getsize(log)):
+            fd = self._folder.fd
+            if os.access(".", os.W_OK, dir_fd=fd) or _has_log(fd):
                 raise
-            connection = _connect(uri + "?mode=ro&immutable=1", uri=True)
+            connection = _connect_in(self._folder, "mode=ro&immutable=1")
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -354,7 +367,11 @@ class Catalog:
         self._writable = self._snapshot = False
         self.on_snapshot = _nobody_else
         with self._reading, self._translate_errors():
-            self._reader = self._open_reader()
+            try:
+                self._reader = self._open_reader()
+            except SpillError:
+                # A fork cannot fail: reading from this one says what is wrong.
+                self._reader = sqlite3.connect(":memory:", isolation_level=None)
         self._find = self._reader.cursor()
 
     def _lock_again(self) -> None:
@@ -367,7 +384,8 @@ class Catalog:
         """
         for suffix, first, count in _SQLITE_LOCKS:
             with contextlib.suppress(FileNotFoundError):
-                fd = os.open(self.path + suffix, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                fd = os.open(FILE_NAME + suffix, flags, dir_fd=self._folder.fd)
                 fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
 
     @contextlib.contextmanager
@@ -382,6 +400,7 @@ class Catalog:
             system = isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError)
             # What stands where a number should, or text that is none, is this error, too.
             if system and "decode" not in str(error):
+                self._folder.check()
                 # What an operating system would say: full, unreadable, locked.
                 told = f"catalog {self.path}: {error}"
                 code = getattr(error, "sqlite_errorcode", None)
@@ -631,7 +650,8 @@ class Catalog:
         with self._transaction() as connection:
             # Read in the transaction, so that nobody else gets the same number.
             sql = "SELECT value FROM meta WHERE name = 'session'"
-            self.session = self._session_of(connection.execute(sql).fetchall()) + 1
+            last = self._session_of(connection.execute(sql).fetchall())
+            self.session = (last or secrets.randbelow(_FIRST_SESSIONS)) + 1
             self._set_meta(connection, "session", self.session)
             connection.execute("INSERT INTO session VALUES (?)", (self.session,))
         return self.session
@@ -860,6 +880,8 @@ class Catalog:
             self._telling = self._told_gone
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                # SQLite goes on with a file that was removed, without a word.
+                self._folder.check()
                 yield connection
                 ending = True
                 connection.execute("COMMIT")
@@ -968,9 +990,9 @@ def _nobody_else() -> None:
     """What a snapshot calls for in a chest that no other process uses."""
 
 
-def _connect(target: str, *, uri: bool) -> sqlite3.Connection:
+def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        target, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri
+        uri, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
     )
     try:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
@@ -983,10 +1005,66 @@ def _connect(target: str, *, uri: bool) -> sqlite3.Connection:
     return connection
 
 
-def is_foreign(root: str) -> bool:
+def _connect_in(folder: OpenFolder, asked: str = "mode=rw") -> sqlite3.Connection:
+    """Connect to the catalog in a folder.
+
+    SQLite finds files by their path only: what lies there is compared with what the folder holds.
+
+    Parameters
+    ----------
+    asked
+        How, as SQLite's URIs tell it.  None of these ways makes a file.
+
+    Raises
+    ------
+    SpillError
+        The catalog is not the one that was opened before.
+    sqlite3.Error
+        There is none, or it cannot be opened.
+    """
+    for _ in range(_MOST_LOOKS):
+        folder.check()
+        path = f"{folder.where()}/{FILE_NAME}"
+        ours, before = _status_of(FILE_NAME, folder.fd), _status_of(path)
+        if ours is None or before is None or not os.path.samestat(ours, before):
+            continue
+        connection = _connect(f"{pathlib.Path(path).as_uri()}?{asked}")
+        after = _status_of(path)
+        if after is not None and os.path.samestat(ours, after):
+            return connection
+        connection.close()
+    raise sqlite3.OperationalError("unable to open database file: its folder cannot be found")
+
+
+def _status_of(name: str, folder: int | None = None) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+
+
+def _has_log(folder: int) -> bool:
+    """Whether commits wait beside the database in an open folder."""
+    status = _status_of(f"{FILE_NAME}-wal", folder)
+    return status is not None and status.st_size > 0
+
+
+def _make_file(folder: OpenFolder) -> None:
+    """Make an empty catalog if there is none.
+
+    SQLite would make one that only its owner may write to; this one follows the umask, and SQLite
+    gives the files beside it the mode that it has.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # An existing one is not opened: to close it would let go of SQLite's locks on it.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(FILE_NAME, flags | os.O_EXCL, 0o666, dir_fd=folder.fd))
+
+
+def is_foreign(folder: OpenFolder) -> bool:
     """Whether what lies in the catalog's place is a database of another program, and readable."""
     try:
-        connection = _connect(os.path.join(root, FILE_NAME), uri=False)
+        connection = _connect_in(folder)
         try:
             application, _ = _identity(connection)
             return application != _APPLICATION_ID and _tables(connection) > 0
@@ -996,11 +1074,14 @@ def is_foreign(root: str) -> bool:
         return False
 
 
-def found_version(root: str) -> int | None:
+def found_version(folder: OpenFolder) -> int | None:
     """The version of the format that the catalog in a folder says it has; None if it says none."""
     try:
-        with open(os.path.join(root, FILE_NAME), "rb") as file:
-            head = file.read(100)
+        fd = os.open(FILE_NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
+        try:
+            head = os.pread(fd, 100, 0)
+        finally:
+            os.close(fd)
     except OSError:
         return None
     # As SQLite writes its header: user version and application id, big-endian.
@@ -1020,6 +1101,13 @@ def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
 # places in the order of insertion.
 _LAST_SESSION = (1 << 31) - 2
 _LAST_PLACE = 1 << 62
+
+# A chest's first session has any number below this, so that generations of two chests differ: a
+# file of one is never taken for a file of the other.
+_FIRST_SESSIONS = 1 << 29
+
+# Times that a folder is looked for that is moved at this moment.
+_MOST_LOOKS = 10
 
 # No offset and no size is larger: sums of them stay within 64 bits.
 _FAR = 1 << 50

@@ -39,6 +39,7 @@ from arraychest.mapping import MmapMode
 from arraychest.memoize import Cached, Flights, P, R, cached
 from arraychest.mending import repair as repair_findings
 from arraychest.mutation import Creation, edited
+from arraychest.opened import folder_at
 from arraychest.parallel import default_threads
 from arraychest.progress import Asked as ProgressAsked
 from arraychest.progress import is_asked, measured
@@ -296,7 +297,7 @@ class Chest(MutableMapping[Any, Any]):
             "load": load,
             "key_to_filename": key_to_filename,
         }
-        folder = None if path is None else os.path.abspath(os.fsdecode(path))
+        folder = None if path is None else folder_at(path)
         options = Options(
             mode,
             mmap_mode,
@@ -706,8 +707,8 @@ class Chest(MutableMapping[Any, Any]):
         ...     chest.flush()
         >>> chest.close()
         """
-        root = self._tiers.open_store().root
-        return KeyLock(root, group_of(key), key)
+        folder = self._tiers.open_store().folder
+        return KeyLock(folder, group_of(key), key)
 
     def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
         """Change a value in place, as one step.
@@ -1248,7 +1249,10 @@ class Chest(MutableMapping[Any, Any]):
 
     @property
     def path(self) -> str | None:
-        """The chest's folder; None while a temporary chest has spilled nothing."""
+        """The chest's folder; None while a temporary chest has spilled nothing.
+
+        One that was moved is told where it lies now, one that is gone where it was.
+        """
         return self._tiers.path
 
     @property
@@ -1454,7 +1458,8 @@ class Chest(MutableMapping[Any, Any]):
         Raises
         ------
         SpillError
-            Something could not be stored: the chest stays open, with nothing lost.
+            Something could not be stored: the chest stays open, with nothing lost.  Where its
+            folder was removed or replaced, `drop` gives it up, and what was not stored.
         """
         self._tiers.close()
         if self._tiers.closed:
@@ -1462,6 +1467,8 @@ class Chest(MutableMapping[Any, Any]):
 
     def drop(self) -> None:
         """Close the chest and remove its folder for good.  Views handed out stay valid.
+
+        A folder that is another chest's by now is not touched.
 
         Raises
         ------
@@ -1558,7 +1565,7 @@ def repair(path: str | os.PathLike[str], *, progress: ProgressAsked = False) -> 
     ...     chest["x"].tolist()
     [0, 1, 2]
     """
-    folder = os.path.abspath(os.fsdecode(path))
+    folder = folder_at(path)
     rebuilt = rebuild_if_lost(folder)
     with open(folder) as chest:
         report = chest.repair(progress=progress)

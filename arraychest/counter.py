@@ -22,6 +22,7 @@ import numpy as np
 
 from arraychest.errors import ChestFormatError
 from arraychest.mapping import map_file
+from arraychest.opened import OpenFolder
 
 FILE_NAME = "commits"
 _WORDS = 4
@@ -98,7 +99,7 @@ def unmoved() -> CommitCounter:
     return CommitCounter(memoryview(bytearray(8 * _WORDS)).cast("Q"))
 
 
-def open_counter(root: str, *, writable: bool) -> CommitCounter:
+def open_counter(folder: OpenFolder, *, writable: bool) -> CommitCounter:
     """The commit counter of the chest in a folder.
 
     Parameters
@@ -113,11 +114,11 @@ def open_counter(root: str, *, writable: bool) -> CommitCounter:
     FileNotFoundError
         It is missing, and this process may not make it.
     """
-    path = os.path.join(root, FILE_NAME)
+    path = os.path.join(folder.path, FILE_NAME)
     flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     flags |= os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
     try:
-        fd = os.open(path, flags, 0o666)
+        fd = os.open(FILE_NAME, flags, 0o666, dir_fd=folder.fd)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise

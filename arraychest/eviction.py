@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -141,7 +140,7 @@ class Evictor:
 def _used(store: Store, name: str) -> int | None:
     """When a file was used last, in nanoseconds; None if it is not there."""
     try:
-        return os.stat(store.files.path(name), follow_symlinks=False).st_mtime_ns
+        return store.files.stat(name).st_mtime_ns
     except OSError:
         return None
 
@@ -166,7 +165,7 @@ class Uses:
 def touch(store: Store, raw: RawRow) -> None:
     """Note that the file of a stored value is used now; nothing happens where it may not."""
     with contextlib.suppress(OSError):
-        os.utime(store.files.path(file_name(Row._make(raw))), follow_symlinks=False)
+        store.files.touch(file_name(Row._make(raw)))
 
 
 def freed_by(raw: RawRow | None) -> int:

@@ -1,5 +1,7 @@
 """Every change to a chest's folder but the catalog's own: reserve, write, sync, unlink.
 
+Files are named relative to the folder, and found by its descriptor (see `opened`).
+
 A value's file is written once, before the catalog names it, and never again while anything can
 see it.  Space is reserved first (`os.posix_fallocate`), so that a full disk is a clean ENOSPC and
 nothing half-written stays; nothing is ever written through a map, where a full disk is SIGBUS.
@@ -30,6 +32,7 @@ from typing import Any, TypeVar
 
 from arraychest.errors import ChestFormatError
 from arraychest.locks import ATTACHED, PRIVATE, LockFile, hold_folder, is_at
+from arraychest.opened import OpenFolder
 
 T = TypeVar("T")
 # Whatever exports its bytes in one piece: bytes, memoryviews, contiguous arrays.
@@ -81,17 +84,19 @@ class Files:
 
     Parameters
     ----------
-    root
-        The chest's folder.
+    folder
+        The chest's, or a folder of blocks within it.
     durable
         Whether a write returns only once file and folder are on stable storage.
     chest
-        The chest's folder, where `root` is a folder of blocks within it.
+        The chest's, where `folder` is a folder of blocks.
     """
 
-    def __init__(self, root: str, *, durable: bool, chest: str | None = None) -> None:
-        self.root = root
-        self._chest = root if chest is None else chest
+    def __init__(
+        self, folder: OpenFolder, *, durable: bool, chest: OpenFolder | None = None
+    ) -> None:
+        self.folder = folder
+        self._chest = folder if chest is None else chest
         self.durable = durable
         self._lock = threading.Lock()
         # The session's, whose spares lie in a folder of their own.
@@ -111,20 +116,59 @@ class Files:
 
     def make_folders(self) -> None:
         """Create the folders that a chest has from the start."""
-        for name in (self.root, self.path(DATA), self.path(PACKS), self.path(SPARE)):
-            os.makedirs(name, exist_ok=True)
+        for name in (DATA, PACKS, SPARE):
+            self.make_folder(name)
+
+    def make_folder(self, name: str) -> None:
+        """Create a folder, and those above it, unless they are there already."""
+        for end in (at for at, each in enumerate(name + "/") if each == "/"):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name[:end], dir_fd=self.folder.fd)
 
     def path(self, name: str) -> str:
-        """Where a file of this chest lies."""
-        return f"{self.root}/{name}"
+        """Where a file of this chest was found last, for people to read."""
+        return f"{self.folder.path}/{name}"
+
+    def open(self, name: str, flags: int = READ_FLAGS) -> int:
+        """Open a file of this chest; one that is made follows the umask."""
+        return os.open(name, flags, 0o666, dir_fd=self.folder.fd)
+
+    def stat(self, name: str) -> os.stat_result:
+        """What the system says of a file; no link is followed."""
+        return os.stat(name, dir_fd=self.folder.fd, follow_symlinks=False)
+
+    def touch(self, name: str) -> None:
+        """Note that a file is used now."""
+        os.utime(name, dir_fd=self.folder.fd, follow_symlinks=False)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is anything of this name."""
+        try:
+            self.stat(name)
+        except OSError:
+            return False
+        return True
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, in a folder that is made if it is missing."""
+        fd = self.folder.fd
+        self._make_parent_and(lambda: os.rename(old, new, src_dir_fd=fd, dst_dir_fd=fd), new)
+
+    def _make_parent_and(self, action: Callable[[], T], name: str) -> T:
+        """Do `action`; where the folder of `name` is missing, make it and do it again."""
+        try:
+            return action()
+        except FileNotFoundError:
+            self.make_folder(os.path.dirname(name))
+            return action()
 
     # --- room on a full disk ---------------------------------------------------------------
 
     def with_room(self, action: Callable[[], T], *, frees: bool = False) -> T:
         """Do `action`; where the disk is full, give up what is held in reserve and do it again.
 
-        Everything that writes for a chest goes through here: first the spares of all its sessions
-        are given up, and then, for what makes room itself, the reserve.
+        Everything that writes for a chest goes through here.  It first gives up the spares of all
+        the chest's sessions, and then, for an action that makes room itself, the reserve.
 
         Parameters
         ----------
@@ -157,10 +201,10 @@ class Files:
         """Take room for deletions, as much of it as there is.  Raises nothing."""
         if self._reserve_is_whole:
             return
-        path = f"{self._chest}/{RESERVE}"
         with contextlib.suppress(OSError):
+            self._chest.check()
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = os.open(path, flags, 0o666)
+            fd = os.open(RESERVE, flags, 0o666, dir_fd=self._chest.fd)
             try:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
@@ -176,13 +220,14 @@ class Files:
                         return
             finally:
                 os.close(fd)
-            os.unlink(path)
+            os.unlink(RESERVE, dir_fd=self._chest.fd)
 
     def drop_reserve(self) -> bool:
         """Give the room for deletions back; False if there was none."""
         self._reserve_is_whole = False
         try:
-            os.unlink(f"{self._chest}/{RESERVE}")
+            self._chest.check()
+            os.unlink(RESERVE, dir_fd=self._chest.fd)
         except OSError:
             return False
         self.reserve_is_due = True
@@ -199,6 +244,7 @@ class Files:
             Nothing of the file is left.
         """
         nbytes = sum(map(len, buffers))
+        self.folder.check()
         self.loose.add(name)
         # Not a closure, here and below: clearing the frames of an error leaves what closures hold.
         self.with_room(functools.partial(self._write_over_spare, name, buffers, nbytes))
@@ -215,7 +261,6 @@ class Files:
             self._write(name, buffers, nbytes, None)
 
     def _write(self, name: str, buffers: Buffers, nbytes: int, spare: str | None) -> None:
-        path = self.path(name)
         fd = None if spare is None else self._open_spare(spare)
         if fd is None:
             spare = None
@@ -235,17 +280,16 @@ class Files:
             finally:
                 os.close(fd)
             if spare:
-                _make_parent_and(os.rename, spare, path)
+                self.rename(spare, name)
                 self._thinned.add(os.path.dirname(spare))
                 self.loose.discard(spare)
             if self.durable:
-                self._sync_folder(path)
+                self._sync_folder(name)
         except BaseException:
             with contextlib.suppress(OSError):
                 if spare:
                     self._unlink(spare)
-                self._unlink(path)
-                self.loose.discard(name)
+                self._unlink(name)
             raise
 
     def stream(self, name: str, produce: Callable[[Put], int]) -> int:
@@ -261,8 +305,8 @@ class Files:
         OSError
             Nothing of the file is left; so it is with whatever `produce` raises.
         """
+        self.folder.check()
         self.loose.add(name)
-        path = self.path(name)
         fd = self.with_room(lambda: self._create(name))
         reserved = 0
 
@@ -288,11 +332,10 @@ class Files:
             finally:
                 os.close(fd)
             if self.durable:
-                self._sync_folder(path)
+                self._sync_folder(name)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._unlink(path)
-                self.loose.discard(name)
+                self._unlink(name)
             raise
         return nbytes
 
@@ -302,7 +345,7 @@ class Files:
         Parameters
         ----------
         source
-            The path of a file whose first bytes are its first bytes: shared with it where the
+            A file of this chest whose first bytes are its first bytes: shared with it where the
             file system can, copied otherwise.  None: zero bytes.
 
         Raises
@@ -310,38 +353,40 @@ class Files:
         OSError
             Nothing of the file is left.
         """
+        self.folder.check()
         return self.with_room(lambda: self._create_reserved(name, nbytes, source))
 
     def _create_reserved(self, name: str, nbytes: int, source: str | None) -> int:
-        self.loose.add(name)
-        fd = self._create(name, os.O_RDWR)
+        other = None if source is None else self.open(source)
         try:
-            if source is None or not _clone(source, fd, nbytes):
-                reserve(fd, 0, nbytes)
-                if source is not None:
-                    _copy(source, fd, nbytes)
-        except BaseException:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                self._unlink(self.path(name))
-                self.loose.discard(name)
-            raise
+            self.loose.add(name)
+            fd = self._create(name, os.O_RDWR)
+            try:
+                if other is None or not _clone(other, fd, nbytes):
+                    reserve(fd, 0, nbytes)
+                    if other is not None:
+                        _copy(other, fd, nbytes)
+            except BaseException:
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    self._unlink(name)
+                raise
+        finally:
+            if other is not None:
+                os.close(other)
         return fd
 
     def sync(self, name: str, fd: int) -> None:
         """Put a file that was made by `create` on stable storage, if that is asked for."""
         if self.durable:
             os.fsync(fd)
-            self._sync_folder(self.path(name))
+            self._sync_folder(name)
 
     def _create(self, name: str, access: int = os.O_WRONLY) -> int:
         flags = access | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-        def create(path: str) -> int:
-            return os.open(path, flags, 0o666)
-
         try:
-            return _make_parent_and(create, self.path(name))
+            return self._make_parent_and(lambda: self.open(name, flags), name)
         except OSError:
             self.loose.discard(name)
             raise
@@ -352,7 +397,7 @@ class Files:
         """
         fd = None
         try:
-            fd = os.open(spare, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = self.open(spare, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             _lease(fd)
         except OSError:
             if fd is not None:
@@ -377,13 +422,13 @@ class Files:
         OSError
             The first `at` bytes are as they were.
         """
+        self.folder.check()
         return self.with_room(functools.partial(self._append, name, at, buffers, sizes))
 
     def _append(self, name: str, at: int, buffers: Buffers, sizes: Sequence[int]) -> int:
-        path = self.path(name)
         nbytes = sum(sizes)
         if at:
-            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = self.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         else:
             self.loose.add(name)
             fd = self._create(name)
@@ -397,13 +442,12 @@ class Files:
                 # No row names what lies behind `at`, so no view can reach it.
                 os.ftruncate(fd, at)
                 if not at:
-                    self._unlink(path)
-                    self.loose.discard(name)
+                    self._unlink(name)
             raise
         finally:
             os.close(fd)
         if self.durable and not at:
-            self._sync_folder(path)
+            self._sync_folder(name)
         return at + nbytes
 
     def may_append(self, name: str, at: int, head: bytes) -> bool:
@@ -411,7 +455,7 @@ class Files:
         no second name: another chest counts on what lies behind our end.
         """
         try:
-            fd = os.open(self.path(name), READ_FLAGS)
+            fd = self.open(name)
         except OSError:
             return False
         try:
@@ -425,29 +469,34 @@ class Files:
         finally:
             os.close(fd)
 
-    def link(self, source: str, name: str) -> None:
-        """Give the file at the path `source` a name in this chest, too.
+    def link(self, source: Files, source_name: str, name: str) -> None:
+        """Give a file of another chest a name in this one, too.
 
         Raises
         ------
         OSError
             EXDEV where it lies on another file system.
         """
-        path = self.path(name)
+        theirs, ours = source.folder.fd, self.folder.fd
+        self.folder.check()
         self.loose.add(name)
         try:
-            self.with_room(lambda: _make_parent_and(os.link, source, path))
+            self.with_room(
+                lambda: self._make_parent_and(
+                    lambda: os.link(source_name, name, src_dir_fd=theirs, dst_dir_fd=ours), name
+                )
+            )
         except OSError:
             self.loose.discard(name)
             raise
         if self.durable:
             try:
-                fd = os.open(path, READ_FLAGS)
+                fd = self.open(name)
                 try:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
-                self._sync_folder(path)
+                self._sync_folder(name)
             except OSError:
                 self.remove([name], keep_spares=False)
                 raise
@@ -459,6 +508,8 @@ class Files:
         """
         names = list(names)
         self.loose.update(names)
+        if not self.folder.is_ours():
+            return
         for name in names:
             with contextlib.suppress(OSError):
                 if name.endswith(BLOCKS):
@@ -467,16 +518,14 @@ class Files:
                 # Compressed files are of any size, and are not written over others.
                 may_spare = keep_spares and name.startswith(DATA) and name.endswith(".npy")
                 if not (may_spare and self._keep_as_spare(name)):
-                    self._unlink(self.path(name))
+                    self._unlink(name)
                 self.loose.discard(name)
 
     def _remove_blocks(self, name: str) -> None:
         """Move a folder of blocks out of reach, and remove it once nobody reads it."""
-        path = self.path(name)
-        left = self.path(f"{UNFINISHED}/{_LEFT}{os.path.basename(name)}")
         with contextlib.suppress(FileNotFoundError):
-            _make_parent_and(os.rename, path, left)
-            self._thinned.add(os.path.dirname(path))
+            self.rename(name, f"{UNFINISHED}/{_LEFT}{os.path.basename(name)}")
+            self._thinned.add(os.path.dirname(name))
         self.loose.discard(name)
         # With it what could not be removed before.
         self.remove_unfinished()
@@ -492,16 +541,33 @@ class Files:
         Raises nothing.
         """
         given_up = time.time() - _GIVEN_UP_SECONDS
-        entries = []
+        entries: list[tuple[str, bool]] = []
         with contextlib.suppress(OSError):
-            entries = _entries(self.path(UNFINISHED))
-        for entry in entries:
+            self.folder.check()
+            entries = self._entries(UNFINISHED)
+        for each, _ in entries:
             with contextlib.suppress(OSError):
-                last = entry.stat(follow_symlinks=False).st_mtime
-                if all_of_them or entry.name.startswith((_LEFT, ONCE)) or last < given_up:
-                    _remove_unless_held(entry.path)
+                last = self.stat(f"{UNFINISHED}/{each}").st_mtime
+                if all_of_them or each.startswith((_LEFT, ONCE)) or last < given_up:
+                    self._remove_unless_held(f"{UNFINISHED}/{each}")
 
-    def adopt_blocks(self, folder: str, name: str) -> None:
+    def _remove_unless_held(self, name: str) -> None:
+        """Remove a folder of blocks, unless somebody reads or writes it."""
+        root = self.folder.fd
+        try:
+            fd = self.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            os.unlink(name, dir_fd=root)  # a stranger's
+            return
+        try:
+            if hold_folder(fd, shared=False) and is_at(fd, name, root):
+                shutil.rmtree(name, ignore_errors=True, dir_fd=root)
+        finally:
+            os.close(fd)
+
+    def adopt_blocks(self, unfinished: str, name: str) -> None:
         """Give a finished folder of blocks its name as a value.
 
         Raises
@@ -509,39 +575,38 @@ class Files:
         OSError
             It has the name it had.
         """
-        path = self.path(name)
+        self.folder.check()
         self.loose.add(name)
         try:
             if self.durable:
-                sync_folder(folder)
-            self.with_room(lambda: _make_parent_and(os.rename, folder, path))
+                sync_folder(unfinished, self.folder.fd)
+            self.with_room(lambda: self.rename(unfinished, name))
         except OSError:
             self.loose.discard(name)
             raise
         if self.durable:
-            self._sync_folder(path)
+            self._sync_folder(name)
 
-    def _unlink(self, path: str) -> None:
+    def _unlink(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        self._thinned.add(os.path.dirname(path))
-        self.loose.discard(path)
+            os.unlink(name, dir_fd=self.folder.fd)
+        self._thinned.add(os.path.dirname(name))
+        self.loose.discard(name)
 
     def _keep_as_spare(self, name: str) -> bool:
-        path = self.path(name)
-        size = os.lstat(path).st_size
+        size = self.stat(name).st_size
         with self._lock:
             if self._spare_bytes + size > self.most_spare_bytes:
                 return False
             self._spare_bytes += size
-        spare = self.path(f"{SPARE}/{self.session:x}/{os.path.basename(name)}")
+        spare = f"{SPARE}/{self.session:x}/{os.path.basename(name)}"
         kept = False
         self.loose.add(spare)
         try:
             # Out of reach first: from here on nobody can open it by the name the catalog gave.
-            _make_parent_and(os.rename, path, spare)
-            self._thinned.add(os.path.dirname(path))
-            kept = _is_unseen(spare)
+            self.rename(name, spare)
+            self._thinned.add(os.path.dirname(name))
+            kept = self._is_unseen(spare)
             if not kept:
                 self._unlink(spare)
         finally:
@@ -569,22 +634,30 @@ class Files:
         A session that has lost a spare like this writes a new file instead.
         """
         found = self._drop_own_spares()
+        if not self._chest.is_ours():
+            return found
+        files = Files(self._chest, durable=False)
         with contextlib.suppress(OSError):
-            for folder in _entries(f"{self._chest}/{SPARE}"):
-                if not folder.is_dir(follow_symlinks=False):
-                    continue
-                for name in _files_in(folder.path):
-                    with contextlib.suppress(OSError):
-                        os.unlink(f"{folder.path}/{name}")
-                        found = True
+            for name in files.spares():
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=self._chest.fd)
+                    found = True
         return found
+
+    def spares(self) -> Iterator[str]:
+        """The spares of all sessions."""
+        for session, is_folder in self._entries(SPARE):
+            for name, is_nested in self._entries(f"{SPARE}/{session}") if is_folder else ():
+                if not is_nested:
+                    yield f"{SPARE}/{session}/{name}"
 
     def _drop_own_spares(self) -> bool:
         with self._lock:
             spares, self._spares, self._spare_bytes = self._spares, [], 0
-        for _, path in spares:
-            with contextlib.suppress(OSError):
-                self._unlink(path)
+        if self.folder.is_ours():
+            for _, name in spares:
+                with contextlib.suppress(OSError):
+                    self._unlink(name)
         return bool(spares)
 
     def end_session(self) -> None:
@@ -595,8 +668,9 @@ class Files:
     def remove_spare_folder(self, session: int) -> None:
         """Remove the folder of a session's spares, if none is in it."""
         with contextlib.suppress(OSError):
-            os.rmdir(self.path(f"{SPARE}/{session:x}"))
-            self._thinned.add(self.path(SPARE))
+            self.folder.check()
+            os.rmdir(f"{SPARE}/{session:x}", dir_fd=self.folder.fd)
+            self._thinned.add(SPARE)
 
     def sync_removals(self) -> None:
         """Let no power cut bring back what was removed, if that is asked for.
@@ -610,7 +684,7 @@ class Files:
         if self.durable:
             for folder in sorted(folders):
                 with contextlib.suppress(FileNotFoundError):
-                    sync_folder(folder)
+                    sync_folder(folder, self.folder.fd)
 
     def names(self) -> Iterator[str]:
         """Every file in the chest's folders of values, relative to its own.
@@ -618,59 +692,70 @@ class Files:
         As deep as files of ours lie, and no deeper; no link is followed.
         """
         for top in (DATA, SPARE):
-            for entry in _entries(self.path(top)):
-                if entry.is_dir(follow_symlinks=False):
-                    for value in _entries(entry.path):
-                        is_folder = value.is_dir(follow_symlinks=False)
-                        # A folder of blocks is a value as a file is.
-                        if not is_folder or value.name.endswith(BLOCKS):
-                            yield f"{top}/{entry.name}/{value.name}"
-                else:
-                    yield f"{top}/{entry.name}"
-        for file in _files_in(self.path(PACKS)):
-            yield f"{PACKS}/{file}"
+            for entry, is_folder in self._entries(top):
+                if not is_folder:
+                    yield f"{top}/{entry}"
+                    continue
+                for value, inside in self._entries(f"{top}/{entry}"):
+                    # A folder of blocks is a value as a file is.
+                    if not inside or value.endswith(BLOCKS):
+                        yield f"{top}/{entry}/{value}"
+        for file, is_folder in self._entries(PACKS):
+            if not is_folder:
+                yield f"{PACKS}/{file}"
 
-    def _sync_folder(self, path: str) -> None:
-        # The folder may be new itself: its own name lies in its parent.
-        folder = os.path.dirname(path)
-        while True:
-            sync_folder(folder)
-            if folder == self.root:
-                return
-            folder = os.path.dirname(folder)
+    def links(self) -> Iterator[str]:
+        """The links that lie where folders of values do."""
+        for top in (DATA, SPARE):
+            for name, _ in self._entries(top):
+                if stat.S_ISLNK(self.stat(f"{top}/{name}").st_mode):
+                    yield f"{top}/{name}"
+
+    def _entries(self, name: str) -> list[tuple[str, bool]]:
+        """What is in a folder of this chest, and which of it are folders; no link is followed."""
+        try:
+            fd = self.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            return []
+        try:
+            with os.scandir(fd) as found:
+                return [(each.name, each.is_dir(follow_symlinks=False)) for each in found]
+        finally:
+            os.close(fd)
+
+    def _sync_folder(self, name: str) -> None:
+        """Put the name of a file on stable storage, and those of the folders that it lies in."""
+        # A folder may be new itself: its own name lies in its parent.
+        while name:
+            name = os.path.dirname(name)
+            sync_folder(name or ".", self.folder.fd)
+
+    def _is_unseen(self, name: str) -> bool:
+        """Whether nobody but the caller can see a file: no other name, descriptor or map of it.
+
+        The kernel grants a write lease only for a file that nobody else has open, and a map keeps
+        its file open, also one made before a fork (fcntl(2), "Leases").
+        """
+        if not hasattr(fcntl, "F_SETLEASE"):
+            return False
+        try:
+            # A stranger's chest may hold a pipe, or a link to a file of ours, in its place.
+            fd = self.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            _lease(fd)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
 
-def _remove_unless_held(path: str) -> None:
-    """Remove a folder of blocks, unless somebody reads or writes it."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise
-        os.unlink(path)  # a stranger's
-        return
-    try:
-        if hold_folder(fd, shared=False) and is_at(fd, path):
-            shutil.rmtree(path, ignore_errors=True)
-    finally:
-        os.close(fd)
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as found:
-            return list(found)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _files_in(folder: str) -> Iterator[str]:
-    for entry in _entries(folder):
-        if not entry.is_dir(follow_symlinks=False):
-            yield entry.name
-
-
-def check_folders(root: str) -> None:
+def check_folders(folder: OpenFolder) -> None:
     """Refuse a chest of which a folder is a link, which would lead elsewhere what we do in it.
 
     Opening a file refuses a link in its last place only (``O_NOFOLLOW``).
@@ -680,19 +765,18 @@ def check_folders(root: str) -> None:
     ChestFormatError
         A folder of values is a link.
     """
+    files = Files(folder, durable=False)
     for top in (DATA, PACKS, SPARE, QUARANTINE, UNFINISHED):
-        path = f"{root}/{top}"
-        if os.path.islink(path):
-            raise ChestFormatError(f"expected a folder at {path}, found a link")
-    for top in (DATA, SPARE):
-        for entry in _entries(f"{root}/{top}"):
-            if entry.is_symlink():
-                raise ChestFormatError(f"expected a folder at {entry.path}, found a link")
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISLNK(files.stat(top).st_mode):
+                raise ChestFormatError(f"expected a folder at {files.path(top)}, found a link")
+    for name in files.links():
+        raise ChestFormatError(f"expected a folder at {files.path(name)}, found a link")
 
 
-def sync_folder(folder: str) -> None:
-    """Put the names in a folder on stable storage."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def sync_folder(folder: str, parent: int | None = None) -> None:
+    """Put the names in a folder on stable storage; it lies in the open folder `parent`."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC, dir_fd=parent)
     try:
         os.fsync(fd)
     finally:
@@ -703,7 +787,7 @@ def sync_folder(folder: str) -> None:
 _FICLONE = 0x40049409
 
 
-def _clone(source: str, fd: int, nbytes: int) -> bool:
+def _clone(source: int, fd: int, nbytes: int) -> bool:
     """Let an empty file share the first `nbytes` bytes of another; False where that cannot be.
 
     A write to a shared block needs room for a block of its own, and through a map it is SIGBUS
@@ -713,29 +797,21 @@ def _clone(source: str, fd: int, nbytes: int) -> bool:
         free = os.fstatvfs(fd)
         if free.f_bavail * free.f_frsize < 2 * nbytes:
             return False
-        other = os.open(source, READ_FLAGS)
-        try:
-            fcntl.ioctl(fd, _FICLONE, other)
-        finally:
-            os.close(other)
+        fcntl.ioctl(fd, _FICLONE, source)
         os.ftruncate(fd, nbytes)
     except OSError:
         return False
     return True
 
 
-def _copy(source: str, fd: int, nbytes: int) -> None:
+def _copy(source: int, fd: int, nbytes: int) -> None:
     """Copy the first `nbytes` bytes of a file, inside the kernel."""
-    other = os.open(source, READ_FLAGS)
-    try:
-        left = min(nbytes, os.fstat(other).st_size)
-        while left > 0:
-            count = os.sendfile(fd, other, None, left)
-            if not count:
-                raise OSError(errno.EIO, "the file ended while it was copied", source)
-            left -= count
-    finally:
-        os.close(other)
+    left = min(nbytes, os.fstat(source).st_size)
+    while left > 0:
+        count = os.sendfile(fd, source, None, left)
+        if not count:
+            raise OSError(errno.EIO, "the file ended while it was copied")
+        left -= count
 
 
 def open_draft(root: str, name: str) -> int:
@@ -792,38 +868,6 @@ def _behind(buffers: Buffers, nbytes: int) -> Buffers:
     return rest
 
 
-def _make_parent_and(action: Callable[..., T], *paths: str) -> T:
-    """Do `action`; where the last path's folder is missing, make it and do it again."""
-    try:
-        return action(*paths)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(paths[-1]), exist_ok=True)
-        return action(*paths)
-
-
-def _is_unseen(path: str) -> bool:
-    """Whether nobody but the caller can see the file: no other name, descriptor or map of it.
-
-    The kernel grants a write lease only for a file that nobody else has open, and a map keeps its
-    file open, also one made before a fork (fcntl(2), "Leases").
-    """
-    if not hasattr(fcntl, "F_SETLEASE"):
-        return False
-    try:
-        # A stranger's chest may hold a pipe, or a link to a file of ours, in the place of a file.
-        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        _lease(fd)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
 def _lease(fd: int) -> None:
     """Take a write lease: until it is given back, whoever opens the file waits, or is refused.
 
@@ -844,7 +888,7 @@ def _lease(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
 
-def make_private_folder() -> tuple[str, LockFile]:
+def make_private_folder() -> tuple[OpenFolder, LockFile]:
     """A new folder for a temporary chest, and the lock that marks it as in use.
 
     It lies where `tempfile` puts things: set ``TMPDIR`` to have it elsewhere.  Folders whose
@@ -855,33 +899,36 @@ def make_private_folder() -> tuple[str, LockFile]:
         if name.startswith(_PRIVATE_PREFIX):
             _remove_if_abandoned(os.path.join(parent, name))
     while True:
-        root = tempfile.mkdtemp(prefix=_PRIVATE_PREFIX, dir=parent)
+        path = tempfile.mkdtemp(prefix=_PRIVATE_PREFIX, dir=parent)
         try:
-            held = LockFile(root)
-            if held.try_take(ATTACHED) and held.try_take(PRIVATE) and held.has_name:
-                return root, held
-            # Another process took it for abandoned, between the lock's making and its taking.
-            held.close()
+            folder = OpenFolder(path)
         except FileNotFoundError:
             continue
         except BaseException:
-            remove_folder(root)
             with contextlib.suppress(OSError):
-                os.rmdir(root)  # without descriptors nothing else can be done
+                os.rmdir(path)  # without descriptors nothing else can be done
+            raise
+        try:
+            held = LockFile(folder)
+            if held.try_take(ATTACHED) and held.try_take(PRIVATE) and held.has_name:
+                return folder, held
+            # Another process took it for abandoned, between the lock's making and its taking.
+            held.close()
+            folder.close()
+        except FileNotFoundError:
+            folder.close()
+        except BaseException:
+            folder.remove()
+            folder.close()
             raise
 
 
-def _remove_if_abandoned(root: str) -> None:
-    with contextlib.suppress(OSError, ChestFormatError):
+def _remove_if_abandoned(path: str) -> None:
+    with contextlib.suppress(OSError, ChestFormatError), OpenFolder(path) as folder:
         # Not made where it is missing: such a folder is being made.
-        held = LockFile(root, create=False)
+        held = LockFile(folder, create=False)
         try:
             if held.owner == os.getuid() and held.try_take(ATTACHED):
-                remove_folder(root)
+                folder.remove()
         finally:
             held.close()
-
-
-def remove_folder(root: str) -> None:
-    """Remove a folder and what is in it, as far as it can be removed."""
-    shutil.rmtree(root, ignore_errors=True)

@@ -14,6 +14,7 @@ from arraychest.errors import AbsentKeyError, CorruptEntryError
 from arraychest.files import Files
 from arraychest.loader import Loader
 from arraychest.mapping import MmapMode
+from arraychest.opened import OpenFolder
 from arraychest.parallel import default_threads
 from arraychest.tiers import Tiers, entry_of
 from arraychest.values import Own, value_of
@@ -106,7 +107,10 @@ class Handle:
         """
         if mmap_mode not in ("r", "c"):
             raise ValueError(f'expected mmap_mode to be "r" or "c", found {mmap_mode!r}')
-        files = Files(self.path, durable=False)
+        try:
+            files = Files(OpenFolder(self.path), durable=False)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise AbsentKeyError(self.key) from error
         packs = {} if self._pack is None else {self._pack.id: self._pack}
         loader = Loader(
             files,
@@ -158,4 +162,5 @@ def _handle_of(tiers: Tiers, key: Any) -> Handle:
             if row.pack is not None and not store.has_pack(row.pack):
                 store.reread_packs()
             pack = None if row.pack is None else store.pack_record(row.pack)
-            return Handle(store.root, slot.key, str(store.catalog.meta("id")), row, pack)
+            where = store.folder.where()
+            return Handle(where, slot.key, str(store.catalog.meta("id")), row, pack)

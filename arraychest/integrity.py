@@ -24,7 +24,7 @@ from arraychest.codecs.b2nd import CheckedReader
 from arraychest.codecs.directory import Listed
 from arraychest.entry import BLOCKED_OFFSET, Form, Row, parse_form
 from arraychest.errors import ArrayChestError, ChestFormatError
-from arraychest.files import BLOCKS, READ_FLAGS, SPARE
+from arraychest.files import BLOCKS, SPARE
 from arraychest.keys import decode_key
 from arraychest.loader import file_name, frame_shape, pack_name, value_name
 from arraychest.locks import hold_folder
@@ -172,7 +172,7 @@ class Inspection:
         if not nothing:
             self._store = tiers.open_store()
             try:
-                self._catalog = Catalog(self._store.root, writable=False, durable=False)
+                self._catalog = Catalog(self._store.folder, writable=False, durable=False)
             except ChestFormatError as error:
                 self._find("catalog", None, None, str(error))
             else:
@@ -272,7 +272,7 @@ class Inspection:
 
     def _open(self, name: str, find: Callable[..., None]) -> int | None:
         try:
-            fd = os.open(self._store.files.path(name), READ_FLAGS)
+            fd = self._store.files.open(name)
         except (FileNotFoundError, NotADirectoryError, BlockingIOError):
             find("missing file", "expected a file, found none")
             return None
@@ -334,7 +334,7 @@ class Inspection:
     def _inspect_blocks(self, name: str, row: Row, form: Form, find: Callable[..., None]) -> None:
         """Compare each block of a blocked array with what its manifest says."""
         try:
-            folder = manifest.open_folder(self._store.files.path(name))
+            folder = manifest.open_folder(name, self._store.folder.fd)
         except OSError as error:
             kind = "missing file" if error.errno == errno.ENOENT else "foreign file"
             find(kind, f"expected a folder of blocks, found none: {error.strerror}")
@@ -564,7 +564,7 @@ class Inspection:
                         continue
                     if writer in alive or name in leaving:
                         continue
-                if os.path.lexists(store.files.path(name)):
+                if store.files.exists(name):
                     left.append(name)
             return left
 
@@ -649,9 +649,9 @@ def listed_rows(store: Store, name: str) -> tuple[list[Row], list[Pack]]:
     if generation is None or name.startswith(SPARE):
         return [], []
     if name.endswith(BLOCKS):
-        return _rows_of_blocks(store.files.path(name), name, generation), []
+        return _rows_of_blocks(store.folder.fd, name, generation), []
     try:
-        fd = os.open(store.files.path(name), READ_FLAGS)
+        fd = store.files.open(name)
     except OSError:
         return [], []
     try:
@@ -697,9 +697,9 @@ def _rows_of_file(fd: int, name: str, generation: int, size: int) -> list[Row]:
         return []
 
 
-def _rows_of_blocks(path: str, name: str, generation: int) -> list[Row]:
+def _rows_of_blocks(chest: int, name: str, generation: int) -> list[Row]:
     try:
-        folder = manifest.open_folder(path)
+        folder = manifest.open_folder(name, chest)
     except OSError:
         return []
     try:

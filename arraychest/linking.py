@@ -9,7 +9,6 @@ from arraychest.catalog import Pack
 from arraychest.committer import logger
 from arraychest.entry import Row, parse_form
 from arraychest.errors import AbsentKeyError, PickleRefusedError
-from arraychest.loader import pack_name, value_name
 from arraychest.progress import Meter
 from arraychest.tiers import Tiers
 from arraychest.transaction import Transaction
@@ -81,10 +80,9 @@ def _link(
         with theirs.writer.lock:
             if source.catalog.is_written_in_place(row.generation):
                 raise OSError("it may be written to, which would change it here, too")
-        return store.adopt(source.files.path(value_name(row)), row, form)
+        return store.adopt(source.files, row, form)
     if row.pack not in packs:
-        path = source.files.path(pack_name(row.pack))
-        pack = store.adopt_pack(path, source.pack_record(row.pack))
+        pack = store.adopt_pack(source.files, source.pack_record(row.pack))
         packs[row.pack] = pack
         changes.adopted.append(pack)
     return store.adopt_packed(row, form, packs[row.pack])

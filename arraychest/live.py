@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 
 from arraychest.catalog import FILE_NAME as CATALOG_NAME
 from arraychest.errors import ChestFormatError
+from arraychest.opened import OpenFolder, folder_at
 
 logger = logging.getLogger("arraychest")
 
@@ -200,7 +201,7 @@ def published(path: str | os.PathLike[str]) -> list[Published]:
     >>> published("work.chest")
     []
     """
-    with _entered(os.fspath(path)) as root:
+    with _entered(folder_at(path)) as root:
         if root is None:
             raise FileNotFoundError(
                 errno.ENOENT, "expected a chest, found no such folder", os.fspath(path)
@@ -376,8 +377,8 @@ class Live:
 
     Parameters
     ----------
-    path
-        The chest's folder; None: nothing is ever published, as of a temporary chest.
+    folder
+        The chest's; None: nothing is ever published, as of a temporary chest.
     mode
         How it was opened.
 
@@ -387,10 +388,10 @@ class Live:
         When the next page is, by `time.monotonic`; infinite if none is.
     """
 
-    __slots__ = ("_before", "_fd", "_lock", "_mode", "_name", "_opened", "_path", "_since", "due")
+    __slots__ = ("_before", "_fd", "_folder", "_lock", "_mode", "_name", "_opened", "_since", "due")
 
-    def __init__(self, path: str | None, mode: str) -> None:
-        self._path = path
+    def __init__(self, folder: OpenFolder | None, mode: str) -> None:
+        self._folder = folder
         self._mode = mode
         self._fd = -1
         self._name = ""
@@ -400,7 +401,7 @@ class Live:
         self._since = time.monotonic()
         # Held while a page is written: by one thread, and not while the process forks.
         self._lock = threading.Lock()
-        self.due = math.inf if path is None else self._since + SECONDS
+        self.due = math.inf if folder is None else self._since + SECONDS
 
     def publish(self, account: Callable[[], dict[str, Any]]) -> None:
         """Write a page, unless another thread does.  The chest's lock is not held.
@@ -416,14 +417,14 @@ class Live:
             return
         try:
             began = time.monotonic()
-            if began < self.due or self._path is None:
+            if began < self.due or self._folder is None:
                 return  # another thread was faster
             # Whatever happens: it is not tried at each get.
             self.due = began + SECONDS
             told = account()
             if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
                 self._remove()  # swept before it was locked, or tidied up by somebody
-            if self._fd < 0 and not self._make_page(self._path):
+            if self._fd < 0 and not self._make_page(self._folder):
                 return
             counts: Counts = told["counts"]
             page = _page(
@@ -445,31 +446,30 @@ class Live:
             self.due = began + max(SECONDS, (time.monotonic() - began) / _SHARE)
         except Exception as error:
             self.due = math.inf
-            logger.debug("nothing is published of %s: %s", self._path, error, exc_info=True)
+            path = "" if self._folder is None else self._folder.path
+            logger.debug("nothing is published of %s: %s", path, error, exc_info=True)
             self._remove()
         finally:
             self._lock.release()
 
-    def _make_page(self, path: str) -> bool:
+    def _make_page(self, chest: OpenFolder) -> bool:
         """Make the page's file, and lock it; False where another process got in between."""
-        with _entered(path) as root:
-            if root is None:
-                raise FileNotFoundError(errno.ENOENT, "the chest's folder is gone", path)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(FOLDER, dir_fd=root)
-            name = f"{os.getpid()}-{os.urandom(8).hex()}.page"
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        chest.check()
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(FOLDER, dir_fd=chest.fd)
+        name = f"{os.getpid()}-{os.urandom(8).hex()}.page"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            # Not through `_entered`, which would not say what lies there instead.
+            folder = os.open(FOLDER, _ENTER | os.O_NOFOLLOW, dir_fd=chest.fd)
             try:
-                # Not through `_entered`, which would not say what lies there instead.
-                folder = os.open(FOLDER, _ENTER | os.O_NOFOLLOW, dir_fd=root)
-                try:
-                    _sweep(folder)
-                    self._fd = os.open(name, flags, 0o666, dir_fd=folder)
-                    self._name = name
-                finally:
-                    os.close(folder)
-            except FileNotFoundError:
-                return False  # removed by who closed the last chest
+                _sweep(folder)
+                self._fd = os.open(name, flags, 0o666, dir_fd=folder)
+                self._name = name
+            finally:
+                os.close(folder)
+        except FileNotFoundError:
+            return False  # removed by who closed the last chest
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -483,12 +483,13 @@ class Live:
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
-        with contextlib.suppress(OSError), _entered(self._path or "") as root:
-            with _entered(FOLDER, root) as folder:
-                if folder is not None:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self._name, dir_fd=folder)
-            if root is not None:
+        if self._folder is not None and self._folder.is_ours():
+            root = self._folder.fd
+            with contextlib.suppress(OSError):
+                with _entered(FOLDER, root) as folder:
+                    if folder is not None:
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(self._name, dir_fd=folder)
                 os.rmdir(FOLDER, dir_fd=root)
         os.close(fd)
 

@@ -31,6 +31,7 @@ from arraychest.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.keys import decode_key, file_stem, harmless_stem
 from arraychest.locks import hold_folder
 from arraychest.mapping import MmapMode, map_file, release
+from arraychest.opened import OpenFolder, where
 from arraychest.parallel import default_threads
 from arraychest.scalars import scalar_of
 from arraychest.values import Dumped, copied
@@ -157,7 +158,8 @@ class Loader:
         OSError
             It could not be read.
         """
-        path = self._files.path(file_name(row))
+        name = file_name(row)
+        path, folder = self._files.path(name), self._files.folder.fd
         try:
             form = parse_form(row.form)
         except ValueError as error:
@@ -169,16 +171,16 @@ class Loader:
             )
         try:
             if row.is_frame:
-                compressed = self._open_frame(path, row, form, key)
+                compressed = self._open_frame(path, row, form, key, name, folder)
                 return compressed if self._mode == "r" else np.asarray(compressed)
             if row.is_blocked:
-                return self._open_blocks(path, row, form, key)
+                return self._open_blocks(path, row, form, key, name, folder)
             if row.pack is None:
-                return self._load_file(path, row, form, key)
+                return self._load_file(path, row, form, key, name, folder)
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
             return self._value(array, form, packed=True, row=row, key=key)
         except _UNREADABLE as error:
-            told = _told(error, f"the value of key {key!r} in {path}")
+            told = _told(error, f"the value of key {key!r} in {path}", self._files.folder)
             if told is None:
                 raise
             raise told from error
@@ -201,9 +203,9 @@ class Loader:
         return end
 
     def _open_frame(
-        self, path: str, row: Row, form: Form, key: Any, folder: int | None = None
+        self, path: str, row: Row, form: Form, key: Any, name: str, folder: int
     ) -> CompressedArray:
-        fd = _open(path, READ_FLAGS, folder)
+        fd = os.open(name, READ_FLAGS, dir_fd=folder)
         try:
             end = self._end_of_data(fd, path, row, key)
             assert row.stamp is not None, "it is the one in the trailer"
@@ -226,7 +228,9 @@ class Loader:
         reader = _FrameOf(checked, key, path, data, keep=self._keep)
         return CompressedArray(reader, form.dtype, form.shape, chunks, transposed=turned)
 
-    def _open_blocks(self, path: str, row: Row, form: Form, key: Any) -> BlockedArray:
+    def _open_blocks(
+        self, path: str, row: Row, form: Form, key: Any, name: str, folder: int
+    ) -> BlockedArray:
         # Lazy and read-only whatever the mode: it may be larger than RAM, and shares its files.
         loader = Loader(
             self._files,
@@ -236,7 +240,7 @@ class Loader:
             nthreads=self._nthreads,
             keep=self._keep,
         )
-        blocks = _BlocksOf(loader, form, key, path, keep=self._keep)
+        blocks = _BlocksOf(loader, form, key, path, name, folder, keep=self._keep)
         found = blocks.manifest
         if found.form.partition("\n")[0] != row.form.partition("\n")[0] or (
             found.key,
@@ -260,10 +264,8 @@ class Loader:
         assert isinstance(reader, _FrameOf)
         return reader.layout
 
-    def _load_file(
-        self, path: str, row: Row, form: Form, key: Any, folder: int | None = None
-    ) -> Any:
-        fd = _open(path, self._flags, folder)
+    def _load_file(self, path: str, row: Row, form: Form, key: Any, name: str, folder: int) -> Any:
+        fd = os.open(name, self._flags, dir_fd=folder)
         try:
             end = self._end_of_data(fd, path, row, key)
             if form.kind == "pickle":
@@ -342,7 +344,7 @@ class Loader:
                 f"expected {form.nbytes} bytes, less than {pack.PACK_THRESHOLD}, for key {key!r} "
                 f"in {path}, found {row.stored} at {row.offset}"
             )
-        fd = os.open(path, READ_FLAGS)
+        fd = self._files.open(pack_name(identity))
         try:
             status = os.fstat(fd)
             stamp = None
@@ -401,28 +403,25 @@ class Loader:
         if row.is_blocked:
             return  # what of it will be read is not known
         with contextlib.suppress(OSError):
-            fd = os.open(self._files.path(file_name(row)), READ_FLAGS)
+            fd = self._files.open(file_name(row))
             try:
                 os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(fd)
 
 
-def _open(path: str, flags: int, folder: int | None) -> int:
-    """Open a file; of one in an open folder, only the last part of its path is looked at."""
-    return os.open(path if folder is None else os.path.basename(path), flags, dir_fd=folder)
-
-
 _UNREADABLE = (OSError, TypeError, ValueError, OverflowError, MemoryError)
 
 
-def _told(error: Exception, what: str) -> CorruptEntryError | None:
+def _told(error: Exception, what: str, chest: OpenFolder | None = None) -> CorruptEntryError | None:
     """What to raise where something else than `what` was found; None: the error as it is."""
     if isinstance(error, CorruptEntryError | PickleRefusedError):
         return None
     if isinstance(error, FileNotFoundError | NotADirectoryError | BlockingIOError):
         # BlockingIOError: it is being overwritten as a spare, since its row is gone.
-        return CorruptEntryError(f"expected {what}, found no such file")
+        lost = chest is not None and not chest.is_ours()
+        because = f": {chest.lost()}" if chest is not None and lost else ""
+        return CorruptEntryError(f"expected {what}, found no such file{because}")
     if isinstance(error, OSError):
         if error.errno in (errno.ELOOP, errno.ENXIO):
             return CorruptEntryError(f"expected {what}, found a symbolic link or a socket")
@@ -446,15 +445,25 @@ class _BlocksOf:
 
     fd = -1
 
-    def __init__(self, loader: Loader, form: Form, key: Any, path: str, *, keep: bool) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        form: Form,
+        key: Any,
+        path: str,
+        name: str | None = None,
+        folder: int | None = None,
+        *,
+        keep: bool,
+    ) -> None:
         self._loader = loader
         self._most_open = _MAX_OPEN_BLOCKS if keep else 0
         self._form = form
         self._key = key
-        self.path = path
+        self._path = path
         # Without a lock, which a fork might find taken: what two threads miss both open.
         self._open: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self.fd = manifest.open_folder(path)
+        self.fd = manifest.open_folder(path if name is None else name, folder)
         if not hold_folder(self.fd):
             raise FileNotFoundError(errno.ENOENT, "it is being removed", path)
         self.manifest = manifest.read(self.fd)
@@ -463,6 +472,11 @@ class _BlocksOf:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+    @property
+    def path(self) -> str:
+        """Where the folder lies, as far as the system can tell."""
+        return where(self.fd, self._path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened_again, (self.path, self._form, self._key, self.manifest.stamp)
@@ -481,14 +495,14 @@ class _BlocksOf:
     def _load(self, index: tuple[int, ...]) -> Any:
         known = self.manifest.block(index)
         name = manifest.block_name(index, known.offset)
-        path = f"{self.path}/{name}"
+        path = f"{self._path}/{name}"
         form = self._form._replace(
             shape=manifest.block_shape(self.manifest.chunks, index), kind="array"
         )
         row = Row(b"", 0, None, "", 0, None, known.offset, known.stored, known.stamp)
         load = self._loader._load_file if known.offset else self._loader._open_frame
         try:
-            return load(path, row, form, self._key, self.fd)
+            return load(path, row, form, self._key, name, self.fd)
         except _UNREADABLE as error:
             told = _told(error, f"a block of the value of key {self._key!r} in {path}")
             if told is None:
@@ -504,11 +518,11 @@ def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
     CorruptEntryError
         They are gone, or others lie there.
     """
-    files = Files(os.path.dirname(path), durable=False)
-    loader = Loader(
-        files, {}, allow_pickle=False, mmap_mode="r", nthreads=default_threads(), keep=False
-    )
     try:
+        files = Files(OpenFolder(path), durable=False)
+        loader = Loader(
+            files, {}, allow_pickle=False, mmap_mode="r", nthreads=default_threads(), keep=False
+        )
         found = _BlocksOf(loader, form, key, path, keep=False)
     except (OSError, ValueError) as error:
         raise CorruptEntryError(

@@ -37,6 +37,7 @@ from typing import Any, Self
 
 from arraychest.contexts import current_context
 from arraychest.errors import ChestFormatError, DeadlockError
+from arraychest.opened import OpenFolder
 
 FILE_NAME = "locks"
 
@@ -60,8 +61,8 @@ class LockFile:
 
     Parameters
     ----------
-    root
-        The chest's folder.
+    folder
+        The chest's.
     create
         Whether the file is made where it is missing.
 
@@ -73,12 +74,14 @@ class LockFile:
         The folder is gone, or cannot be written to.
     """
 
-    def __init__(self, root: str, *, create: bool = True) -> None:
-        path = os.path.join(root, FILE_NAME)
+    def __init__(self, folder: OpenFolder, *, create: bool = True) -> None:
+        folder.check()
+        path = os.path.join(folder.path, FILE_NAME)
         # NOFOLLOW: a stranger's chest may hold a link to a file of ours in its place.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            self._fd = os.open(path, flags | (os.O_CREAT if create else 0), 0o666)
+            flags |= os.O_CREAT if create else 0
+            self._fd = os.open(FILE_NAME, flags, 0o666, dir_fd=folder.fd)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise
@@ -100,10 +103,10 @@ class LockFile:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
 
-    def unlink(self, root: str) -> None:
+    def unlink(self, folder: OpenFolder) -> None:
         """Remove the file, of a folder that turned out not to be a chest."""
         with contextlib.suppress(OSError):
-            os.unlink(os.path.join(root, FILE_NAME))
+            os.unlink(FILE_NAME, dir_fd=folder.fd)
 
     @property
     def is_closed(self) -> bool:
@@ -197,10 +200,10 @@ def hold_folder(fd: int, *, shared: bool = True) -> bool:
     return True
 
 
-def is_at(fd: int, path: str) -> bool:
+def is_at(fd: int, path: str, parent: int | None = None) -> bool:
     """Whether the folder that is open is the one that lies there, under no link."""
     try:
-        there = os.stat(path, follow_symlinks=False)
+        there = os.stat(path, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(fd))
@@ -281,16 +284,16 @@ class KeyLock:
 
     Parameters
     ----------
-    root
-        The chest's folder.
+    folder
+        The chest's.
     code
         The key's canonical code.
     key
         The key, for messages.
     """
 
-    def __init__(self, root: str, code: bytes, key: Any) -> None:
-        self._root = root
+    def __init__(self, folder: OpenFolder, code: bytes, key: Any) -> None:
+        self._folder = folder
         self._byte = key_byte(code)
         self._key = key
         # Each holder has an opening of the file of its own, and so waits for the others.
@@ -305,7 +308,7 @@ class KeyLock:
             Another task of this thread holds the lock, and could never let go of it while the
             thread waits: use ``async with``.
         """
-        mine = LockFile(self._root)
+        mine = LockFile(self._folder)
         try:
             place = (*mine.identity, self._byte)
             context = current_context()
@@ -407,7 +410,7 @@ class KeyLock:
         return self
 
     def _check_loop(self) -> None:
-        status = os.stat(os.path.join(self._root, FILE_NAME))
+        status = os.stat(FILE_NAME, dir_fd=self._folder.fd)
         with _holds_lock:
             hold = _holds.get((status.st_dev, status.st_ino, self._byte))
         if (

@@ -204,12 +204,21 @@ def read(folder_fd: int) -> Manifest:
         os.close(fd)
 
 
-def open_folder(path: str) -> int:
-    """Open a folder of blocks; raises OSError where it is none, or a link."""
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def open_folder(path: str, parent: int | None = None) -> int:
+    """Open a folder of blocks, in the open folder `parent`; raises OSError where it is none, or a
+    link.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, dir_fd=parent)
 
 
 def open_in(folder_fd: int, name: str) -> int:
     """Open a file of an open folder; no link is followed."""
     flags: Any = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
     return os.open(name, flags, dir_fd=folder_fd)
+
+
+def make_in(folder_fd: int, name: str) -> int:
+    """Make a file in an open folder, to be written."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o666, dir_fd=folder_fd)

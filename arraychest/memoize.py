@@ -174,7 +174,7 @@ class Flights:
     def _taken(self, key: str) -> Iterator[Any]:
         tiers = self._tiers
         if not tiers.temporary:
-            yield KeyLock(tiers.open_store().root, group_of(key), key)
+            yield KeyLock(tiers.open_store().folder, group_of(key), key)
             return
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())

@@ -14,7 +14,7 @@ from arraychest.codecs import pack
 from arraychest.committer import logger
 from arraychest.entry import Row, parse_form
 from arraychest.errors import SpillError
-from arraychest.files import PACKS, QUARANTINE, READ_FLAGS
+from arraychest.files import PACKS, QUARANTINE, Files
 from arraychest.integrity import Finding, Inspection, Report, bytes_to_read, listed_rows
 from arraychest.loader import pack_name
 from arraychest.progress import Asked, measured
@@ -23,6 +23,8 @@ from arraychest.tiers import Tiers
 
 # Times that a repair looks whether what it did has brought something else to light.
 _MORE_LOOKS = 3
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def repair(tiers: Tiers, progress: Asked = False) -> Report:
@@ -72,7 +74,7 @@ class _Repair:
             with (
                 tiers.at_work(),
                 tiers.committer.committing(),
-                contextlib.closing(Catalog(store.root, writable=False, durable=False)) as catalog,
+                contextlib.closing(Catalog(store.folder, writable=False, durable=False)) as catalog,
             ):
                 self._catalog = catalog
                 catalog.take_any_text()
@@ -154,7 +156,7 @@ class _Repair:
         placed = [row._replace(seq=first + number) for number, row in enumerate(in_order)]
         store.amend(deleted, placed, list(packs.values()), dropped)
         for identity in dropped:
-            if os.path.lexists(store.files.path(pack_name(identity))):
+            if store.files.exists(pack_name(identity)):
                 self._move(pack_name(identity))
         store.files.remove(unlink, keep_spares=False)
 
@@ -210,7 +212,7 @@ class _Repair:
         dropped = []
         for known in [*self._catalog.packs(), *packs.values()]:
             name = pack_name(known.id)
-            gone = not os.path.lexists(self._store.files.path(name))
+            gone = not self._store.files.exists(name)
             # Not one that somebody appends to, or only now has begun.
             if gone or (name in bad and self._store.begin_compaction(known.id)):
                 dropped.append(known.id)
@@ -227,10 +229,9 @@ class _Repair:
 
     def _place(self, name: str) -> str:
         """A free name in the quarantine for a file."""
-        folder = self._store.files.path(QUARANTINE)
-        self._store.files.with_room(lambda: os.makedirs(folder, exist_ok=True))
+        files = self._store.files
         base, number = os.path.basename(name), 0
-        while os.path.lexists(os.path.join(folder, base)):
+        while files.exists(f"{QUARANTINE}/{base}"):
             number += 1
             base = f"{number}-{os.path.basename(name)}"
         return f"{QUARANTINE}/{base}"
@@ -238,19 +239,20 @@ class _Repair:
     def _save(self, finding: Finding) -> str | None:
         """Keep what is left of a value in the quarantine; None if nothing is."""
         files, name, raw = self._store.files, finding.file, finding._raw
-        if name is None or raw is None or not os.path.lexists(files.path(name)):
+        if name is None or raw is None or not files.exists(name):
             return None
         if raw[5] is None:
             kept = self._place(name)
             # Linked, not renamed: after a crash at this point nothing has changed.
             try:
-                os.link(files.path(name), files.path(kept), follow_symlinks=False)
+                files.link(files, name, kept)
+                files.loose.discard(kept)  # it needs no row
             except OSError:
-                os.rename(files.path(name), files.path(kept))
+                files.rename(name, kept)
             return kept
         # Of a pack only these bytes: others' values lie beside them.
         try:
-            fd = os.open(files.path(name), READ_FLAGS)
+            fd = files.open(name)
             try:
                 data = os.pread(fd, raw[7], raw[6])
             finally:
@@ -262,10 +264,23 @@ class _Repair:
         except (OSError, ValueError, TypeError, OverflowError):
             return None
         kept = self._place(f"{raw[4]:x}.npy")
-        files.with_room(lambda: np.save(files.path(kept), array, allow_pickle=False))
+        files.with_room(lambda: _keep(files, kept, array))
         return kept
 
     def _move(self, name: str) -> str:
         kept = self._place(name)
-        os.rename(self._store.files.path(name), self._store.files.path(kept))
+        self._store.files.rename(name, kept)
         return kept
+
+
+def _keep(files: Files, name: str, array: np.ndarray) -> None:
+    """Write an array to a new file of the quarantine; nothing is left where that fails."""
+    files.make_folder(QUARANTINE)
+    fd = files.open(name, _NEW_FILE)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=files.folder.fd)
+        raise

@@ -40,7 +40,7 @@ from arraychest.values import copied
 def edited(tiers: Tiers, key: Any) -> Iterator[np.ndarray]:
     """A writable copy of a value, which replaces it at the end; see `Chest.edit`."""
     tiers.begin_writing()
-    with KeyLock(tiers.open_store().root, group_of(key), key).for_edit():
+    with KeyLock(tiers.open_store().folder, group_of(key), key).for_edit():
         value = tiers.get(key)
         if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
             raise ValueTypeError(
@@ -197,7 +197,7 @@ class Creation:
         self.key = key
         self._owner = os.getpid()
         self._draft: _Draft | None = _Draft(tiers, key, Form(probe, sizes, order, "array"), None)
-        self._root = tiers.open_store().root
+        self._folder = tiers.open_store().folder
         self._row = self._draft.row
         self.array = self._draft.array
         if fill is not None:
@@ -248,7 +248,7 @@ class Creation:
             self.seal()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Part, (self._root, self.key, tuple(self._row))
+        return Part, (self._folder.where(), self.key, tuple(self._row))
 
 
 class Part:

@@ -13,6 +13,7 @@ from arraychest.files import QUARANTINE, SPARE, Files
 from arraychest.folder import attach
 from arraychest.integrity import Finding, listed_rows
 from arraychest.loader import file_name
+from arraychest.opened import OpenFolder
 from arraychest.store import Store, generation_of
 
 
@@ -30,22 +31,24 @@ def rebuild_if_lost(path: str) -> list[Finding]:
     """
     if not os.path.isdir(path):
         raise FileNotFoundError(f"expected a chest's folder, found none at {path}")
-    version = found_version(path)
-    values = [
-        name for name in Files(path, durable=False).names() if generation_of(name) is not None
-    ]
-    if version not in (None, FORMAT_VERSION):
-        raise ChestFormatError(f"expected format {FORMAT_VERSION} at {path}, found {version}")
-    if version is None and not values:
-        raise ChestFormatError(f"expected a chest at {path}, found neither catalog nor values")
-    locks, _ = attach(path, alone=True)
-    try:
-        problem = _problem(path)
+    with contextlib.ExitStack() as undo:
+        folder = undo.enter_context(OpenFolder(path))
+        version = found_version(folder)
+        values = [
+            name for name in Files(folder, durable=False).names() if generation_of(name) is not None
+        ]
+        if version not in (None, FORMAT_VERSION):
+            raise ChestFormatError(f"expected format {FORMAT_VERSION} at {path}, found {version}")
+        if version is None and not values:
+            raise ChestFormatError(f"expected a chest at {path}, found neither catalog nor values")
+        locks, _ = attach(folder, alone=True)
+        undo.callback(locks.close)
+        problem = _problem(folder)
         if problem is None:
             return []
-        kept = _put_away(path)
+        kept = _put_away(folder)
         store = Store(
-            path,
+            folder,
             locks,
             shared=True,
             alone=True,
@@ -53,38 +56,34 @@ def rebuild_if_lost(path: str) -> list[Finding]:
             allow_pickle=False,
             mmap_mode="r",
         )
-    except BaseException:
-        locks.close()
-        raise
+        undo.pop_all()
     with contextlib.closing(store):
         return _rebuild(store, problem, kept)
 
 
-def _problem(path: str) -> str | None:
+def _problem(folder: OpenFolder) -> str | None:
     """What is wrong with a catalog; None if nothing is."""
-    if not os.path.isfile(os.path.join(path, FILE_NAME)):
+    if not Files(folder, durable=False).exists(FILE_NAME):
         return "expected a catalog, found none"
-    try:
-        with contextlib.closing(Catalog(path, writable=False, durable=False)) as catalog:
-            return next(iter(catalog.problems()), None)
-    except (ChestFormatError, OSError) as error:
-        return str(error)
+    # Opened once more: which catalog is the chest's is not known yet.
+    with OpenFolder(folder.path) as again:
+        try:
+            with contextlib.closing(Catalog(again, writable=False, durable=False)) as catalog:
+                return next(iter(catalog.problems()), None)
+        except (ChestFormatError, OSError) as error:
+            return str(error)
 
 
-def _put_away(path: str) -> str:
+def _put_away(folder: OpenFolder) -> str:
     """Move the old catalog and its log to the quarantine; returns where to."""
-    number = 0
-    folder = os.path.join(path, QUARANTINE)
-    os.makedirs(folder, exist_ok=True)
-    while True:
+    files, number = Files(folder, durable=False), 1
+    while files.exists(f"{QUARANTINE}/{number}-{FILE_NAME}"):
         number += 1
-        kept = f"{QUARANTINE}/{number}-{FILE_NAME}"
-        if not os.path.lexists(os.path.join(path, kept)):
-            break
+    kept = f"{QUARANTINE}/{number}-{FILE_NAME}"
     # The log last: without its database nothing reads it.
     for suffix in ("", "-wal", "-shm", "-journal"):
         with contextlib.suppress(FileNotFoundError):
-            os.rename(os.path.join(path, FILE_NAME + suffix), os.path.join(path, kept + suffix))
+            files.rename(FILE_NAME + suffix, kept + suffix)
     return kept
 
 
@@ -121,7 +120,7 @@ def _rebuild(store: Store, problem: str, kept: str) -> list[Finding]:
             store.files.remove([name], keep_spares=False)
             continue
         place = f"{QUARANTINE}/{os.path.basename(name)}"
-        os.rename(store.files.path(name), store.files.path(place))
+        store.files.rename(name, place)
         message = "expected the newest value of a key, found an older or incomplete one"
         findings.append(Finding("orphan", None, name, 0, 0, message, f"moved to {place}"))
     return findings

@@ -12,10 +12,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from arraychest import files as value_files
 from arraychest.account import Account
 from arraychest.budget import Budget
-from arraychest.catalog import Catalog, is_foreign
+from arraychest.catalog import is_foreign
 from arraychest.committer import Committer, logger
 from arraychest.compression import Compression
 from arraychest.counter import unmoved
@@ -27,6 +26,7 @@ from arraychest.errors import (
     ReadOnlyChestError,
     SpillError,
 )
+from arraychest.files import make_private_folder
 from arraychest.filesystem import check_file_system, file_system_of
 from arraychest.folder import Mode, attach, empty_folder, open_folder
 from arraychest.history import History
@@ -35,9 +35,10 @@ from arraychest.live import Live
 from arraychest.locks import FILE_NAME as LOCKS_NAME
 from arraychest.locks import LockFile
 from arraychest.mapping import MmapMode
+from arraychest.opened import OpenFolder
 from arraychest.quota import Quota
 from arraychest.resident import ResidentSet
-from arraychest.spill import WriteBehind
+from arraychest.spill import WriteBehind, warn
 from arraychest.store import Store
 from arraychest.values import OnPut, Own
 
@@ -75,7 +76,7 @@ class Session:
     """
 
     def __init__(self, path: str | None, budget: Budget, options: Options) -> None:
-        self.path = path
+        self._path = path
         self.options = options
         self.temporary = path is None
         self.budget = budget
@@ -109,12 +110,20 @@ class Session:
             self._open_named(path)
         self.history = History()
         # Last: its first page comes a while after the chest was opened.
-        self.live = Live(path, options.mode)
+        self.live = Live(self._store.folder if self._store is not None else None, options.mode)
         self.committer.before_commit = weakref.WeakMethod(self.tell_if_due)
         # Not while somebody forks, who knows of all others by then: a look-up in the catalog is
         # kept from a fork by the chest's lock alone.
         with _fork_lock:
             _alive.add(self)
+
+    @property
+    def path(self) -> str | None:
+        """Where the folder lies, or where it was found last; None if there is none yet."""
+        store = self._store
+        if store is not None:
+            self._path = store.folder.where()
+        return self._path
 
     # --- opening -----------------------------------------------------------------------------
 
@@ -125,20 +134,21 @@ class Session:
         elif mode != "r":
             _warn_of_network(path)
         had_locks = os.path.lexists(os.path.join(path, LOCKS_NAME))
-        locks, alone = open_folder(path, mode, durable=self.options.durable)
+        folder, locks, alone = open_folder(path, mode, durable=self.options.durable)
         try:
             try:
-                store = self._make_store(path, locks, alone)
+                store = self._make_store(folder, locks, alone)
             except ValueError:
-                if mode != "w" or is_foreign(path):
+                if mode != "w" or is_foreign(folder):
                     raise
-                empty_folder(path)
-                store = self._make_store(path, locks, alone)
+                empty_folder(folder)
+                store = self._make_store(folder, locks, alone)
         except BaseException as error:
             if locks is not None:
-                if isinstance(error, ChestFormatError) and not had_locks and is_foreign(path):
-                    locks.unlink(path)
+                if isinstance(error, ChestFormatError) and not had_locks and is_foreign(folder):
+                    locks.unlink(folder)
                 locks.close()
+            folder.close()
             raise
         try:
             if locks is not None:
@@ -163,10 +173,10 @@ class Session:
         catalog.on_snapshot = lambda: self.writer.call_at_rest(catalog.end_snapshot)
         self.index.attach(catalog, empty=empty)
 
-    def _make_store(self, path: str, locks: LockFile | None, alone: bool) -> Store:
+    def _make_store(self, folder: OpenFolder, locks: LockFile | None, alone: bool) -> Store:
         options = self.options
         return Store(
-            path,
+            folder,
             locks,
             shared=not self.temporary,
             alone=alone,
@@ -185,14 +195,14 @@ class Session:
             with self._store_lock:
                 if self._store is None:
                     self.check_open()
-                    root, locks = value_files.make_private_folder()
+                    folder, locks = make_private_folder()
                     try:
-                        self._store = self._make_store(root, locks, True)
+                        self._store = self._make_store(folder, locks, True)
                     except BaseException:
                         locks.close()
-                        value_files.remove_folder(root)
+                        folder.remove()
+                        folder.close()
                         raise
-                    self.path = root
                     self.index.attach(self._store.catalog, empty=True)
                 store = self._store
         return store
@@ -292,7 +302,8 @@ class Session:
         Raises
         ------
         SpillError
-            Something could not be stored: the chest stays open, with nothing lost.
+            Something could not be stored: the chest stays open, with nothing lost.  So it is with
+            a chest whose folder was removed or replaced, until `drop` gives it up.
         """
         writer = self.writer
         with self._close_lock:
@@ -341,23 +352,28 @@ class Session:
             self.live.close()
             if store is None:
                 return
-            logger.info("closed %s", self.path)
+            self._path = store.folder.where()
+            logger.info("closed %s", self._path)
             if self.forked:
                 store.catalog.close()  # the child's own connection; the rest is its parent's
+                store.release()
                 return
             if discard:
+                # A folder that is another chest's by now stays as it is.
+                ours = self.temporary or store.folder.is_ours()
                 try:
                     store.catalog.close()
                 finally:
                     try:
-                        value_files.remove_folder(store.root)
+                        if ours:
+                            store.folder.remove()
                     finally:
-                        store.release_locks()
+                        store.release()
             else:
                 store.close()
 
     def drop(self) -> None:
-        """Close the chest and remove its folder.
+        """Close the chest and remove its folder, unless that is gone, or another chest's by now.
 
         Raises
         ------
@@ -388,8 +404,13 @@ class Session:
             return
         try:
             self.close()
-        except Exception:
+        except Exception as error:
             logger.exception("chest %s was not closed, and could not be stored", self.path)
+            warn(f"the chest at {self.path} was not closed, and could not be stored: {error}")
+            if self._store is not None and not self._store.folder.is_ours():
+                # Its folder is gone: nobody can store it later, and nothing is removed.
+                with contextlib.suppress(Exception):
+                    self.close(discard=True)
 
     # --- fork ------------------------------------------------------------------------------
 
@@ -451,7 +472,7 @@ class Session:
             if isinstance(error, ChestInUseError | SpillError):
                 raise
             raise SpillError(
-                f"this forked process could not open {before.root} to write: {error}"
+                f"this forked process could not open {before.folder.where()} to write: {error}"
             ) from error
         # `Chest` knows the counter, and what was committed since it was read last is news here.
         counter = self.counter
@@ -462,25 +483,27 @@ class Session:
         # The places that the parent has taken are not ours to give.
         self.index.others_committed()
         before.catalog.close()
-        self.live = Live(before.root, self.options.mode)
+        self.live = Live(store.folder, self.options.mode)
         self.forked = self._no_puts = False
         self.committer.follow(store)
         _finalize_at_exit(self)
-        logger.info("opened %s in a forked child", before.root)
+        logger.info("opened %s in a forked child", store.folder.path)
 
     def _attach_again(self, before: Store) -> Store:
-        # First, as nothing may be made in a folder that somebody has put in the place of ours.
-        there = Catalog(before.root, writable=False, durable=False)
-        with contextlib.closing(there):
-            if there.meta("id") != before.catalog.meta("id"):
-                raise SpillError(
-                    f"expected the chest that was opened at {before.root}, found another"
-                )
-        locks, alone = attach(before.root, alone=False)
+        folder = OpenFolder(".", before.folder.fd)
+        folder.path, folder.identity = before.folder.where(), before.folder.identity
         try:
-            store = self._make_store(before.root, locks, alone)
+            # First, as nothing may be made in a folder that somebody has put in the place of ours.
+            folder.check()
+            locks, alone = attach(folder, alone=False)
+        except BaseException:
+            folder.close()
+            raise
+        try:
+            store = self._make_store(folder, locks, alone)
         except BaseException:
             locks.close()
+            folder.close()
             raise
         try:
             store.sweep()

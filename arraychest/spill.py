@@ -446,7 +446,7 @@ class WriteBehind:
             level = logging.DEBUG if again or split else logging.WARNING
             logger.log(level, "spill failed, values stay in RAM: %s", error)
         if news:
-            _warn(f"values could not be spilled and stay in RAM; they are tried again: {error}")
+            warn(f"values could not be spilled and stay in RAM; they are tried again: {error}")
 
     def _tell_scarcity(self) -> None:
         """Warn, once, if a chest spills early because others use the memory."""
@@ -461,7 +461,7 @@ class WriteBehind:
                 "spilled early (available_memory= sets a budget that stays)"
             )
             logger.warning("%s", message)
-            _warn(message)
+            warn(message)
 
     def _note_failure(self, error: BaseException) -> None:
         self.failure = self._last_failure = error
@@ -609,7 +609,7 @@ class WriteBehind:
         return threading.current_thread() in self._threads
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Warn from a thread that nothing may end; to be called without the lock.
 
     Where warnings are errors, or whoever is shown them fails, the log has said it.

@@ -41,12 +41,13 @@ from arraychest.entry import (
     parse_form,
 )
 from arraychest.errors import ChestFormatError, CorruptEntryError
-from arraychest.files import DATA, PACKS, READ_FLAGS, SPARE, Files, Put
+from arraychest.files import DATA, PACKS, SPARE, Files, Put
 from arraychest.keys import KeyCode
 from arraychest.loader import Loader, is_packed_well, pack_name, value_name
 from arraychest.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.locks import PACK as PACK_BYTE
 from arraychest.mapping import MmapMode
+from arraychest.opened import OpenFolder
 from arraychest.quota import Quota
 from arraychest.summing import PendingSums
 
@@ -70,8 +71,8 @@ class Store:
 
     Parameters
     ----------
-    root
-        The folder.
+    folder
+        The folder; closed with the store.
     locks
         The folder's; None: read only.
     shared
@@ -94,7 +95,7 @@ class Store:
 
     def __init__(
         self,
-        root: str,
+        folder: OpenFolder,
         locks: LockFile | None,
         *,
         shared: bool,
@@ -106,8 +107,8 @@ class Store:
         quota: Quota | None = None,
         checksums: bool = True,
     ) -> None:
-        self.root = root
-        self.files = Files(root, durable=durable)
+        self.folder = folder
+        self.files = Files(folder, durable=durable)
         if quota is not None:
             self.files.most_spare_bytes = 0
         # So that what goes with one pack is a small part of all.
@@ -125,12 +126,12 @@ class Store:
 
         def open_catalog() -> Catalog:
             return Catalog(
-                root, writable=locks is not None, durable=durable, with_room=self.files.with_room
+                folder, writable=locks is not None, durable=durable, with_room=self.files.with_room
             )
 
         with self.exclusive():
             # In a folder that is no chest, or not ours to write to, nothing is given up.
-            if locks is None or found_version(root) is None:
+            if locks is None or found_version(folder) is None:
                 self.catalog = open_catalog()
             else:
                 self.catalog = self.files.with_room(open_catalog, frees=True)
@@ -151,7 +152,7 @@ class Store:
                 with contextlib.suppress(FileNotFoundError, PermissionError):
                     writable = locks is not None
                     self.counter = self.files.with_room(
-                        lambda: open_counter(root, writable=writable), frees=True
+                        lambda: open_counter(folder, writable=writable), frees=True
                     )
                     self.tells = True
                 if self.tells:
@@ -201,13 +202,14 @@ class Store:
             try:
                 self.catalog.close()
             finally:
-                self.release_locks()
+                self.release()
         self.catalog.raise_interrupt()
 
-    def release_locks(self) -> None:
-        """Stop being a writer of the folder."""
+    def release(self) -> None:
+        """Stop being a writer of the folder, and let go of it."""
         if self.locks is not None:
             self.locks.close()
+        self.folder.close()
 
     # --- beside other processes ----------------------------------------------------------------
 
@@ -442,7 +444,7 @@ class Store:
             row.offset,
             row.stored,
         ):
-            copied = self.files.path(value_name(source))
+            copied = value_name(source)
         try:
             fd = self.files.create(name, stored, copied)
         except FileNotFoundError:
@@ -484,7 +486,7 @@ class Store:
     def sync(self, row: Row) -> None:
         """Put what was written in place on stable storage."""
         with contextlib.suppress(FileNotFoundError):
-            fd = os.open(self.files.path(value_name(row)), READ_FLAGS)
+            fd = self.files.open(value_name(row))
             try:
                 os.fsync(fd)
             finally:
@@ -502,7 +504,7 @@ class Store:
         """Whether a value has a file that nothing else shares."""
         if row.pack is not None or row.is_frame or row.is_blocked:
             return False
-        return os.stat(self.files.path(value_name(row)), follow_symlinks=False).st_nlink == 1
+        return self.files.stat(value_name(row)).st_nlink == 1
 
     def append(
         self,
@@ -956,17 +958,18 @@ class Store:
         if known is not None and identity not in self._pending:
             self._commit({identity: known._replace(live=0)}, (), (), ())
 
-    def adopt(self, source: str, row: Row, form: Form) -> Row:
+    def adopt(self, source: Files, row: Row, form: Form) -> Row:
         """Link another chest's value file into this one and return the row that would name it."""
+        theirs = value_name(row)
         if row.stamp is None or row.is_blocked:
-            raise OSError(errno.EINVAL, "expected a value with a file of its own", source)
+            raise OSError(errno.EINVAL, "expected a value with a file of its own", theirs)
         mine = row._replace(generation=self.new_generation())
         name = value_name(mine)
-        self.files.link(source, name)
+        self.files.link(source, theirs, name)
         # The other chest may have made a spare of it meanwhile, and have begun to overwrite it.
         # From here on it sees the second name, and leaves the file alone.
         try:
-            fd = os.open(self.files.path(name), READ_FLAGS)
+            fd = self.files.open(name)
             try:
                 size = os.fstat(fd).st_size
                 tail = os.pread(fd, npy.TRAILER_BYTES, max(size - npy.TRAILER_BYTES, 0))
@@ -975,26 +978,26 @@ class Store:
                 os.close(fd)
             fits = end - row.offset == form.nbytes or form.kind == "pickle" or row.is_frame
             if size != row.stored or stamp != row.stamp or not fits:
-                raise OSError(errno.ESTALE, "expected another value", source)
+                raise OSError(errno.ESTALE, "expected another value", theirs)
         except OSError:
             self.files.remove([name], keep_spares=False)
             raise
         return mine
 
-    def adopt_pack(self, source: str, theirs: Pack) -> Pack:
+    def adopt_pack(self, source: Files, theirs: Pack) -> Pack:
         """Link another chest's pack into this one; never appended to here."""
         mine = Pack(self.new_generation(), theirs.stamp, theirs.bytes, 0, 1, theirs.own)
         name = pack_name(mine.id)
-        self.files.link(source, name)
+        self.files.link(source, pack_name(theirs.id), name)
         try:
-            fd = os.open(self.files.path(name), READ_FLAGS)
+            fd = self.files.open(name)
             try:
                 size = os.fstat(fd).st_size
                 stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
             finally:
                 os.close(fd)
             if stamp != theirs.stamp or size < theirs.bytes:
-                raise OSError(errno.ESTALE, "expected another pack", source)
+                raise OSError(errno.ESTALE, "expected another pack", source.path(name))
         except OSError:
             self.files.remove([name], keep_spares=False)
             raise
@@ -1014,7 +1017,7 @@ class Store:
         """What the catalog knows of a pack; raises CorruptEntryError if it knows none."""
         known = self._packs.get(identity)
         if known is None:
-            raise CorruptEntryError(f"expected pack {identity:x} in {self.root}, found none")
+            raise CorruptEntryError(f"expected pack {identity:x} in {self.folder.path}, found none")
         return known
 
     def sessions(self, catalog: Catalog) -> tuple[set[int], set[int]]:
@@ -1071,13 +1074,14 @@ class Store:
             if problems:
                 # Rows may be missing, and what they name would be taken for orphans.
                 raise ChestFormatError(
-                    f"expected a sound catalog in {self.root}, found {problems[0]}; "
+                    f"expected a sound catalog in {self.folder.path}, found {problems[0]}; "
                     "`arraychest.repair` makes a new one from the values' files"
                 )
             newest = self.catalog.last_session()
             gone = [name for number in dead for name in self.catalog.gone_files(number)]
             named = self.catalog.file_generations() | self.catalog.pack_ids()
         orphans = []
+        spares = set(dead)
         for name in {*self.files.names(), *gone}:
             generation = generation_of(name)
             if generation is None or generation in named:
@@ -1088,8 +1092,10 @@ class Store:
             # Sessions that began since may be writing; those that ended left nothing.
             if (session <= newest and session not in alive) or name in gone:
                 orphans.append(name)
+                if name.startswith(SPARE):
+                    spares.add(session)
         self.files.remove(orphans, keep_spares=False)
-        for number in dead:
+        for number in spares:
             self.files.remove_spare_folder(number)
         self.files.sync_removals()
         with self.exclusive():

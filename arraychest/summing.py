@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from arraychest.catalog import Catalog
 from arraychest.checksums import Extent, packed, sums
-from arraychest.files import READ_FLAGS, Files
+from arraychest.files import Files
 
 # Bytes that are summed before a writer looks for something to store again: a millisecond.
 _BYTES_AT_ONCE = 4 << 20
@@ -65,7 +65,7 @@ class PendingSums:
             new: list[int] = []
             # One that is gone meanwhile needs none; what else is wrong with it `verify` tells.
             with contextlib.suppress(OSError):
-                fd = os.open(self._files.path(extent.name), READ_FLAGS)
+                fd = self._files.open(extent.name)
                 try:
                     new = list(sums(fd, extent.start + done, wanted, piece))
                 finally:

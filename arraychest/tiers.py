@@ -946,7 +946,7 @@ class Tiers(Session):
     def file_of(self, row: Row) -> str:
         """The path of the file that holds a stored value."""
         store = self.open_store()
-        return store.files.path(file_name(row))
+        return f"{store.folder.where()}/{file_name(row)}"
 
     def stored_row(self, key: Any) -> Row | None:
         """The row of a value that is stored, and not in RAM; None if there is no such."""

@@ -33,6 +33,7 @@ import arraychest.locks
 import arraychest.manifest
 import arraychest.mapping
 import arraychest.mutation
+import arraychest.opened
 import arraychest.store
 import arraychest.summing
 
@@ -57,6 +58,8 @@ _HOSTS = (
     arraychest.manifest,
     arraychest.mapping,
     arraychest.mutation,
+    arraychest.manifest,
+    arraychest.opened,
     arraychest.store,
     arraychest.summing,
 )
@@ -76,9 +79,21 @@ class _OsProxy:
             return real
 
         def operation(*args: Any, **kwargs: Any) -> Any:
-            return _perform(name, args, lambda: real(*args, **kwargs))
+            told = args
+            if isinstance(args[0] if args else None, str):
+                both = kwargs.get("dir_fd")
+                folders = (kwargs.get("src_dir_fd", both), kwargs.get("dst_dir_fd"))
+                told = (*map(_whole, args[:2], folders), *args[2:])
+            return _perform(name, told, lambda: real(*args, **kwargs))
 
         return operation
+
+
+def _whole(name: Any, folder: int | None) -> Any:
+    """The whole path of a name in an open folder, as an action is told of it."""
+    if folder is None or not isinstance(name, str):
+        return name
+    return os.path.normpath(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name))
 
 
 class _Cursor(sqlite3.Cursor):

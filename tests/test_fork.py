@@ -267,11 +267,10 @@ def test_a_block_that_forks_is_the_parents(path, block):
             array[:] = 2
         succeed(child)
         if block == "lock":
-            with arraychest.open(path) as other:
-                # This thread is its holder, in whichever chest it asks.
-                with ThreadPoolExecutor(1) as pool:
-                    asked = pool.submit(lambda: other.lock("x").acquire(blocking=False))
-                    assert not asked.result()
+            # This thread is its holder, in whichever chest it asks.
+            with arraychest.open(path) as other, ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(lambda: other.lock("x").acquire(blocking=False))
+                assert not asked.result()
         context.__exit__(None, None, None)
         found = told(chest)
         assert found["child"] == (5.0, SMALL)
