@@ -266,7 +266,10 @@ class _Prints(Encoder):
                 self.text(f"{module}.{value.__name__}")
                 self.text(_version(module))
                 return
-        module = pickle.whichmodule(value, value.__name__)  # type: ignore[attr-defined]
+        try:
+            module = pickle.whichmodule(value, value.__name__)  # type: ignore[attr-defined]
+        except pickle.PicklingError:  # from 3.14 on; before, it named `__main__`
+            raise _refused(value, "it is of no module") from None
         if getattr(sys.modules.get(module), value.__name__, None) is not value:
             raise _refused(value, "it is of no module")
         self.out += b"C"
@@ -396,7 +399,7 @@ _MAX_CODES = 2048
 
 _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
-# From 3.13 on a flag says that the first constant is a docstring; before, it is one if it is text.
+# From 3.14 on a flag says that the first constant is a docstring; before, it is one if it is text.
 _HAS_DOCSTRING = 0x4000000
 
 
@@ -431,7 +434,7 @@ def _code(code: types.CodeType) -> _Code:
 
 
 def _has_docstring(code: types.CodeType) -> bool:
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 14):
         return bool(code.co_flags & _HAS_DOCSTRING)
     return bool(code.co_flags & inspect.CO_OPTIMIZED) and not code.co_name.startswith("<")
 
