@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -390,7 +391,7 @@ class Session:
 
 def _is_at_work() -> bool:
     """Whether a function of ours runs in this thread below the caller's, and may hold a lock."""
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     while frame is not None and not _is_ours(frame.f_globals):
         frame = frame.f_back
     return frame is not None
