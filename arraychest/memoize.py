@@ -245,8 +245,9 @@ class Cached(Generic[P, R]):
         if expires_after is not None and not expires_after > 0:
             raise ValueError(f"expected expires_after to be positive, found {expires_after}")
         # As an attribute of a class: bound methods, partials and such have their first argument.
+        # A partial is a method from Python 3.14 on, and warns of it in 3.13: here it never is.
         self._binds = hasattr(type(func), "__get__") and not isinstance(
-            func, staticmethod | types.MethodType
+            func, staticmethod | types.MethodType | functools.partial
         )
         if isinstance(func, staticmethod):
             func = func.__func__

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -398,8 +399,9 @@ class Session:
         """What happens to a chest that nobody closed; raises nothing."""
         if self.forked or self.closed:
             return
-        if self.writer.is_writer_thread():
-            # The garbage collector ran in our own writer, which cannot wait for itself.
+        if _is_at_work():
+            # The garbage collector ran in a thread that may hold what our own writer waits for:
+            # that writer itself, or one that commits to another chest of the same folder.
             threading.Thread(target=self.finalize, name="arraychest-closer", daemon=False).start()
             return
         try:
@@ -528,6 +530,14 @@ def _finalize(session: weakref.ref[Session]) -> None:
     found = session()
     if found is not None:
         found.finalize()
+
+
+def _is_at_work() -> bool:
+    """Whether a function of ours runs in this thread below the caller's, and may hold a lock."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and not _is_ours(frame.f_globals):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _is_ours(names: dict[str, Any]) -> bool:

@@ -248,7 +248,10 @@ class ValuePrint(Encoder):
                 self.text(f"{module}.{value.__name__}")
                 self.text(version_of(module))
                 return
-        module = pickle.whichmodule(value, value.__name__)  # type: ignore[attr-defined]
+        try:
+            module = pickle.whichmodule(value, value.__name__)  # type: ignore[attr-defined]
+        except pickle.PicklingError:  # from 3.14 on; before, it named `__main__`
+            raise refused(value, "it is of no module") from None
         if getattr(sys.modules.get(module), value.__name__, None) is not value:
             raise refused(value, "it is of no module")
         self.out += b"C"

@@ -36,6 +36,7 @@ import arraychest.mutation
 import arraychest.opened
 import arraychest.store
 import arraychest.summing
+from tests.support import hears_interrupts
 
 # An action gets the operation's name, its arguments and what does it, and returns its result.
 Action = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]
@@ -322,7 +323,8 @@ def in_child(function: Callable[[Say], Any], *, seconds: float = 60) -> Outcome:
         try:
             faulthandler.dump_traceback_later(seconds, exit=True, file=2)
             try:
-                say(("result", function(say)))
+                with hears_interrupts():
+                    say(("result", function(say)))
             except BaseException:
                 say(("error", traceback.format_exc()))
         finally:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +143,30 @@ def audit(path: str) -> None:
     assert unclean or not files, f"orphans: {files}"
 
 
+@contextlib.contextmanager
+def hears_interrupts() -> Iterator[None]:
+    """What is started or forked within this hears Ctrl-C, as a program in the foreground does.
+
+    A shell lets what it starts in the background ignore SIGINT, and every child inherits that.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    # Python installs handlers in its main thread only.
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def start_program(command: list[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a program that hears Ctrl-C; the options are those of `subprocess.Popen`."""
+    with hears_interrupts():
+        return subprocess.Popen(command, **options)
+
+
 def run_python(
     code: str, *arguments: str, timeout: float = 120, prefix: str = "", check: bool = True
 ) -> subprocess.CompletedProcess[str]:
@@ -148,9 +175,10 @@ def run_python(
     command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
     if prefix:
         command = ["bash", "-c", f'{prefix}; exec "$@"', "bash", *command]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    with hears_interrupts():
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done

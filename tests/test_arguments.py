@@ -92,8 +92,6 @@ def test_arguments_are_bound_as_python_binds_them(function, call):
         with pytest.raises(TypeError) as ours:
             parameters.bind(args, kwargs)
         assert str(ours.value) == str(theirs)
-        with pytest.raises(TypeError):
-            inspect.signature(function).bind(*args, **kwargs)
     else:
         assert bound_by_signature(function, args, kwargs) in (None, expected)
         found = parameters.bind(args, kwargs)

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import start_program
+
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(
@@ -238,7 +240,7 @@ def test_a_run_prints_tables_and_writes_figures_and_a_picture_and_leaves_no_file
 
 
 def test_ctrl_c_ends_the_processes_and_removes_the_files(tmp_path):
-    started = subprocess.Popen(
+    started = start_program(
         command("churn", "--peers=arraychest", "--rounds=50", "--scale=small", "--dir", tmp_path),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,

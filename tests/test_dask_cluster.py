@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import IMPORT_ROOT, PRELOAD
+from tests.support import IMPORT_ROOT, PRELOAD, start_program
 
 pytest.importorskip("distributed")
 
@@ -115,7 +115,7 @@ def run(sessions: list[int], tmp_path: Path, code: str, **more: str) -> str:
     program = tmp_path / "program.py"
     body = textwrap.indent(textwrap.dedent(code), "    ")
     program.write_text(f"{_HEAD}\n\nif __name__ == '__main__':\n{body}")
-    process = subprocess.Popen(
+    process = start_program(
         [sys.executable, str(program), str(folder)],
         env=environment(**more),
         stdout=subprocess.PIPE,
@@ -581,7 +581,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     program = "import sys; from dask.__main__ import main; sys.exit(main())"
     with open(log, "wb") as file:
-        process = subprocess.Popen(
+        process = start_program(
             [sys.executable, "-c", program, *command],
             env=environment(**(env or {})),
             stdout=file,

@@ -13,6 +13,7 @@ import pytest
 
 import arraychest
 from arraychest.cli import demo, main, terrain
+from tests.support import start_program
 
 pytest.importorskip("matplotlib")
 
@@ -429,7 +430,7 @@ def test_a_disk_that_fills_up_is_one_line(temp):
 @pytest.mark.parametrize("named", [False, True])
 def test_a_run_that_is_ended_leaves_nothing(named, number, code, said, temp, tmp_path):
     path = tmp_path / "terrain.chest"
-    child = subprocess.Popen(
+    child = start_program(
         [
             sys.executable, "-m", "arraychest", "demo", "--size", "8192", "--budget", "32 MiB",
             "--no-picture", *(["--path", str(path)] if named else []),

@@ -10,6 +10,8 @@ import os
 import resource
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
 from arraychest.catalog import Catalog
 from tests.faults import Countdown, Failing, Say, in_child, injected, raising
-from tests.support import assert_identical, audit, fill_disk
+from tests.support import assert_identical, audit, fill_disk, run_python, start_program
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -926,3 +928,18 @@ def test_a_failure_that_waits_to_be_told_keeps_no_array(path):
             assert all(each() is None for each in kept)
     finally:
         gc.enable()
+
+
+def test_children_hear_ctrl_c_though_the_tests_do_not(monkeypatch):
+    """As where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = "import signal; signal.raise_signal(signal.SIGINT)"
+        assert "KeyboardInterrupt" in run_python(code, check=False).stderr
+        with start_program([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as started:
+            assert started.wait() == -signal.SIGINT
+        outcome = in_child(lambda say: signal.raise_signal(signal.SIGINT))
+        assert "KeyboardInterrupt" in (outcome.error or "")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -945,7 +945,8 @@ STRUCTURES: dict[str, bytes] = {
     "a list as a key": key(b"l" + u4(0)),
     "a dict in a set": one(b"d" + u4(0, 0), b"e"),
     "an array as a key": key(b"a" + u4(1)),
-    "a slice in a frozenset": one(b"x---", b"z"),
+    # From 3.12 on it has a hash.
+    **({"a slice in a frozenset": one(b"x---", b"z")} if sys.version_info < (3, 12) else {}),
     "a key twice": b"d" + u4(2) + b"*11" + u4(2) + b"*--",
     "keys without values": b"d" + u4(1) + b"*1" + u4(0),
     "much to hash": references(60, 2),

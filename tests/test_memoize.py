@@ -1717,9 +1717,15 @@ class Later:
         return n
 
 
+def taken_for_a_coroutine_function(function: Any) -> bool:
+    """Whether the standard library takes it for one: `asyncio` until 3.11, `inspect` from then on."""
+    module = inspect if hasattr(inspect, "markcoroutinefunction") else asyncio
+    return module.iscoroutinefunction(function)
+
+
 def test_a_coroutine_function_is_awaited_once(each_chest, computed):
     cached = each_chest.cache(later)
-    assert asyncio.iscoroutinefunction(cached) or inspect.iscoroutinefunction(cached)
+    assert taken_for_a_coroutine_function(cached)
     ticks = []
 
     async def main() -> Any:
@@ -1748,7 +1754,7 @@ def test_other_coroutine_functions(chest, computed):
     one = Scaled(3)
     assert asyncio.run(one.later(2)) == asyncio.run(Scaled(3).later(2)) == 6
     assert computed == ["later"]
-    assert asyncio.iscoroutinefunction(one.later) or inspect.iscoroutinefunction(one.later)
+    assert taken_for_a_coroutine_function(one.later)
     for function in (Later(), functools.partial(later, 1)):
         cached = chest.cache(function)
         args = () if isinstance(function, functools.partial) else (1,)

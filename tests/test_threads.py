@@ -19,6 +19,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, ClosedChestError, SpillError
+from arraychest.catalog import Catalog
 from tests.faults import injected, raising
 from tests.support import assert_identical, audit
 
@@ -838,6 +839,29 @@ def test_a_chest_collected_in_its_own_writer_is_closed(tmp_path):
     assert tiers() is None or tiers().closed
     with arraychest.open(tmp_path / "chest", "a") as again:
         assert len(again) == 3
+
+
+def test_a_chest_collected_amid_a_commit_to_its_folder_is_closed(tmp_path, monkeypatch):
+    """What is collected must not be waited for: it waits for the commit that goes on."""
+    begin = Catalog.begin_session
+
+    def begin_and_collect(*args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        return begin(*args, **kwargs)
+
+    gc.collect()
+    with arraychest.open(tmp_path / "chest", "a") as other:
+        lost = arraychest.open(tmp_path / "chest", "a")
+        lost["lost"] = filled(1, SMALL)
+        cycle: list[Any] = [lost]
+        cycle.append(cycle)
+        other["other"] = filled(2, SMALL)
+        del lost, cycle
+        monkeypatch.setattr(Catalog, "begin_session", begin_and_collect)
+        other.flush()
+        while threads := writer_threads():
+            threads[0].join(PATIENCE)
+        assert set(other) == {"lost", "other"}
 
 
 def test_iterating_keeps_the_chest_alive(stored):
