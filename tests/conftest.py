@@ -51,12 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if _stress(config):
-            # The same properties, looked at for longer.
-            if is_hypothesis_test(getattr(item, "obj", None)):
-                item.add_marker(pytest.mark.stress)
-        elif item.get_closest_marker("stress") and not config.getoption("-m"):
-            item.add_marker(pytest.mark.skip(reason="runs with -m stress"))
+        # The same properties, looked at for longer.
+        if _stress(config) and is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.stress)
 
 
 def _descriptors() -> dict[str, str]:

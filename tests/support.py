@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -79,6 +80,11 @@ def assert_same_elements(found: np.ndarray, expected: np.ndarray) -> None:
         assert np.array_equal(np.signbit(found.real), np.signbit(expected.real))
     else:
         assert found.tobytes() == expected.tobytes()
+
+
+def named(value: Any) -> str:
+    """What a parameter is called: the same in every process, which each name their own tests."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:40]
 
 
 def listing(folder: str) -> dict[str, int]:

@@ -17,7 +17,7 @@ import pytest
 import arraychest
 from arraychest import budget
 from arraychest.budget import Budget, MemoryReading, read_memory
-from tests.support import assert_identical, run_python
+from tests.support import assert_identical, named, run_python
 
 GIB, MIB = 1 << 30, 1 << 20
 HOST = psutil.virtual_memory().total
@@ -200,7 +200,7 @@ class TestBudget:
             arraychest.Chest(path=path, available_memory=size)
         assert not os.path.exists(path)
 
-    @pytest.mark.parametrize("size", [True, [], {}, b"1", 1j, object()], ids=repr)
+    @pytest.mark.parametrize("size", [True, [], {}, b"1", 1j, object()], ids=named)
     def test_refuses_bad_types(self, size):
         with pytest.raises(TypeError, match="available_memory"):
             Budget(size)

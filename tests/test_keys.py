@@ -26,6 +26,7 @@ from arraychest.errors import AbsentKeyError, KeyTypeError
 from arraychest.index import Index
 from arraychest.keys import MAX_DEPTH, decode_key, encode_key, file_stem, group_of
 from arraychest.resident import ResidentSet
+from tests.support import named
 
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 UTC = dt.UTC
@@ -949,7 +950,7 @@ def check_stranger(path, stored, asked):
 class TestStrangers:
     """Keys that cannot be stored, and may equal one that is."""
 
-    @pytest.mark.parametrize(("stored", "asked"), STRANGERS, ids=lambda key: repr(key)[:40])
+    @pytest.mark.parametrize(("stored", "asked"), STRANGERS, ids=named)
     def test_find_what_a_dict_finds(self, path, stored, asked):
         check_stranger(path, stored, asked)
 

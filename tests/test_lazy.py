@@ -12,6 +12,7 @@ import pytest
 from arraychest.blocked import BlockedArray
 from arraychest.compressed import CompressedArray
 from arraychest.lazy import LazyArray
+from tests.support import named
 from tests.test_compressed import Counting, made
 
 
@@ -397,7 +398,7 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: str(key)[:30])
+@pytest.mark.parametrize("key", KEYS, ids=named)
 def test_keys_are_numpys(key):
     array = read_only(ARRAYS["f8"])
     for lazy in lazies(array):
