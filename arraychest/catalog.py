@@ -1,6 +1,6 @@
 """The catalog: an SQLite database that alone says what a chest holds.
 
-This is the specification of the chest's format, version 4::
+This is the specification of the chest's format, version 5::
 
     PATH/
       catalog.sqlite           this database, in WAL mode (beside it -wal and -shm while in use)

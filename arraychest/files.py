@@ -652,9 +652,10 @@ class Files:
                     yield f"{SPARE}/{session}/{name}"
 
     def _drop_own_spares(self) -> bool:
+        is_ours = self.folder.is_ours()
         with self._lock:
             spares, self._spares, self._spare_bytes = self._spares, [], 0
-        if self.folder.is_ours():
+        if is_ours:
             for _, name in spares:
                 with contextlib.suppress(OSError):
                     self._unlink(name)

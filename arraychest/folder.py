@@ -65,7 +65,7 @@ def open_folder(
             raise NotADirectoryError(
                 errno.ENOTDIR, "expected a folder for a chest, found a file", path
             ) from None
-    folder = OpenFolder(path)
+    folder, locks = OpenFolder(path), None
     try:
         _check_safety(folder, writable=True)
         if durable:
@@ -88,6 +88,8 @@ def open_folder(
                 if os.stat(journal, dir_fd=folder.fd).st_size:
                     os.unlink(journal, dir_fd=folder.fd)
     except BaseException:
+        if locks is not None:
+            locks.close()
         folder.close()
         raise
     return folder, locks, alone
