@@ -361,7 +361,7 @@ class Session:
                 return
             if discard:
                 # A folder that is another chest's by now stays as it is.
-                ours = self.temporary or store.folder.is_ours()
+                ours = self.temporary or (store.folder.is_ours() and store.detach_others())
                 try:
                     store.catalog.close()
                 finally:
@@ -382,7 +382,8 @@ class Session:
             Another chest may write to it; nothing was removed.
         """
         store = self._store
-        if store is not None and not store.detach_others():
+        # Nothing is removed of a folder that is gone: others that had it are no reason to wait.
+        if store is not None and store.folder.is_ours() and not store.detach_others():
             raise ChestInUseError(
                 f"expected {self.path} to be used by nobody else, found that it is: "
                 "close the other chests first"

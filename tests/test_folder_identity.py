@@ -383,6 +383,37 @@ def test_two_chests_of_one_process_in_one_folder_that_moves(folder):
         assert {"x", "y"} <= set(chest)
 
 
+def test_each_chest_of_a_folder_that_was_replaced_is_given_up(folder):
+    chests = [filled(folder), arraychest.open(folder)]
+    has_put, is_replaced = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            chests[0]["child"] = LARGE
+            chests[0].flush()
+            os.write(has_put[1], b"x")
+            os.read(is_replaced[0], 1)
+            chests[0]["late"] = SMALL
+            give_up(chests[0])  # though its parent has the folder that was removed, too
+            status = 0
+        finally:
+            os._exit(status)
+    os.read(has_put[0], 1)
+    shutil.rmtree(folder)
+    filled(folder, 2).close()
+    before = snapshot(folder)
+    os.write(is_replaced[1], b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    for number, chest in enumerate(chests):
+        chest["late"] = LARGE + number
+        give_up(chest)
+    for fd in (*has_put, *is_replaced):
+        os.close(fd)
+    assert snapshot(folder) == before
+    holds(folder, 2)
+
+
 def test_a_reader_goes_on_in_the_folder_that_it_opened(folder):
     filled(folder).close()
     with arraychest.open(folder, "r") as reader:

@@ -360,6 +360,33 @@ def test_a_parent_that_closes_at_once_leaves_its_log_to_the_child(path):
     assert set(told_elsewhere(path)) == set(range(10))
 
 
+def test_a_parent_that_closes_later_leaves_its_log_to_a_child_that_has_written(path):
+    chest = arraychest.open(path)
+    has_written, is_closed = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            chest["before"] = filled(1)
+            chest.flush()
+            os.write(has_written[1], b"x")
+            os.read(is_closed[0], 1)
+            chest["after"] = filled(2)
+            chest.flush()
+            assert set(told_elsewhere(path)) == {"before", "after"}
+            chest.close()
+            status = 0
+        finally:
+            os._exit(status)
+    os.read(has_written[0], 1)
+    chest.close()
+    os.write(is_closed[1], b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    for fd in (*has_written, *is_closed):
+        os.close(fd)
+    assert set(told_elsewhere(path)) == {"before", "after"}
+
+
 def _put(number: int) -> int:
     _shared["chest"][number] = filled(number, LARGE if number % 2 else SMALL)
     return os.getpid()
