@@ -17,7 +17,14 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import ArrayChestError, ArrayChestWarning, Chest, CorruptEntryError, SpillError
+from arraychest import (
+    ArrayChestError,
+    ArrayChestWarning,
+    Chest,
+    ClosedChestError,
+    CorruptEntryError,
+    SpillError,
+)
 from tests.support import run_python
 
 LARGE, SMALL = np.arange(50_000.0), np.arange(3.0)
@@ -412,6 +419,29 @@ def test_each_chest_of_a_folder_that_was_replaced_is_given_up(folder):
         os.close(fd)
     assert snapshot(folder) == before
     holds(folder, 2)
+
+
+def test_a_get_that_a_close_overtakes_says_that_the_chest_is_closed(folder):
+    filled(folder).close()
+    for key in ("a", "z", "b"):
+        chest = arraychest.open(folder, on_miss=lambda _: chest.close())
+        with pytest.raises(ClosedChestError):
+            chest[key]
+
+
+def test_a_lock_keeps_its_chest_open_and_says_if_that_was_closed(folder):
+    lock = arraychest.open(folder).lock("a")
+    gc.collect()
+    with lock:
+        pass
+    chest = arraychest.open(folder)
+    lock = chest.lock("a")
+    with lock:
+        chest.close()
+    with pytest.raises(ClosedChestError):
+        lock.acquire()
+    with pytest.raises(ClosedChestError):
+        lock.acquire(blocking=False)
 
 
 def test_a_reader_goes_on_in_the_folder_that_it_opened(folder):
