@@ -267,22 +267,14 @@ class Catalog:
         self._reading, self._writing = threading.Lock(), threading.Lock()
         with _registering:
             _alive.add(self)
-        with self._reading, self._writing, self._translate_errors():
-            if writable:
-                _make_file(folder)
-            reader = None
-            try:
-                self._note_inode(_status_of(FILE_NAME, folder.fd))
-                if writable:
-                    self._writer = self._open_writer()
-                self._reader = reader = self._open_reader()
-                self._check_format()
-            except BaseException:
-                for connection in (reader, self._writer):
-                    if connection is not None:
-                        connection.close()
-                self._note_inode(None)
-                raise
+        if writable:
+            _make_file(folder)
+        try:
+            self._note_inode(_status_of(FILE_NAME, folder.fd))
+            self._connect()
+        except BaseException:
+            self._note_inode(None)
+            raise
         if folder.identity is None:
             folder.identify()
         self._find = self._reader.cursor()
@@ -294,8 +286,25 @@ class Catalog:
 
     # --- opening and closing ---------------------------------------------------------------
 
+    def _connect(self) -> None:
+        with self._reading, self._writing, self._translate_errors():
+            if self._writable:
+                self._writer = self._open_writer()
+            reader = None
+            try:
+                self._reader = reader = self._open_reader()
+                self._check_format()
+            except BaseException:
+                for connection in (reader, self._writer):
+                    if connection is not None:
+                        connection.close()
+                raise
+
     def _note_inode(self, status: os.stat_result | None) -> None:
-        """Note which file is open, before it is, or that none is any more; see `read_head`."""
+        """Note which file is open, before it is, or that none is any more; see `read_head`.
+
+        Not called with a lock of this catalog held: a fork takes those later.
+        """
         with _registering:
             self.inode = None if status is None else (status.st_dev, status.st_ino)
             _close_unused_heads()
@@ -364,7 +373,7 @@ class Catalog:
                 finally:
                     if self._writer is not None:
                         self._writer.close()
-                    self._note_inode(None)
+        self._note_inode(None)
 
     def reopen_in_child(self) -> None:
         """Read through a connection of this process's own after a fork.
@@ -374,9 +383,9 @@ class Catalog:
         """
         for inherited in (self._reader, self._writer):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
-        if self.inode is not None:
+        if self.inode not in _inherited:
+            self._lock_again()
             _inherited.add(self.inode)
-        self._lock_again()
         self._writer = None
         self._writable = self._snapshot = False
         self.on_snapshot = _nobody_else
@@ -396,10 +405,13 @@ class Catalog:
         to it.  They belong to the process: these descriptors stay open, as closing any one of a
         file lets go of all locks on it.
         """
+        if not self._folder.is_ours():
+            return  # what lies there now is another chest's
         for suffix, first, count in _SQLITE_LOCKS:
             with contextlib.suppress(FileNotFoundError):
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 fd = os.open(FILE_NAME + suffix, flags, dir_fd=self._folder.fd)
+                _locked.append((fd, count, first))
                 fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
 
     @contextlib.contextmanager
@@ -1251,8 +1263,10 @@ _alive: weakref.WeakSet[Catalog] = weakref.WeakSet()
 _registering = threading.Lock()
 # Descriptors that `read_head` has opened, by device and inode of the file; under `_registering`.
 _heads: dict[tuple[int, int], list[int]] = {}
-# In a forked child: databases to which connections of its parent's stay open for good.
+# In a forked child: databases to which connections of its parent's stay open for good, and what it
+# has locked of them.
 _inherited: set[tuple[int, int] | None] = set()
+_locked: list[tuple[int, int, int]] = []
 _forking: list[Catalog] = []
 
 
@@ -1274,7 +1288,21 @@ def _after_fork() -> None:
     _registering.release()
 
 
+def _after_fork_in_child() -> None:
+    # Of databases that this child's parent has inherited itself: also where it has closed their
+    # chests SQLite goes on as if they were locked.
+    for fd, count, first in _locked:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
+    _after_fork()
+
+
+def has_inherited() -> bool:
+    """Whether connections to a catalog were inherited at a fork; see `Catalog.reopen_in_child`."""
+    return bool(_inherited)
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
     )

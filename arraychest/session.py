@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from arraychest.account import Account
 from arraychest.budget import Budget
-from arraychest.catalog import is_foreign
+from arraychest.catalog import has_inherited, is_foreign
 from arraychest.committer import Committer, logger
 from arraychest.compression import Compression
 from arraychest.counter import unmoved
@@ -575,7 +575,8 @@ def _before_fork() -> None:
     _forking[:] = _alive
     for session in _forking:
         session.before_fork()
-    if any([session._store is not None and not session.temporary for session in _forking]):
+    has_named = any([each._store is not None and not each.temporary for each in _forking])
+    if has_named or has_inherited():
         # Without it a parent that closes a chest at once would find nobody else there.
         with contextlib.suppress(OSError):
             _gate.append(os.pipe())
