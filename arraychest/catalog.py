@@ -1054,7 +1054,13 @@ def _connect_in(folder: OpenFolder, asked: str = "mode=rw") -> sqlite3.Connectio
         ours, before = _status_of(FILE_NAME, folder.fd), _status_of(path)
         if ours is None or before is None or not os.path.samestat(ours, before):
             continue
-        connection = _connect(f"{pathlib.Path(path).as_uri()}?{asked}")
+        try:
+            connection = _connect(f"{pathlib.Path(path).as_uri()}?{asked}")
+        except sqlite3.OperationalError:
+            after = _status_of(path)
+            if after is not None and os.path.samestat(ours, after):
+                raise
+            continue  # moved meanwhile
         after = _status_of(path)
         if after is not None and os.path.samestat(ours, after):
             return connection

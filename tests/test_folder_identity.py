@@ -24,7 +24,9 @@ from arraychest import (
     ClosedChestError,
     CorruptEntryError,
     SpillError,
+    catalog,
 )
+from tests.faults import Say, in_child
 from tests.support import run_python
 
 LARGE, SMALL = np.arange(50_000.0), np.arange(3.0)
@@ -442,6 +444,29 @@ def test_a_lock_keeps_its_chest_open_and_says_if_that_was_closed(folder):
         lock.acquire()
     with pytest.raises(ClosedChestError):
         lock.acquire(blocking=False)
+
+
+def test_a_folder_that_is_moved_while_its_catalog_is_opened_is_followed(folder, monkeypatch):
+    chest = filled(folder)
+    connect = catalog._connect
+    moved = folder.with_name("moved")
+
+    def moves(uri: str) -> Any:
+        monkeypatch.setattr(catalog, "_connect", connect)
+        os.rename(folder, moved)
+        return connect(uri)
+
+    def in_a_child(say: Say) -> None:
+        monkeypatch.setattr(catalog, "_connect", moves)
+        chest["child"] = LARGE
+        assert chest.path == str(moved)
+        chest.close()
+
+    outcome = in_child(in_a_child)
+    assert outcome.error is None, outcome.error
+    assert chest["child"][-1] == LARGE[-1]
+    chest.close()
+    assert os.listdir(folder.parent) == ["moved"]
 
 
 def test_a_reader_goes_on_in_the_folder_that_it_opened(folder):
