@@ -261,23 +261,20 @@ class Catalog:
         self.session = 0
         self._told_gone = self._telling = 0
         self._writer: sqlite3.Connection | None = None
+        # The database, by device and inode, as long as a connection to it is open.
+        self.inode: tuple[int, int] | None = None
         # Each held while a statement runs that the chest's lock does not keep a fork from.
         self._reading, self._writing = threading.Lock(), threading.Lock()
         with _registering:
             _alive.add(self)
-        with self._reading, self._writing, self._translate_errors():
-            if writable:
-                _make_file(folder)
-                self._writer = self._open_writer()
-            reader = None
-            try:
-                self._reader = reader = self._open_reader()
-                self._check_format()
-            except BaseException:
-                for connection in (reader, self._writer):
-                    if connection is not None:
-                        connection.close()
-                raise
+        if writable:
+            _make_file(folder)
+        try:
+            self._note_inode(_status_of(FILE_NAME, folder.fd))
+            self._connect()
+        except BaseException:
+            self._note_inode(None)
+            raise
         if folder.identity is None:
             folder.identify()
         self._find = self._reader.cursor()
@@ -288,6 +285,29 @@ class Catalog:
         return f"{self._folder.path}/{FILE_NAME}"
 
     # --- opening and closing ---------------------------------------------------------------
+
+    def _connect(self) -> None:
+        with self._reading, self._writing, self._translate_errors():
+            if self._writable:
+                self._writer = self._open_writer()
+            reader = None
+            try:
+                self._reader = reader = self._open_reader()
+                self._check_format()
+            except BaseException:
+                for connection in (reader, self._writer):
+                    if connection is not None:
+                        connection.close()
+                raise
+
+    def _note_inode(self, status: os.stat_result | None) -> None:
+        """Note which file is open, before it is, or that none is any more; see `read_head`.
+
+        Not called with a lock of this catalog held: a fork takes those later.
+        """
+        with _registering:
+            self.inode = None if status is None else (status.st_dev, status.st_ino)
+            _close_unused_heads()
 
     def _open_writer(self) -> sqlite3.Connection:
         connection = _connect_in(self._folder)
@@ -353,6 +373,7 @@ class Catalog:
                 finally:
                     if self._writer is not None:
                         self._writer.close()
+        self._note_inode(None)
 
     def reopen_in_child(self) -> None:
         """Read through a connection of this process's own after a fork.
@@ -362,7 +383,9 @@ class Catalog:
         """
         for inherited in (self._reader, self._writer):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
-        self._lock_again()
+        if self.inode not in _inherited:
+            self._lock_again()
+            _inherited.add(self.inode)
         self._writer = None
         self._writable = self._snapshot = False
         self.on_snapshot = _nobody_else
@@ -382,10 +405,13 @@ class Catalog:
         to it.  They belong to the process: these descriptors stay open, as closing any one of a
         file lets go of all locks on it.
         """
+        if not self._folder.is_ours():
+            return  # what lies there now is another chest's
         for suffix, first, count in _SQLITE_LOCKS:
             with contextlib.suppress(FileNotFoundError):
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 fd = os.open(FILE_NAME + suffix, flags, dir_fd=self._folder.fd)
+                _locked.append((fd, count, first))
                 fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
 
     @contextlib.contextmanager
@@ -1028,7 +1054,13 @@ def _connect_in(folder: OpenFolder, asked: str = "mode=rw") -> sqlite3.Connectio
         ours, before = _status_of(FILE_NAME, folder.fd), _status_of(path)
         if ours is None or before is None or not os.path.samestat(ours, before):
             continue
-        connection = _connect(f"{pathlib.Path(path).as_uri()}?{asked}")
+        try:
+            connection = _connect(f"{pathlib.Path(path).as_uri()}?{asked}")
+        except sqlite3.OperationalError:
+            after = _status_of(path)
+            if after is not None and os.path.samestat(ours, after):
+                raise
+            continue  # moved meanwhile
         after = _status_of(path)
         if after is not None and os.path.samestat(ours, after):
             return connection
@@ -1077,11 +1109,7 @@ def is_foreign(folder: OpenFolder) -> bool:
 def found_version(folder: OpenFolder) -> int | None:
     """The version of the format that the catalog in a folder says it has; None if it says none."""
     try:
-        fd = os.open(FILE_NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
-        try:
-            head = os.pread(fd, 100, 0)
-        finally:
-            os.close(fd)
+        head = read_head(folder, 100)
     except OSError:
         return None
     # As SQLite writes its header: user version and application id, big-endian.
@@ -1089,6 +1117,44 @@ def found_version(folder: OpenFolder) -> int | None:
     if application != _APPLICATION_ID.to_bytes(4, "big"):
         return None
     return int.from_bytes(version, "big")
+
+
+def read_head(folder: OpenFolder, count: int) -> bytes:
+    """The first bytes of the catalog in a folder, as they lie in its file.
+
+    SQLite's locks on a file belong to the process, which loses them all where it closes any
+    descriptor of that file ("How To Corrupt An SQLite Database File", 2.2).  Without them another
+    process that closes the catalog takes itself for the last, and removes the log to which this one
+    goes on writing.  So where a chest of this process has the file open, the descriptor stays open
+    as long, and serves whoever asks next.
+
+    Raises
+    ------
+    OSError
+        There is no catalog, or it cannot be read.
+    """
+    with _registering:
+        status = os.stat(FILE_NAME, dir_fd=folder.fd, follow_symlinks=False)
+        kept = _heads.get((status.st_dev, status.st_ino))
+        if kept:
+            return os.pread(kept[0], count, 0)
+        # NONBLOCK and NOFOLLOW: a stranger's chest may hold a pipe or a link in its place.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(FILE_NAME, flags, dir_fd=folder.fd)
+        status = os.fstat(fd)
+        _heads.setdefault((status.st_dev, status.st_ino), []).append(fd)
+        try:
+            return os.pread(fd, count, 0)
+        finally:
+            _close_unused_heads()
+
+
+def _close_unused_heads() -> None:
+    """Close what `read_head` has opened, unless it is a database that this process has open."""
+    in_use = {each.inode for each in _alive} | _inherited
+    for inode in _heads.keys() - in_use:
+        for fd in _heads.pop(inode):
+            os.close(fd)
 
 
 def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -1201,6 +1267,12 @@ _SQLITE_LOCKS = (("", 0x40000002, 510), ("-shm", 128, 1))
 # statement may be running at a fork.
 _alive: weakref.WeakSet[Catalog] = weakref.WeakSet()
 _registering = threading.Lock()
+# Descriptors that `read_head` has opened, by device and inode of the file; under `_registering`.
+_heads: dict[tuple[int, int], list[int]] = {}
+# In a forked child: databases to which connections of its parent's stay open for good, and what it
+# has locked of them.
+_inherited: set[tuple[int, int] | None] = set()
+_locked: list[tuple[int, int, int]] = []
 _forking: list[Catalog] = []
 
 
@@ -1222,7 +1294,21 @@ def _after_fork() -> None:
     _registering.release()
 
 
+def _after_fork_in_child() -> None:
+    # Of databases that this child's parent has inherited itself: also where it has closed their
+    # chests SQLite goes on as if they were locked.
+    for fd, count, first in _locked:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
+    _after_fork()
+
+
+def has_inherited() -> bool:
+    """Whether connections to a catalog were inherited at a fork; see `Catalog.reopen_in_child`."""
+    return bool(_inherited)
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
     )

@@ -708,7 +708,7 @@ class Chest(MutableMapping[Any, Any]):
         >>> chest.close()
         """
         folder = self._tiers.open_store().folder
-        return KeyLock(folder, group_of(key), key)
+        return KeyLock(folder, group_of(key), key, self)
 
     def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
         """Change a value in place, as one step.

@@ -8,13 +8,13 @@ import os
 import stat
 from typing import Literal
 
+from arraychest.catalog import read_head
 from arraychest.counter import FILE_NAME as COUNTER_NAME
 from arraychest.errors import ChestFormatError, ChestInUseError
 from arraychest.files import (
     DATA,
     PACKS,
     QUARANTINE,
-    READ_FLAGS,
     RESERVE,
     SPARE,
     UNFINISHED,
@@ -214,11 +214,7 @@ def _has_tables(folder: OpenFolder) -> bool:
     """
     if not _is_catalog(folder):
         return False
-    fd = os.open(CATALOG_NAME, READ_FLAGS, dir_fd=folder.fd)
-    try:
-        head = os.pread(fd, 105, 0)
-    finally:
-        os.close(fd)
+    head = read_head(folder, 105)
     # https://www.sqlite.org/fileformat.html: the number of cells of the first B-tree page.
     return head[103:] != b"\0\0"
 

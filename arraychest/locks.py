@@ -36,7 +36,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from arraychest.contexts import current_context
-from arraychest.errors import ChestFormatError, DeadlockError
+from arraychest.errors import ChestFormatError, ClosedChestError, DeadlockError
 from arraychest.opened import OpenFolder
 
 FILE_NAME = "locks"
@@ -70,11 +70,21 @@ class LockFile:
     ------
     ChestFormatError
         Something else lies in its place.
+    ClosedChestError
+        The folder was closed, as its chest is.
     OSError
         The folder is gone, or cannot be written to.
     """
 
     def __init__(self, folder: OpenFolder, *, create: bool = True) -> None:
+        try:
+            self._open(folder, create=create)
+        except OSError as error:
+            if folder.fd < 0:
+                raise ClosedChestError("the chest is closed") from error
+            raise
+
+    def _open(self, folder: OpenFolder, *, create: bool) -> None:
         folder.check()
         path = os.path.join(folder.path, FILE_NAME)
         # NOFOLLOW: a stranger's chest may hold a link to a file of ours in its place.
@@ -290,10 +300,13 @@ class KeyLock:
         The key's canonical code.
     key
         The key, for messages.
+    chest
+        What would close the folder if nobody needed it any more.
     """
 
-    def __init__(self, folder: OpenFolder, code: bytes, key: Any) -> None:
+    def __init__(self, folder: OpenFolder, code: bytes, key: Any, chest: object = None) -> None:
         self._folder = folder
+        self._chest = chest
         self._byte = key_byte(code)
         self._key = key
         # Each holder has an opening of the file of its own, and so waits for the others.

@@ -205,7 +205,7 @@ def where(fd: int, path: str) -> str:
 def _leads_to(path: str, fd: int) -> bool:
     """Whether a path leads to the folder that is open."""
     try:
-        there = os.stat(path)
+        there, here = os.stat(path), os.fstat(fd)
     except OSError:
-        return False
-    return stat.S_ISDIR(there.st_mode) and os.path.samestat(there, os.fstat(fd))
+        return False  # or the chest was closed meanwhile, and the descriptor with it
+    return stat.S_ISDIR(there.st_mode) and os.path.samestat(there, here)

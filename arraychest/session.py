@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from arraychest.account import Account
 from arraychest.budget import Budget
-from arraychest.catalog import is_foreign
+from arraychest.catalog import has_inherited, is_foreign
 from arraychest.committer import Committer, logger
 from arraychest.compression import Compression
 from arraychest.counter import unmoved
@@ -361,7 +361,7 @@ class Session:
                 return
             if discard:
                 # A folder that is another chest's by now stays as it is.
-                ours = self.temporary or store.folder.is_ours()
+                ours = self.temporary or (store.folder.is_ours() and store.detach_others())
                 try:
                     store.catalog.close()
                 finally:
@@ -382,7 +382,8 @@ class Session:
             Another chest may write to it; nothing was removed.
         """
         store = self._store
-        if store is not None and not store.detach_others():
+        # Nothing is removed of a folder that is gone: others that had it are no reason to wait.
+        if store is not None and store.folder.is_ours() and not store.detach_others():
             raise ChestInUseError(
                 f"expected {self.path} to be used by nobody else, found that it is: "
                 "close the other chests first"
@@ -574,7 +575,8 @@ def _before_fork() -> None:
     _forking[:] = _alive
     for session in _forking:
         session.before_fork()
-    if any([session._store is not None and not session.temporary for session in _forking]):
+    has_named = any([each._store is not None and not each.temporary for each in _forking])
+    if has_named or has_inherited():
         # Without it a parent that closes a chest at once would find nobody else there.
         with contextlib.suppress(OSError):
             _gate.append(os.pipe())

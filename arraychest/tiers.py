@@ -302,9 +302,12 @@ class Tiers(Session):
                     if self._is_current(slot, raw):
                         raise
                 continue
-            except BaseException:
+            except BaseException as error:
                 with writer.lock:
                     self._done_loading(slot)
+                    if self.closed and isinstance(error, OSError):
+                        # Its folder was closed before the file was opened.
+                        raise ClosedChestError("the chest is closed") from error
                 raise
             with writer.lock:
                 self._done_loading(slot)

@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import ArrayChestError, ArrayChestWarning, Chest, CorruptEntryError, SpillError
+from arraychest import (
+    ArrayChestError,
+    ArrayChestWarning,
+    Chest,
+    ClosedChestError,
+    CorruptEntryError,
+    SpillError,
+    catalog,
+)
+from tests.faults import Say, in_child
 from tests.support import run_python
 
 LARGE, SMALL = np.arange(50_000.0), np.arange(3.0)
@@ -381,6 +390,83 @@ def test_two_chests_of_one_process_in_one_folder_that_moves(folder):
         assert one["y"][0] == 1
     with arraychest.open(moved) as chest:
         assert {"x", "y"} <= set(chest)
+
+
+def test_each_chest_of_a_folder_that_was_replaced_is_given_up(folder):
+    chests = [filled(folder), arraychest.open(folder)]
+    has_put, is_replaced = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            chests[0]["child"] = LARGE
+            chests[0].flush()
+            os.write(has_put[1], b"x")
+            os.read(is_replaced[0], 1)
+            chests[0]["late"] = SMALL
+            give_up(chests[0])  # though its parent has the folder that was removed, too
+            status = 0
+        finally:
+            os._exit(status)
+    os.read(has_put[0], 1)
+    shutil.rmtree(folder)
+    filled(folder, 2).close()
+    before = snapshot(folder)
+    os.write(is_replaced[1], b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    for number, chest in enumerate(chests):
+        chest["late"] = LARGE + number
+        give_up(chest)
+    for fd in (*has_put, *is_replaced):
+        os.close(fd)
+    assert snapshot(folder) == before
+    holds(folder, 2)
+
+
+def test_a_get_that_a_close_overtakes_says_that_the_chest_is_closed(folder):
+    filled(folder).close()
+    for key in ("a", "z", "b"):
+        chest = arraychest.open(folder, on_miss=lambda _: chest.close())
+        with pytest.raises(ClosedChestError):
+            chest[key]
+
+
+def test_a_lock_keeps_its_chest_open_and_says_if_that_was_closed(folder):
+    lock = arraychest.open(folder).lock("a")
+    gc.collect()
+    with lock:
+        pass
+    chest = arraychest.open(folder)
+    lock = chest.lock("a")
+    with lock:
+        chest.close()
+    with pytest.raises(ClosedChestError):
+        lock.acquire()
+    with pytest.raises(ClosedChestError):
+        lock.acquire(blocking=False)
+
+
+def test_a_folder_that_is_moved_while_its_catalog_is_opened_is_followed(folder, monkeypatch):
+    chest = filled(folder)
+    connect = catalog._connect
+    moved = folder.with_name("moved")
+
+    def moves(uri: str) -> Any:
+        monkeypatch.setattr(catalog, "_connect", connect)
+        os.rename(folder, moved)
+        return connect(uri)
+
+    def in_a_child(say: Say) -> None:
+        monkeypatch.setattr(catalog, "_connect", moves)
+        chest["child"] = LARGE
+        assert chest.path == str(moved)
+        chest.close()
+
+    outcome = in_child(in_a_child)
+    assert outcome.error is None, outcome.error
+    assert chest["child"][-1] == LARGE[-1]
+    chest.close()
+    assert os.listdir(folder.parent) == ["moved"]
 
 
 def test_a_reader_goes_on_in_the_folder_that_it_opened(folder):

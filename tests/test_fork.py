@@ -360,6 +360,72 @@ def test_a_parent_that_closes_at_once_leaves_its_log_to_the_child(path):
     assert set(told_elsewhere(path)) == set(range(10))
 
 
+def test_a_parent_that_closes_later_leaves_its_log_to_a_child_that_has_written(path):
+    chest = arraychest.open(path)
+    has_written, is_closed = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            chest["before"] = filled(1)
+            chest.flush()
+            os.write(has_written[1], b"x")
+            os.read(is_closed[0], 1)
+            chest["after"] = filled(2)
+            chest.flush()
+            assert set(told_elsewhere(path)) == {"before", "after"}
+            chest.close()
+            status = 0
+        finally:
+            os._exit(status)
+    os.read(has_written[0], 1)
+    chest.close()
+    os.write(is_closed[1], b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    for fd in (*has_written, *is_closed):
+        os.close(fd)
+    assert set(told_elsewhere(path)) == {"before", "after"}
+
+
+def test_a_child_of_a_child_that_has_closed_the_chest_opens_it_anew(path):
+    # SQLite goes on in it, too, as if it held the locks of the first process.
+    chest = arraychest.open(path)
+    chest["first"] = filled(1)
+    chest.flush()
+    has_opened, is_closed, is_done = os.pipe(), os.pipe(), os.pipe()
+
+    def grandchild() -> None:
+        with arraychest.open(path) as again:
+            again["before"] = filled(2)
+            again.flush()
+            os.write(has_opened[1], b"x")
+            os.read(is_closed[0], 1)
+            again["after"] = filled(3)
+            again.flush()
+            assert set(told_elsewhere(path)) == {"first", "child", "before", "after"}
+        os.write(is_done[1], b"x")
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            chest["child"] = filled(1)
+            chest.close()
+            if os.fork() == 0:
+                grandchild()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.read(has_opened[0], 1)
+    chest.close()
+    arraychest.open(path).close()
+    os.write(is_closed[1], b"x")
+    os.close(is_done[1])
+    assert os.read(is_done[0], 1) == b"x"
+    for fd in (*has_opened, *is_closed, is_done[0]):
+        os.close(fd)
+    assert set(told_elsewhere(path)) == {"first", "child", "before", "after"}
+
+
 def _put(number: int) -> int:
     _shared["chest"][number] = filled(number, LARGE if number % 2 else SMALL)
     return os.getpid()

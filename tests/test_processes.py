@@ -9,8 +9,10 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestE
 from arraychest.catalog import Catalog
 from arraychest.locks import LockFile
 from tests.faults import Say, die, in_child, injected
-from tests.support import audit, run_python
+from tests.support import IMPORT_ROOT, audit, run_python
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
 SMALL = 40
@@ -950,3 +952,56 @@ def test_a_commit_while_a_chest_is_being_opened_is_not_taken_for_known(path, mon
             assert second.verify().ok, str(second.verify())
         assert (first["x"] == 2).all()
     audit(path)
+
+
+# Each opens the catalog's file once more in a process that has it open.
+LOOKS = {
+    "a": lambda path: arraychest.open(path).close(),
+    "r": lambda path: arraychest.open(path, "r").close(),
+    "w": lambda path: arraychest.open(path, "w").close(),
+    "repair": arraychest.repair,
+}
+
+
+def look_at(path: str, look: str) -> None:
+    refused = pytest.raises(ChestInUseError) if look in ("w", "repair") else nullcontext()
+    with refused:
+        LOOKS[look](path)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_who_looks_at_a_catalog_that_is_open_leaves_its_locks_alone(path, look):
+    # SQLite's locks belong to the process, which loses all of them with any descriptor of the file:
+    # the other process would take itself for the last one, and remove the log.
+    other = """
+        import sys
+        import arraychest
+
+        with arraychest.open(sys.argv[1]) as chest:
+            chest["theirs"] = 1
+            chest.flush()
+            print(flush=True)
+            sys.stdin.read()
+    """
+    with arraychest.open(path) as chest:
+        chest["mine"] = np.ones(3)
+        chest.flush()
+        command = [sys.executable, "-c", textwrap.dedent(other), path]
+        environment = {**os.environ, "PYTHONPATH": IMPORT_ROOT}
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            process.stdout.readline()
+            look_at(path, look)
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(3):
+                look_at(path, look)
+            assert len(os.listdir("/proc/self/fd")) == before
+            process.communicate()
+        assert process.returncode == 0
+        chest["late"] = np.ones(3)
+        chest.flush()
+        done = run_python("import arraychest, sys; print(*arraychest.open(sys.argv[1], 'r'))", path)
+        assert set(done.stdout.split()) == {"mine", "theirs", "late"}
+    left = [os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")]
+    assert not [each for each in left if each.startswith(path)]
