@@ -148,7 +148,16 @@ def _check_permissions(folder: OpenFolder) -> None:
     ------
     PermissionError
         It may not write to the folder, or to something in it that every write needs.
+    OSError
+        The file system is read-only.
     """
+    if os.fstatvfs(folder.fd).f_flag & os.ST_RDONLY:
+        raise OSError(
+            errno.EROFS,
+            "expected a chest that can be written to, found a read-only file system: open it with "
+            'mode="r"',
+            folder.path,
+        )
     files = [CATALOG_NAME + suffix for suffix in ("", "-wal", "-shm")] + [LOCKS_NAME, COUNTER_NAME]
     for name in (".", DATA, PACKS, SPARE, *files):
         needed = os.W_OK if name in files else os.W_OK | os.X_OK

@@ -902,7 +902,7 @@ def test_the_c_library_reports_a_map_that_cannot_be_made(tmp_path):
     fd = os.open(file, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="Invalid"):
-            arraychest.mapping._Map(fd, 0, False)
+            arraychest.mapping._Map(fd, 0, "r", steady=False)
     finally:
         os.close(fd)
     assert ctypes.get_errno() in (0, errno.EINVAL)
