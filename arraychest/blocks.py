@@ -138,7 +138,12 @@ class BlockWriter:
                 raise SpillError(f"expected a chest at {path}, found none: {error}") from error
             chest.expect(inode)
             self._chest = chest
-        chest.check()
+        try:
+            chest.check()
+        except SpillError:
+            raise
+        except OSError as error:
+            raise SpillError(f"{chest.path} cannot be looked at: {error}") from error
         return chest
 
     @contextlib.contextmanager
