@@ -145,9 +145,7 @@ def _checked(
             "chest as a value, as chest['tree'] = tree"
         )
     if not isinstance(dataset, xr.Dataset):
-        raise ValueTypeError(
-            f"expected a dataset or a data array, found {type(dataset).__name__}"
-        )
+        raise ValueTypeError(f"expected a dataset or a data array, found {type(dataset).__name__}")
     for name, index in dataset.xindexes.items():
         if isinstance(index, xr.indexes.PandasMultiIndex):
             raise ValueTypeError(

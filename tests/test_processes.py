@@ -20,6 +20,7 @@ import pytest
 import arraychest
 from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestError
 from arraychest.catalog import Catalog
+from arraychest.files import Files
 from arraychest.locks import LockFile
 from tests.faults import Say, die, in_child, injected
 from tests.support import audit, run_python
@@ -950,3 +951,19 @@ def test_a_commit_while_a_chest_is_being_opened_is_not_taken_for_known(path, mon
             assert second.verify().ok, str(second.verify())
         assert (first["x"] == 2).all()
     audit(path)
+
+
+def test_a_folder_of_spares_that_goes_while_a_chest_is_opened_is_no_error(path, monkeypatch):
+    arraychest.open(path).close()
+    os.makedirs(f"{path}/spare/1")
+    entries = Files._entries
+
+    def entries_then_gone(files, name):
+        found = entries(files, name)
+        if name == "spare" and found:
+            os.rmdir(f"{path}/spare/1")
+        return found
+
+    monkeypatch.setattr(Files, "_entries", entries_then_gone)
+    arraychest.open(path, "r").close()
+    assert not os.path.exists(f"{path}/spare/1")

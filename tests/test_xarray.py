@@ -259,7 +259,9 @@ def test_a_tree_is_refused_with_what_to_do_instead(dataset, path):
     with pytest.raises(arraychest.ValueTypeError, match=r"to_dataset.*chest\['tree'\] = tree"):
         save(tree, path)
     save(tree["/child"].to_dataset(), path)
-    xr.testing.assert_identical(opened(path).load().drop_vars("station"), dataset.drop_vars("station"))
+    xr.testing.assert_identical(
+        opened(path).load().drop_vars("station"), dataset.drop_vars("station")
+    )
 
 
 CHANGES = {
@@ -292,7 +294,9 @@ def in_stored_chunks(path):
 
 
 def in_other_chunks(path):
-    return opened(path, chunks={}).pipe(lambda d: d.chunk({k: n for k, n in SIZES.items() if k in d.dims}))
+    return opened(path, chunks={}).pipe(
+        lambda d: d.chunk({k: n for k, n in SIZES.items() if k in d.dims})
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,6 +382,17 @@ def test_on_a_full_disk_the_old_dataset_stays(path):
     check_replaced(path, before + 1)
 
 
+def test_more_than_max_disk_is_refused_and_the_old_dataset_stays(path):
+    before = saved(xr.Dataset({"x": ("i", np.arange(40_000.0))}), path)
+    more = before.assign(y=("j", np.arange(200_000.0)))
+    for each in (more, more.chunk(j=60_000)):
+        with pytest.raises(arraychest.QuotaError):
+            save(each, path, mode="w", max_disk="1 MiB")
+        check_untouched(path, before)
+    save(more, path, mode="w", max_disk="4 MiB")
+    check_replaced(path, more)
+
+
 def new_of(path):
     """What replaces a dataset in the tests of crashes: computed from it, plain, packed, blocked."""
     found = opened(path)
@@ -438,7 +453,7 @@ def test_a_chest_that_is_open_elsewhere_is_saved_to(dataset, path):
     with arraychest.open(path) as other, arraychest.open(path, "r") as reader:
         first, found = opened(path, chunks={}), opened(path)
         views = reader[("variable", "height")], other[("variable", "height")]
-        save(first.drop_vars("count") + 1, path, mode="w")
+        save((first.drop_vars("count") + 1).compute(), path, mode="w")
         second = opened(path, chunks={})
         # What dask keeps by name must not be taken for another.
         assert first.height.data.name != second.height.data.name
@@ -454,12 +469,48 @@ def test_a_chest_that_is_open_elsewhere_is_saved_to(dataset, path):
     xr.testing.assert_identical(first.load(), before)
 
 
+def test_a_dataset_that_is_replaced_while_it_is_opened_is_not_one_half_of_each(path, monkeypatch):
+    old = xr.Dataset({"a": ("x", np.zeros(3)), "b": ("x", np.zeros(20_000)[:3])})
+    new = xr.Dataset({"a": ("x", np.ones(3)), "b": ("x", np.ones(3))})
+    save(old, path)
+    variable = arraychest.xarray._variable
+    then = [new, new.drop_vars("b"), new.isel(x=[1])]
+
+    def replace_first(*args):
+        found = variable(*args)
+        if then:
+            save(then.pop(0), path, mode="w")
+        return found
+
+    monkeypatch.setattr(arraychest.xarray, "_variable", replace_first)
+    xr.testing.assert_identical(opened(path).load(), new.isel(x=[1]))
+    assert not then
+
+
+def test_two_that_save_to_one_folder_take_turns(path):
+    first = xr.Dataset({"a": ("x", np.zeros(4)), "c": ("x", np.zeros(4))})
+    second = first.rename(a="b") + 1
+    save(first, path)
+
+    with ThreadPoolExecutor(1) as pool:
+        others = []
+
+        def compute(block):
+            others.append(pool.submit(save, second, path, mode="w"))
+            with pytest.raises(TimeoutError):
+                others[-1].result(timeout=0.3)
+            return block
+
+        lazy = da.ones(4, chunks=4).map_blocks(compute, dtype="f8", meta=np.empty(0))
+        save(first.assign(lazy=("x", lazy)), path, mode="w")
+        others[0].result()
+    check_replaced(path, second)
+
+
 def test_a_dataset_that_is_opened_while_others_save_is_one_of_theirs(path):
     def dataset(n):
         names = "abc" if n % 2 else "abd"
-        return xr.Dataset(
-            {name: ("x", np.full(20_000 + n, n)) for name in names}, attrs={"n": n}
-        )
+        return xr.Dataset({name: ("x", np.full(20_000 + n, n)) for name in names}, attrs={"n": n})
 
     save(dataset(0), path)
     ended = threading.Event()
