@@ -138,7 +138,7 @@ def _checked(
     ValueTypeError, KeyTypeError
         Something in it would not come back the same.
     """
-    if isinstance(dataset, xr.DataTree):
+    if isinstance(dataset, getattr(xr, "DataTree", ())):  # from 2024.10 on
         raise ValueTypeError(
             "expected a dataset or a data array, found a DataTree: save each dataset of it to a "
             "folder of its own, as save(tree['/child'].to_dataset(), path), or put the tree into a "
