@@ -953,7 +953,8 @@ class Chest(MutableMapping[Any, Any]):
         """What stands for a stored value: a few hundred bytes when pickled.
 
         Another process makes the array of it, mapped, without opening the chest.  A value in RAM is
-        stored first.
+        stored first.  That of a value put in a transaction is good at once, and no longer if the
+        transaction is rolled back.
 
         Raises
         ------

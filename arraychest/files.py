@@ -709,7 +709,11 @@ class Files:
         """The links that lie where folders of values do."""
         for top in (DATA, SPARE):
             for name, _ in self._entries(top):
-                if stat.S_ISLNK(self.stat(f"{top}/{name}").st_mode):
+                try:
+                    status = self.stat(f"{top}/{name}")
+                except FileNotFoundError:
+                    continue  # a session that ends removes its folder of spares
+                if stat.S_ISLNK(status.st_mode):
                     yield f"{top}/{name}"
 
     def _entries(self, name: str) -> list[tuple[str, bool]]:

@@ -16,6 +16,7 @@ from arraychest.loader import Loader
 from arraychest.mapping import MmapMode
 from arraychest.opened import OpenFolder
 from arraychest.parallel import default_threads
+from arraychest.store import Store
 from arraychest.tiers import Tiers, entry_of
 from arraychest.values import Own, value_of
 
@@ -144,6 +145,10 @@ def handle_of(tiers: Tiers, key: Any) -> Handle:
 
 
 def _handle_of(tiers: Tiers, key: Any) -> Handle:
+    changes = tiers.own_changes()
+    if changes is not None and key in changes:
+        # What the transaction has written is there already; it is gone if that is rolled back.
+        return _handle_to(tiers.open_store(), key, changes.row(key))
     while True:
         if tiers.may_write():
             tiers.spill(key)
@@ -161,6 +166,9 @@ def _handle_of(tiers: Tiers, key: Any) -> Handle:
             store = tiers.open_store()
             if row.pack is not None and not store.has_pack(row.pack):
                 store.reread_packs()
-            pack = None if row.pack is None else store.pack_record(row.pack)
-            where = store.folder.where()
-            return Handle(where, slot.key, str(store.catalog.meta("id")), row, pack)
+            return _handle_to(store, slot.key, row)
+
+
+def _handle_to(store: Store, key: Any, row: Row) -> Handle:
+    pack = None if row.pack is None else store.pack_record(row.pack)
+    return Handle(store.folder.where(), key, str(store.catalog.meta("id")), row, pack)

@@ -667,3 +667,35 @@ def test_what_was_written_by_an_edited_function_is_not_gone_on_with(path, edited
         y = x.map_blocks(edited(EDITED.replace("block * 2", "block * 3")).direct, dtype=float)
         store(y, chest, "x")
         np.testing.assert_array_equal(chest["x"], ARRAY[::-1] * 3)
+
+
+def test_what_is_stored_in_a_transaction_is_there_in_it_and_afterwards_with_all_of_it(path):
+    with arraychest.open(path) as chest:
+        chest["old"] = chest["x"] = np.arange(3)
+        with pytest.raises(ZeroDivisionError), chest.transaction():
+            stored = store(da.from_array(ARRAY, chunks=CHUNKS), chest, "x", return_stored=True)
+            assert np.array_equal(stored.compute(), ARRAY)
+            assert np.array_equal(chest.to_dask("x").compute(), ARRAY)
+            handle = chest.handle("x")
+            raise ZeroDivisionError
+        assert chest["x"].tolist() == [0, 1, 2]
+        del stored
+        dask_arrays._opened.cache_clear()
+        with pytest.raises(arraychest.AbsentKeyError):
+            handle.array()
+        chest.flush()
+        with chest.transaction():
+            for key in ("x", "y"):
+                store(da.from_array(ARRAY, chunks=CHUNKS), chest, key)
+            chest["old"] = np.arange(4)
+            assert chest.handle("old").array().tolist() == [0, 1, 2, 3]
+            del chest["old"]
+            with pytest.raises(arraychest.AbsentKeyError):
+                chest.handle("old")
+            with arraychest.open(path, "r") as other:
+                assert list(other) == ["old", "x"]
+                assert other["x"].tolist() == [0, 1, 2]
+        assert list(chest) == ["x", "y"]
+        assert np.array_equal(chest["x"], ARRAY)
+        assert np.array_equal(chest["y"], ARRAY)
+        assert chest.verify().ok

@@ -335,7 +335,7 @@ def test_a_temporary_chest_closes_on_a_full_disk():
     for number in range(5):
         chest[number] = filled(number, LARGE)
     # Reading and removing need no room.
-    needs_none = ("close", "open", "stat", "scandir", "unlink", "rmtree", "rmdir")
+    needs_none = ("close", "open", "stat", "fstat", "scandir", "unlink", "rmdir")
     with injected(Failing(errno.ENOSPC, lambda name, args: name not in needs_none)):
         chest.close()
     assert chest.closed

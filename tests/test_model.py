@@ -69,7 +69,7 @@ class FaultyOs:
     def __getattr__(self, name: str) -> Any:
         if self.failing.get(name):
 
-            def fail(*_: Any) -> None:
+            def fail(*_: Any, **__: Any) -> None:
                 raise OSError(self.failing[name], os.strerror(self.failing[name]))
 
             return fail

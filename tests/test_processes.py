@@ -22,6 +22,7 @@ import pytest
 import arraychest
 from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestError
 from arraychest.catalog import Catalog
+from arraychest.files import Files
 from arraychest.locks import LockFile
 from tests.faults import Say, die, in_child, injected
 from tests.support import IMPORT_ROOT, audit, run_python
@@ -1005,3 +1006,19 @@ def test_who_looks_at_a_catalog_that_is_open_leaves_its_locks_alone(path, look):
         assert set(done.stdout.split()) == {"mine", "theirs", "late"}
     left = [os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")]
     assert not [each for each in left if each.startswith(path)]
+
+
+def test_a_folder_of_spares_that_goes_while_a_chest_is_opened_is_no_error(path, monkeypatch):
+    arraychest.open(path).close()
+    os.makedirs(f"{path}/spare/1")
+    entries = Files._entries
+
+    def entries_then_gone(files, name):
+        found = entries(files, name)
+        if name == "spare" and found:
+            os.rmdir(f"{path}/spare/1")
+        return found
+
+    monkeypatch.setattr(Files, "_entries", entries_then_gone)
+    arraychest.open(path, "r").close()
+    assert not os.path.exists(f"{path}/spare/1")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import pickle
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 
@@ -13,10 +16,12 @@ import pytest
 import arraychest
 
 xr = pytest.importorskip("xarray")
+pandas = pytest.importorskip("pandas")
 da = pytest.importorskip("dask.array")
 import dask  # noqa: E402
 
 from arraychest.xarray import save  # noqa: E402
+from tests import faults  # noqa: E402
 
 # What spawned processes need, and what stays for all of them.
 resource_tracker.ensure_running()
@@ -163,3 +168,403 @@ def test_what_a_stranger_has_written_raises_only_our_errors(dataset, path):
 def test_a_chests_folder_is_known_without_naming_the_engine(dataset, path):
     save(dataset.drop_vars("station"), path)
     assert set(xr.open_dataset(path, drop_variables="name")) == {"height", "count"}
+
+
+# --- over what is there ---------------------------------------------------------------------
+
+
+def saved(dataset, path, **options):
+    """Save a dataset beside a key that is no part of it; return it as it comes back."""
+    save(dataset, path, **options)
+    with arraychest.open(path) as chest:
+        chest["other"] = np.arange(5)
+    return opened(path).load()
+
+
+def check_untouched(path, right):
+    xr.testing.assert_identical(opened(path).load(), right)
+    with arraychest.open(path, "r") as chest:
+        assert set(chest) == {"dataset", "other", *(("variable", name) for name in right.variables)}
+        assert chest["other"].tolist() == [0, 1, 2, 3, 4]
+        assert chest.verify().ok
+
+
+def check_replaced(path, right):
+    xr.testing.assert_identical(opened(path).load(), right)
+    with arraychest.open(path, "r") as chest:
+        assert set(chest) == {"dataset", *(("variable", name) for name in right.variables)}
+        assert chest.verify().ok
+
+
+def sparse(dataset):
+    class Wrapped(np.lib.mixins.NDArrayOperatorsMixin):
+        shape, dtype, ndim = (30,), np.dtype("f8"), 1
+
+        def __array__(self, dtype=None, copy=None):
+            return np.zeros(30)
+
+        def __array_function__(self, *args):
+            raise NotImplementedError
+
+        def __array_ufunc__(self, *args, **kwargs):
+            raise NotImplementedError
+
+        def __getitem__(self, key):
+            return self
+
+    return dataset.assign(z=("y", Wrapped()))
+
+
+REFUSED = {
+    "attribute": lambda d: d.assign_attrs(a=object()),
+    "attribute of a variable": lambda d: d.assign(z=("y", np.zeros(30), {"a": object()})),
+    "objects": lambda d: d.assign(z=("y", np.array([object()] * 30))),
+    "objects among strings": lambda d: d.assign(z=("y", np.array(["a"] * 29 + [None], object))),
+    "objects of dask": lambda d: d.assign(z=("y", da.from_array(np.array([None] * 30), chunks=9))),
+    "name": lambda d: d.assign({frozenset({object}): ("y", np.zeros(30))}),
+    "dimension": lambda d: d.assign(z=((object,), np.zeros(3))),
+    "categories": lambda d: d.assign(z=("y", pandas.Categorical(["a"] * 30))),
+    "wrapped array": sparse,
+    "unknown chunks": lambda d: d.assign(z=("u", da.ones(30, chunks=9)[da.ones(30, chunks=9) > 0])),
+    "index of two levels": lambda d: d.stack(p=("time", "x")),
+    "tree": lambda d: xr.DataTree.from_dict({"/": d, "/child": d}),
+    "tree of one": lambda d: xr.DataTree(d),
+    "dict": lambda d: dict(d.variables),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_is_refused_before_anything_is_written_or_computed(dataset, path, what):
+    computed = []
+
+    def compute(block):
+        computed.append(1)
+        return block
+
+    lazy = da.ones(10, chunks=5).map_blocks(compute, dtype="f8", meta=np.empty(0))
+    refused = REFUSED[what](dataset.assign(lazy=("i", lazy)))
+    with pytest.raises(arraychest.ArrayChestError, match="expected") as caught:
+        save(refused, path)
+    assert isinstance(caught.value, TypeError)
+    assert not os.path.exists(path)
+    before = saved(dataset, path)
+    with pytest.raises(type(caught.value)):
+        save(refused, path, mode="w")
+    check_untouched(path, before)
+    assert not computed
+
+
+def test_a_tree_is_refused_with_what_to_do_instead(dataset, path):
+    tree = xr.DataTree.from_dict({"/": dataset, "/child": dataset})
+    with pytest.raises(arraychest.ValueTypeError, match=r"to_dataset.*chest\['tree'\] = tree"):
+        save(tree, path)
+    save(tree["/child"].to_dataset(), path)
+    xr.testing.assert_identical(
+        opened(path).load().drop_vars("station"), dataset.drop_vars("station")
+    )
+
+
+CHANGES = {
+    "unchanged": lambda d: d,
+    "more": lambda d: d.assign(twice=d.height * 2, mean=d.height.mean("time")),
+    "changed": lambda d: d.assign(height=d.height + 1, lat=-d.lat),
+    "changed by another": lambda d: d.assign(height=d.height + d.wide.sum() + d["count"]),
+    "exchanged": lambda d: d.rename(wide="long", long="wide"),
+    "renamed": lambda d: d.rename(height="depth", y="line", x="column"),
+    "dropped": lambda d: d.drop_vars(["height", "lat", "name"]),
+    "smaller": lambda d: d.isel(y=slice(None, None, -2), x=[3, 1, 7]),
+    "turned": lambda d: d.transpose(),
+    "other chunks": lambda d: d.chunk(y=7, a=1000),
+    "of strings": lambda d: d.assign(place=d.station, here=d.station[3]),
+    "in memory": lambda d: d.compute(),
+    "one": lambda d: d.height.cumsum("y"),
+    "none": lambda d: xr.Dataset(),
+}
+
+
+SIZES = {"y": 7, "a": 1000}
+
+
+def lazily(path):
+    return opened(path)
+
+
+def in_stored_chunks(path):
+    return opened(path, chunks={})
+
+
+def in_other_chunks(path):
+    return opened(path, chunks={}).pipe(
+        lambda d: d.chunk({k: n for k, n in SIZES.items() if k in d.dims})
+    )
+
+
+@pytest.mark.parametrize(
+    ("read", "compression"),
+    [(lazily, None), (lazily, "zstd"), (in_stored_chunks, None), (in_other_chunks, "zstd")],
+)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_dataset_may_be_computed_from_the_one_that_it_replaces(
+    dataset, path, change, read, compression
+):
+    wide = np.arange(300_000.0).reshape(3000, 100)
+    dataset = dataset.assign(wide=(("a", "b"), wide), long=(("a", "b"), -wide))
+    before = saved(dataset, path, compression=compression)
+    found, changed = read(path), CHANGES[change](read(path))
+    right = changed.to_dataset() if isinstance(changed, xr.DataArray) else changed
+    right = right.compute()
+    save(changed, path, mode="w", compression=compression)
+    check_replaced(path, right)
+    xr.testing.assert_identical(found.load(), before)
+    # Of blocked arrays, if there are now.
+    save(read(path) if right.sizes else opened(path), path, mode="w", compression=compression)
+    check_replaced(path, right)
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+def test_any_scheduler_reads_the_old_dataset_while_the_new_one_is_written(path, scheduler):
+    made = {
+        "sync": lambda: ThreadPoolExecutor(1),
+        "threads": lambda: ThreadPoolExecutor(2),
+        "processes": lambda: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")),
+    }
+    x = np.arange(120_000.0).reshape(400, 300)
+    with made[scheduler]() as pool, dask.config.set(scheduler=scheduler, pool=pool):
+        save(xr.DataArray(da.from_array(x, chunks=(150, 300)), dims=("y", "x"), name="v"), path)
+        for n in (1, 2):
+            found = opened(path, chunks={})
+            save(found + found.v.sum() * 0 + 1, path, mode="w")
+            assert np.array_equal(opened(path).v.values, x + n)
+
+
+def broken(dataset):
+    """A dataset of which the last variable cannot be computed to its end."""
+
+    def fail(block, block_id):
+        if block_id == (3,):
+            raise ZeroDivisionError("no such block")
+        return block
+
+    lazy = da.arange(4000, chunks=1000).map_blocks(fail, dtype="i8", meta=np.empty(0, "i8"))
+    return (dataset * 2).assign(a=("j", da.ones(4000, chunks=1000)), z=("j", lazy))
+
+
+def test_what_fails_amid_the_writing_leaves_the_old_dataset_and_nothing_else(path):
+    dataset = xr.Dataset({"x": ("i", np.arange(40_000.0))}, attrs={"n": 1})
+    before = saved(dataset, path)
+    for chunks in (None, {}):
+        with dask.config.set(scheduler="sync"), pytest.raises(ZeroDivisionError):
+            save(broken(opened(path, chunks=chunks)), path, mode="w")
+        check_untouched(path, before)
+        assert not os.path.isdir(f"{path}/unfinished") or not os.listdir(f"{path}/unfinished")
+    save(before + 1, path, mode="w")
+    check_replaced(path, before + 1)
+
+
+def test_on_a_full_disk_the_old_dataset_stays(path):
+    dataset = xr.Dataset({"x": ("i", np.arange(40_000.0)), "z": ("i", np.arange(40_000))})
+    before = saved(dataset, path)
+    found = opened(path, chunks={"i": 15_000})
+    for name in ("write", "writev", "posix_fallocate", "sql COMMIT"):
+        action = faults.Failing(errno.ENOSPC, name)
+        with dask.config.set(scheduler="sync"), faults.injected(action):
+            try:
+                save(found + 1, path, mode="w")
+            except arraychest.SpillError:
+                assert action.hits
+            else:
+                assert not action.hits
+                save(before, path, mode="w")
+                with arraychest.open(path) as chest:
+                    chest["other"] = np.arange(5)
+        check_untouched(path, before)
+    save(found + 1, path, mode="w")
+    check_replaced(path, before + 1)
+
+
+def test_more_than_max_disk_is_refused_and_the_old_dataset_stays(path):
+    before = saved(xr.Dataset({"x": ("i", np.arange(40_000.0))}), path)
+    more = before.assign(y=("j", np.arange(200_000.0)))
+    for each in (more, more.chunk(j=60_000)):
+        with pytest.raises(arraychest.QuotaError):
+            save(each, path, mode="w", max_disk="1 MiB")
+        check_untouched(path, before)
+    save(more, path, mode="w", max_disk="4 MiB")
+    check_replaced(path, more)
+
+
+def new_of(path):
+    """What replaces a dataset in the tests of crashes: computed from it, plain, packed, blocked."""
+    found = opened(path)
+    lazy = found.x.chunk(i=15_000) + 1
+    return found.assign(w=("i", np.ones(40_000)), lazy=lazy, y=found.y * 2).drop_vars("x")
+
+
+def strike(path, at, act):
+    """Save over what is there; at some operation something happens.  Returns their number."""
+
+    def may_raise(name, args):
+        # Not a finalizer, which closes, and no other thread: nobody hears what they raise.
+        return name != "close" and threading.current_thread() is threading.main_thread()
+
+    action = faults.Countdown(at, act, only=may_raise)
+    with dask.config.set(scheduler="sync"), faults.injected(action):
+        save(new_of(path), path, mode="w")
+    return action.count
+
+
+def check_old_or_new(path, old, new):
+    found = opened(path).load()
+    if "x" in found:
+        check_untouched(path, old)
+    else:
+        check_replaced(path, new)
+    return "x" in found
+
+
+def places(of, some):
+    return range(1, of + 1, max(of // some, 1))
+
+
+@pytest.mark.parametrize("some", [12, pytest.param(10_000, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("act", ["die", "interrupt"])
+def test_a_save_that_is_ended_anywhere_leaves_the_old_dataset_or_the_new(tmp_path, act, some):
+    dataset = xr.Dataset({"x": ("i", np.arange(40_000.0)), "y": ("j", np.arange(3))})
+
+    def prepared(name):
+        path = f"{tmp_path}/{name}"
+        return path, saved(dataset, path), new_of(path).compute(scheduler="sync")
+
+    path, _, new = prepared("whole")
+    count = strike(path, 0, lambda: None)
+    check_replaced(path, new)
+    seen = []
+    for at in places(count, some):
+        path, old, new = prepared(str(at))
+        if act == "die":
+            outcome = faults.in_child(lambda say, path=path, at=at: strike(path, at, faults.die))
+            assert outcome.signal == 9, outcome.error
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                strike(path, at, faults.raising(KeyboardInterrupt))
+        seen.append(check_old_or_new(path, old, new))
+        save(old, path, mode="w")
+        check_replaced(path, old)
+    assert seen[0]
+
+
+def test_a_chest_that_is_open_elsewhere_is_saved_to(dataset, path):
+    before = saved(dataset.drop_vars(["name", "station"]), path)
+    with arraychest.open(path) as other, arraychest.open(path, "r") as reader:
+        first, found = opened(path, chunks={}), opened(path)
+        views = reader[("variable", "height")], other[("variable", "height")]
+        save((first.drop_vars("count") + 1).compute(), path, mode="w")
+        second = opened(path, chunks={})
+        # What dask keeps by name must not be taken for another.
+        assert first.height.data.name != second.height.data.name
+        assert (first.height + 1).data.name != (second.height + 1).data.name
+        assert np.array_equal(second.height, before.height + 1)
+        for view in views:
+            assert np.array_equal(view, before.height)
+        assert np.array_equal(reader[("variable", "height")], before.height + 1)
+        assert np.array_equal(other[("variable", "height")], before.height + 1)
+        assert "other" not in other
+        assert ("variable", "count") not in reader
+    xr.testing.assert_identical(found.load(), before)
+    xr.testing.assert_identical(first.load(), before)
+
+
+def test_a_dataset_that_is_replaced_while_it_is_opened_is_not_one_half_of_each(path, monkeypatch):
+    old = xr.Dataset({"a": ("x", np.zeros(3)), "b": ("x", np.zeros(20_000)[:3])})
+    new = xr.Dataset({"a": ("x", np.ones(3)), "b": ("x", np.ones(3))})
+    save(old, path)
+    variable = arraychest.xarray._variable
+    then = [new, new.drop_vars("b"), new.isel(x=[1])]
+
+    def replace_first(*args):
+        found = variable(*args)
+        if then:
+            save(then.pop(0), path, mode="w")
+        return found
+
+    monkeypatch.setattr(arraychest.xarray, "_variable", replace_first)
+    xr.testing.assert_identical(opened(path).load(), new.isel(x=[1]))
+    assert not then
+
+
+def test_two_that_save_to_one_folder_take_turns(path):
+    first = xr.Dataset({"a": ("x", np.zeros(4)), "c": ("x", np.zeros(4))})
+    second = first.rename(a="b") + 1
+    save(first, path)
+
+    with ThreadPoolExecutor(1) as pool:
+        others = []
+
+        def compute(block):
+            others.append(pool.submit(save, second, path, mode="w"))
+            with pytest.raises(TimeoutError):
+                others[-1].result(timeout=0.3)
+            return block
+
+        lazy = da.ones(4, chunks=4).map_blocks(compute, dtype="f8", meta=np.empty(0))
+        save(first.assign(lazy=("x", lazy)), path, mode="w")
+        others[0].result()
+    check_replaced(path, second)
+
+
+def test_a_dataset_that_is_opened_while_others_save_is_one_of_theirs(path):
+    def dataset(n):
+        names = "abc" if n % 2 else "abd"
+        return xr.Dataset({name: ("x", np.full(20_000 + n, n)) for name in names}, attrs={"n": n})
+
+    save(dataset(0), path)
+    ended = threading.Event()
+    seen = []
+
+    def read():
+        while not ended.is_set() or len(seen) < 2:
+            found = opened(path)
+            xr.testing.assert_identical(found.load(), dataset(found.attrs["n"]))
+            seen.append(found.attrs["n"])
+
+    def write(first):
+        for n in range(first, first + 15):
+            save(dataset(n), path, mode="w")
+        return first + 14
+
+    with ThreadPoolExecutor(3) as pool:
+        reading = pool.submit(read)
+        try:
+            lasts = [each.result() for each in [pool.submit(write, n) for n in (100, 201)]]
+        finally:
+            ended.set()
+        reading.result()
+    found = opened(path)
+    assert found.attrs["n"] in lasts
+    check_replaced(path, dataset(found.attrs["n"]))
+
+
+def test_where_no_dataset_can_be_read_the_folder_is_treated_as_by_a_chest(dataset, path):
+    right = dataset.drop_vars("station")
+    save(right, path, mode="w")  # there is no such folder
+    check_replaced(path, right)
+    os.mkdir(f"{path}-empty")
+    save(right, f"{path}-empty", mode="w")
+    check_replaced(f"{path}-empty", right)
+    # A chest that is damaged holds no dataset, and is emptied.
+    for damage in (b"not a catalog" * 100, b""):
+        with open(f"{path}/catalog.sqlite", "wb") as file:
+            file.write(damage)
+        with pytest.raises(arraychest.ValueTypeError):
+            save(right.assign_attrs(a=object()), path, mode="w")
+        with open(f"{path}/catalog.sqlite", "rb") as file:
+            assert file.read() == damage
+        save(right, path, mode="w")
+        check_replaced(path, right)
+    foreign = f"{path}-foreign"
+    os.mkdir(foreign)
+    with open(f"{foreign}/thesis.txt", "w") as file:
+        file.write("all of it")
+    with pytest.raises(arraychest.ChestFormatError):
+        save(right, foreign, mode="w")
+    assert os.listdir(foreign) == ["thesis.txt"]

@@ -18,6 +18,7 @@ from arraychest.assembly import begin
 from arraychest.blocks import BlockWriter, slices
 from arraychest.dask.arrays import StoredArray, to_dask
 from arraychest.dask.functions import print_of_array
+from arraychest.entry import describe
 from arraychest.errors import ValueTypeError
 from arraychest.handle import handle_of
 from arraychest.manifest import Chunks, indices
@@ -95,6 +96,29 @@ def store(
     writer = begin(chest._tiers.committer, key, x.dtype, chunks, name)
     task = _Storing(chest, key, writer, (0,) * x.ndim)
     return _stored(x, task, compute, return_stored, options)
+
+
+def store_anew(x: da.Array, chest: arraychest.Chest, key: Any) -> None:
+    """Store a dask array as `store` does, but keep nothing of what was written if it fails.
+
+    So its name need not tell what is in it: that of an array which xarray has opened does not.
+    """
+    tiers = chest._tiers
+    tiers.begin_writing()
+    writer = begin(tiers.committer, key, x.dtype, _chunks(x))
+    try:
+        _stored(x, _Storing(chest, key, writer, (0,) * x.ndim), True, False, {})
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def check(x: da.Array) -> None:
+    """Raise ValueTypeError if a dask array cannot be stored; computes nothing."""
+    _chunks(x)
+    if x.dtype.hasobject:
+        raise ValueTypeError(f"expected a dtype of plain elements, found {x.dtype}")
+    describe(x.dtype)
 
 
 def persist(x: da.Array, chest: arraychest.Chest, key: Any = None, **options: Any) -> da.Array:
