@@ -698,6 +698,9 @@ class Chest(MutableMapping[Any, Any]):
         `DeadlockError` at once.  A task that the holder starts, or a thread to which it gives work,
         is another holder: do not wait for one that takes the lock.
 
+        A lock keeps its chest from being closed by the garbage collector.  Of a chest that was
+        closed it is taken no more: that is a `ClosedChestError`.
+
         Examples
         --------
         >>> import numpy as np

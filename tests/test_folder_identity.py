@@ -446,6 +446,46 @@ def test_a_lock_keeps_its_chest_open_and_says_if_that_was_closed(folder):
         lock.acquire(blocking=False)
 
 
+def test_children_follow_a_folder_that_is_moved_before_and_while_they_write(folder):
+    chest = filled(folder)
+    names = [folder, *(folder.with_name(name) for name in ("m1", "m2", "m3"))]
+
+    def change(number: int) -> None:
+        with chest.edit("a") as array, chest.lock("s"):
+            os.rename(names[number], names[number + 1])
+            array[number] = -1
+        with chest.transaction():
+            chest["large", number] = LARGE
+            chest["small", number] = SMALL
+        chest.append("b", BLOCKS)
+
+    def in_a_child_of_it(say: Say) -> None:
+        change(2)
+        chest.close()
+
+    def in_a_first_child(say: Say) -> None:
+        change(1)
+        outcome = in_child(in_a_child_of_it)
+        assert outcome.error is None, outcome.error
+        chest["last"] = SMALL
+        chest.close()
+
+    change(0)
+    filled(folder, 2).close()
+    before = snapshot(folder)
+    outcome = in_child(in_a_first_child)
+    assert outcome.error is None, outcome.error
+    assert list(chest["a"][:3]) == [-1, -1, -1]
+    assert len(chest["b"]) == 4 * len(BLOCKS)
+    chest.close()
+    with arraychest.open(names[-1], "r") as again:
+        assert {("large", 2), ("small", 2), ("large", 0), "last"} <= set(again)
+        assert again.verify().ok
+    assert snapshot(folder) == before
+    holds(folder, 2)
+    assert sorted(os.listdir(folder.parent)) == ["c", "m3"]
+
+
 def test_a_folder_that_is_moved_while_its_catalog_is_opened_is_followed(folder, monkeypatch):
     chest = filled(folder)
     connect = catalog._connect
