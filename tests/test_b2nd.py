@@ -153,6 +153,7 @@ def summed_again(data: bytes, array: np.ndarray, layout: Layout) -> bytes:
     return data[:nbytes] + b2nd.encoded(record._replace(sums=np.array(sums, "<u4")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "blosclz", "zlib"])
 def test_what_a_stranger_made_never_ends_the_process(codec):
     array = terrain()

@@ -216,6 +216,7 @@ def test_every_workload_and_adapter_is_known_by_the_name_that_others_use_for_it(
 # --- the program ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_prints_tables_and_writes_figures_and_a_picture_and_leaves_no_files(tmp_path):
     figures, picture, files = tmp_path / "f.json", tmp_path / "p.svg", tmp_path / "files"
     pytest.importorskip("matplotlib")

@@ -48,6 +48,7 @@ def same(found: object, expected: object) -> None:
     np.testing.assert_array_equal(found, expected, strict=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(pair=arrays(), data=st.data())
 def test_basic_indices_are_numpys(pair, data):
@@ -56,6 +57,7 @@ def test_basic_indices_are_numpys(pair, data):
     same(compressed[key], array[key])
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(pair=arrays(), data=st.data())
 def test_arrays_of_integers_are_numpys(pair, data):

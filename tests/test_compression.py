@@ -404,6 +404,7 @@ def test_an_edit_of_a_compressed_value(tmp_path):
         assert chest.verify().ok
 
 
+@pytest.mark.slow
 def test_work_on_an_array_larger_than_the_budget_needs_memory_for_chunks(tmp_path):
     out = run_python(f"""
         import resource
@@ -439,6 +440,7 @@ def test_work_on_an_array_larger_than_the_budget_needs_memory_for_chunks(tmp_pat
     assert grown < 96
 
 
+@pytest.mark.slow
 def test_compressing_takes_no_more_memory_than_is_charged_for_it(tmp_path):
     out = run_python(f"""
         import resource
@@ -714,6 +716,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_and_compress_after_their_parent_has(tmp_path, method):
     # A program of its own, as the start methods want one, and leave helpers behind.
@@ -744,6 +747,7 @@ def test_a_forked_child_reads_what_its_parent_had_open(tmp_path):
         assert outcome.result
 
 
+@pytest.mark.slow
 def test_a_child_forked_while_others_compress_does_not_hang(tmp_path):
     array = smooth((1500, 2000))
     with Chest(path=tmp_path / "c", compression="zstd", on_put="copy") as chest:
@@ -794,6 +798,7 @@ def test_compressed_arrays_hold_no_descriptors(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_few_compressed_arrays_are_kept_open(tmp_path, monkeypatch):
     monkeypatch.setattr("arraychest.tiers.MAX_KEPT_FRAMES", 3)
     with Chest(path=tmp_path / "c", compression="lz4") as chest:

@@ -352,6 +352,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_same_constant_gives_the_same_key_in_another_process(runs):
     one, same, _ = runs
     assert len(one) > 300

@@ -288,6 +288,7 @@ def test_the_workload_without_a_crash_leaves_what_the_model_says(tmp_path, other
     check_after(tmp_path / "chest", told)
 
 
+@pytest.mark.slow
 def test_a_crash_before_a_sampled_file_operation_leaves_old_values_or_new_ones(tmp_path, other):
     total = count_operations(tmp_path / "counted", other)
     assert total > 150
@@ -308,6 +309,7 @@ def test_a_crash_at_every_file_operation_leaves_old_values_or_new_ones(tmp_path,
         crashed = crash_at(number, tmp_path / f"{number}", other, after=after)
 
 
+@pytest.mark.slow
 def test_a_crash_during_recovery_loses_nothing(tmp_path, other):
     path = tmp_path / "chest"
     total = count_operations(tmp_path / "counted", other)
@@ -333,6 +335,7 @@ def test_a_crash_during_recovery_loses_nothing(tmp_path, other):
     check_after(path, told)
 
 
+@pytest.mark.slow
 def test_a_crash_while_a_chest_is_emptied_leaves_a_chest_that_opens(tmp_path):
     for number in range(1, 200):
         path = tmp_path / f"{number}"
@@ -471,6 +474,7 @@ def test_an_interrupted_read_of_the_catalog_keeps_no_old_snapshot(tmp_path):
         assert chest.verify().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("where", ["main", "writer"])
 def test_an_interrupt_at_a_sampled_file_operation_leaves_the_chest_working(
@@ -496,6 +500,7 @@ def test_an_interrupt_at_every_file_operation_leaves_the_chest_working(
         pytest.fail("the workload never came to an end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EMFILE], ids=errno.errorcode.get)
 def test_an_error_at_any_sampled_file_operation_loses_nothing(tmp_path, other, number):
     """As with an interrupt, but the system refuses, in whichever thread."""

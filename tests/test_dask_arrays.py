@@ -54,6 +54,7 @@ def test_it_computes_what_numpy_does(path, order, compression):
             np.testing.assert_allclose((x @ x.T)[5, 7].compute(), array[5] @ array[7])
 
 
+@pytest.mark.slow
 def test_other_processes_read_it(path):
     with arraychest.Chest({"x": field()}, path) as chest:
         chest.flush()
@@ -118,6 +119,7 @@ def test_blocks_of_a_plain_array_are_read_only_and_no_views_of_its_map(path):
     np.testing.assert_array_equal(block, field()[200:400, 200:400])
 
 
+@pytest.mark.slow
 def test_what_was_read_takes_no_memory_once_it_is_gone(path):
     # In a process of its own, which nothing else has mapped files in.
     run_python(
@@ -263,6 +265,7 @@ def test_a_value_of_a_chest_that_is_built_again_is_another(path, tmp_path, put, 
             seen.update(found)
 
 
+@pytest.mark.slow
 def test_the_same_value_has_one_token_in_all_processes_and_places(path, tmp_path):
     program = """
         import json, sys, arraychest, dask

@@ -147,6 +147,7 @@ def leftovers(folder: Path) -> list[str]:
 # --- clusters of processes --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_workers_have_their_own_folders_and_limits(sessions, tmp_path):
     run(
         sessions,
@@ -192,6 +193,7 @@ def test_workers_have_their_own_folders_and_limits(sessions, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_in_the_middle(sessions, tmp_path):
     run(
         sessions,
@@ -260,6 +262,7 @@ def test_reading_more_than_the_worker_may_have_neither_pauses_nor_ends_it(sessio
     assert "Restarting" not in output
 
 
+@pytest.mark.slow
 def test_tasks_may_write_to_what_they_are_given(sessions, tmp_path):
     run(
         sessions,
@@ -308,6 +311,7 @@ def worker_program(body: str, options: str = "", config: str = "{}") -> str:
     return textwrap.dedent(head) + inner + textwrap.dedent(tail)
 
 
+@pytest.mark.slow
 def test_the_configured_target_is_kept(sessions, tmp_path):
     run(
         sessions,
@@ -344,6 +348,7 @@ def test_the_configured_target_is_kept(sessions, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_spilling_begins_at_one_threshold_and_ends_at_another(sessions, tmp_path):
     run(
         sessions,
@@ -387,6 +392,7 @@ def test_spilling_begins_at_one_threshold_and_ends_at_another(sessions, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_worker_closes_while_results_wait_to_be_written(sessions, tmp_path):
     found = run(
         sessions,
@@ -412,6 +418,7 @@ def test_a_worker_closes_while_results_wait_to_be_written(sessions, tmp_path):
     assert found.count("[]") == 2
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_pickled(sessions, tmp_path):
     run(
         sessions,
@@ -456,6 +463,7 @@ def test_results_that_cannot_be_pickled(sessions, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_worker_is_paused_while_it_spills_and_looks_at_its_loop(sessions, tmp_path):
     run(
         sessions,
@@ -504,6 +512,7 @@ def test_the_worker_is_paused_while_it_spills_and_looks_at_its_loop(sessions, tm
     )
 
 
+@pytest.mark.slow
 def test_what_prometheus_reads(sessions, tmp_path):
     pytest.importorskip("prometheus_client")
     run(
@@ -539,6 +548,7 @@ def test_what_prometheus_reads(sessions, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_preload_leaves_what_was_chosen(sessions, tmp_path):
     run(
         sessions,
@@ -611,6 +621,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nanny", [True, False], ids=["nanny", "no nanny"])
 def test_a_cluster_from_the_shell(sessions, tmp_path, nanny):
     folder = tmp_path / "shell"
@@ -681,6 +692,7 @@ def test_a_cluster_from_the_shell(sessions, tmp_path, nanny):
 # --- stored arrays larger than the worker ------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["None", "WorkerChest"])
 def test_a_worker_adds_up_stored_arrays_larger_than_its_memory(sessions, tmp_path, data):
     # Of pages that stay mapped the worker would be paused, and never go on.

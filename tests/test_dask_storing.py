@@ -539,6 +539,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_cluster_stores_an_array_though_a_worker_is_killed(path, tmp_path):
     program, marks = tmp_path / "program.py", tmp_path / "marks"
     program.write_text(textwrap.dedent(_PROGRAM))

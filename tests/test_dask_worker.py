@@ -253,6 +253,7 @@ def test_arrays_deep_inside_objects_are_neither_copied_nor_read(data):
         assert np.array_equal(array, expected)
 
 
+@pytest.mark.slow
 def test_many_arrays_in_one_result(data):
     value = [np.full(number % 7, number) for number in range(20_000)]
     data["x"] = value
@@ -875,6 +876,7 @@ def test_what_breaks_the_thread_leaves_nobody_waiting(data, monkeypatch):
     assert list(data.slow) == ["y", "z"]
 
 
+@pytest.mark.slow
 def test_many_small_results_wait(data, monkeypatch):
     monkeypatch.setattr(data._files, "_store", lambda number, taken: 1)
     monkeypatch.setattr(data._files, "_discard", lambda number: None)
@@ -1072,6 +1074,7 @@ def test_the_worker_sees_its_memory_without_pages_that_can_be_released(data):
     assert int(found.sum()) == size
 
 
+@pytest.mark.slow
 def test_pages_are_released_while_more_is_read_than_there_may_be(data):
     size, count = 32 << 20, 8
     for number in range(count):

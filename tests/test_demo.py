@@ -201,6 +201,7 @@ def test_a_window_beyond_the_edge_repeats_it(grid, layers):
 # --- the whole command -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_draws_a_picture_and_keeps_the_chest_where_it_is_told(temp, tmp_path):
     path, output = tmp_path / "kept" / "terrain.chest", tmp_path / "map.png"
     done = run(
@@ -238,6 +239,7 @@ def test_it_draws_a_picture_and_keeps_the_chest_where_it_is_told(temp, tmp_path)
     assert list(temp.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_and_says_the_same(temp, tmp_path):
     path, first, second = tmp_path / "terrain.chest", tmp_path / "a.png", tmp_path / "b.png"
     arguments = ["demo", "--size", 256, "--budget", "8 MiB", "--path", path, "--output"]
@@ -265,6 +267,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(temp, tmp_path):
         assert chest["slope", 0, 0].shape == (272, 256)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_temporary_chest(temp):
     done = run("demo", "--size", 256, "--budget", "8 MiB", "--no-picture", temp=temp)
     assert done.returncode == 0, done.stderr
@@ -272,6 +275,7 @@ def test_nothing_is_left_of_a_temporary_chest(temp):
     assert list(temp.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_temporary_chest_can_be_kept(temp):
     done = run("demo", "--size", 256, "--budget", "8 MiB", "--no-picture", "--keep", temp=temp)
     assert done.returncode == 0, done.stderr
@@ -280,6 +284,7 @@ def test_a_temporary_chest_can_be_kept(temp):
         assert chest["elevation", 0, 0].shape == (272, 256)
 
 
+@pytest.mark.slow
 def test_without_rss_anon_it_says_so(temp, tmp_path):
     # In a process of its own: Matplotlib keeps the files of its fonts open.
     program = (
@@ -325,6 +330,7 @@ print(json.dumps([code, start, peak[0]]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(demo.anonymous_bytes() is None, reason="this system has no RssAnon")
 def test_it_stays_within_its_budget(temp):
     budget = 64 * MIB
@@ -404,6 +410,7 @@ def test_too_little_space_is_found_out_at_the_start(monkeypatch, capsys, temp):
     assert list(temp.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line(temp):
     import resource
 
@@ -419,6 +426,7 @@ def test_a_disk_that_fills_up_is_one_line(temp):
     assert list(temp.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [

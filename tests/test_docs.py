@@ -60,6 +60,7 @@ SESSIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", [README] if README.exists() else [])
 def test_the_readmes_python_blocks_run_one_after_another(elsewhere, readme):
     """In one fresh interpreter, in an empty folder, as a reader would who goes along."""

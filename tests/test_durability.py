@@ -588,6 +588,7 @@ def losses(cuts: list[Cut], top: Path, limit: int, seed: int, most: int) -> tupl
     return len(different), outcome.result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_power_cut_loses_nothing_that_was_flushed(tmp_path, other, name):
     cuts = cuts_of(name, tmp_path / "disk", other)

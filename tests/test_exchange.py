@@ -111,6 +111,7 @@ def there_and_back(chest: Chest, target: str, **options: Any) -> Chest:
     return back
 
 
+@pytest.mark.slow
 @each_format
 def test_all_values_come_back_with_keys_types_and_order(kind, tmp_path, make_chest):
     chest = make_chest(zoo())
@@ -187,6 +188,7 @@ def test_anything_with_chunks_is_written_in_its_chunks(kind, tmp_path):
         assert_identical(chest["lazy"], np.arange(500 * 300, dtype="f4").reshape(500, 300))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     keys=st.lists(

@@ -222,6 +222,7 @@ def values():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["0", "1", "random"])
 def test_the_same_in_a_fresh_process(seed):
     code = (
@@ -354,6 +355,7 @@ def test_the_digest_that_is_given_is_used():
     assert found == value_fingerprint([np.arange(9), {"a": np.zeros(1)}], digest)
 
 
+@pytest.mark.slow
 def test_many_lists_are_hashed_piece_by_piece():
     many = [[n, float(n), str(n)] for n in range(200_000)]
     expected = value_fingerprint(many)
@@ -814,6 +816,7 @@ def test_many_objects_of_a_class_look_at_it_once():
     assert own < 5 * other
 
 
+@pytest.mark.slow
 def test_threads():
     def f(x):
         return closure(x), DIFFERENT[0]

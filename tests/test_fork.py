@@ -302,6 +302,7 @@ def test_children_of_children(path):
     audit(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", ["before", "after", "never"])
 def test_a_child_outlives_its_parent(path, writes):
     """SQLite's last user removes its log: the child is one, from the moment of the fork on."""

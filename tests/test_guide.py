@@ -27,6 +27,7 @@ def test_there_is_a_guide_for_each_use():
     assert {"pipelines", "out-of-core", "reopening"} <= {guide.stem for guide in GUIDES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "guide", [each for each in GUIDES if python_blocks(each)], ids=lambda guide: guide.stem
 )

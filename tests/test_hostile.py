@@ -576,6 +576,7 @@ ROWS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", ROWS.values(), ids=ROWS)
 def test_a_row_made_by_hand_is_told_and_does_no_harm(top, statement):
     sql(top, statement)
@@ -868,6 +869,7 @@ def fuzzed(top: Path, original: Path, seeds: range) -> tuple[int, int]:
     return count, refused
 
 
+@pytest.mark.slow
 def test_chance_finds_no_way_out(top, original):
     count, refused = fuzzed(top, original, range(200))
     assert 0 < refused < count
@@ -1182,6 +1184,7 @@ def test_trees_made_by_hand_are_told_and_run_nothing(tmp_path, size):
     limited(120, child)
 
 
+@pytest.mark.slow
 def test_damaged_files_of_trees_are_told_and_run_nothing(tmp_path):
     _damaged_trees(tmp_path, 300)
 

@@ -252,6 +252,7 @@ def again(chest: arraychest.Chest, operation: Callable[..., None], path: Path) -
 # --- what is refused -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @operations
 def test_a_disk_with_little_room(tiny_disk, operation):
     path = tiny_disk / "chest"

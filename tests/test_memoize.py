@@ -919,6 +919,7 @@ def of_memmaps(chest: Chest, arguments: Any) -> None:
     chest.cache(add)(make(LARGE), make(LARGE, 2.0), scale=make(LARGE, 3.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chain",
     [of_arrays, of_parts, of_compressed, of_put, of_another, of_nested, of_memmaps],
@@ -1105,6 +1106,7 @@ def test_a_closed_chests_arrays_are_arguments_still(path, make_chest, chest):
 # --- what is kept, and what is not -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_outlive_the_process(path, computed):
     with Chest(path=path) as chest:
         cached = chest.cache(ramp)
@@ -1675,6 +1677,7 @@ def wait_for(log: Path, lines: int) -> list[int]:
     return [int(pid) for pid in log.read_text().split()]
 
 
+@pytest.mark.slow
 def test_many_processes_compute_once(path, tmp_path):
     log = tmp_path / "log"
     processes = [Process(path, log, 0.3) for _ in range(3)]
@@ -1686,6 +1689,7 @@ def test_many_processes_compute_once(path, tmp_path):
     audit(path)
 
 
+@pytest.mark.slow
 def test_a_process_takes_over_where_the_first_one_dies(path, tmp_path):
     log = tmp_path / "log"
     first, second = Process(path, log, 60), Process(path, log, 0)
@@ -1917,6 +1921,7 @@ def test_expiry_is_known_to_other_processes(path, clock, make_chest, computed):
 # --- across processes ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cached_functions_are_pickled_by_name_or_by_their_parts(path, tmp_path):
     (tmp_path / "of_user.py").write_text(
         textwrap.dedent(
@@ -2031,6 +2036,7 @@ WORKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interactive", [False, True], ids=["script", "notebook"])
 @pytest.mark.parametrize("kind", list(WORKERS))
 def test_a_function_of_the_script_that_runs_goes_to_workers(path, tmp_path, kind, interactive):
@@ -2119,6 +2125,7 @@ def test_a_function_of_a_script_is_the_same_in_its_children(path, tmp_path):
 # --- types -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_functions_own_type(tmp_path):
     pytest.importorskip("mypy")
     file = tmp_path / "typed.py"

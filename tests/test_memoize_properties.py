@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -297,6 +298,7 @@ def test_results_come_back_as_they_are(one, other):
             assert spelled(cached(value)) == spelled(value)
 
 
+@pytest.mark.slow
 def test_all_calls_are_found_in_a_fresh_process(tmp_path: Path):
     """Whatever the seed of its hashes; and no other process computes them anew."""
     found: list[Case] = []

@@ -444,6 +444,7 @@ def steps(examples: int) -> settings:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
 @pytest.mark.parametrize("named", [False, True], ids=["temporary", "named"])
 def test_a_chest_is_a_dict_whatever_happens(narrow, named):

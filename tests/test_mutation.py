@@ -171,6 +171,7 @@ def count_up(path: str, rounds: int) -> None:
                 array += 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("resource_tracker")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_that_edit_lose_nothing(path, size, method):
@@ -189,6 +190,7 @@ def test_processes_that_edit_lose_nothing(path, size, method):
     audit(path)
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_file_operation_of_an_edit_leaves_the_old_value_or_the_new(path, size):
     for number in range(1, 200):
         with arraychest.open(path, "w") as chest:
@@ -310,6 +312,7 @@ def fill_part(data: bytes, start: int, stop: int) -> None:
         array[start:stop] = np.arange(start, stop)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("resource_tracker")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_several_processes_fill_parts(path, method):

@@ -815,6 +815,7 @@ class TestSmallValues:
 
 
 class TestManyViews:
+    @pytest.mark.slow
     def test_of_20_000_files_live_at_once_under_256_descriptors(self):
         run_python(
             """
@@ -838,6 +839,7 @@ class TestManyViews:
             timeout=300,
         )
 
+    @pytest.mark.slow
     def test_of_200_000_small_values_live_at_once_under_256_descriptors(self):
         run_python(
             """

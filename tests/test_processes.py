@@ -165,6 +165,7 @@ def test_a_multiprocessing_fork_ends_normally_beside_its_parents_chest():
         read_everything(chest, {number: number for number in range(4)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temporary", [True, False])
 def test_forks_while_the_writers_are_busy_read_what_was_there(path, temporary):
     """The locks, the catalog's connections and the values on their way out are in any state."""
@@ -316,6 +317,7 @@ def test_a_child_sees_what_its_parent_wrote_after_the_fork_or_what_was_before(pa
         os.close(fd)
 
 
+@pytest.mark.slow
 def test_a_fork_with_garbage_chests_about_does_not_hang(path):
     """The hooks around a fork hold every chest's locks, and may set off the collector."""
 
@@ -794,6 +796,7 @@ def churn_beside_readers(path: str, rounds: int, readers: int) -> None:
     audit(path)
 
 
+@pytest.mark.slow
 def test_readers_beside_a_churning_writer_never_see_a_wrong_value(path):
     churn_beside_readers(path, rounds=600, readers=3)
 
@@ -901,6 +904,7 @@ def test_a_deletion_not_yet_committed_beside_what_another_chest_does_to_the_key(
     audit(path)
 
 
+@pytest.mark.slow
 def test_a_child_forked_beside_threads_that_open_and_close_chests_can_open_one(path, tmp_path):
     with arraychest.open(path, "w") as chest:
         chest["a"] = filled(1, SMALL)

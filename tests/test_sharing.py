@@ -144,6 +144,7 @@ def storm(path: str, kills: int, writers: int, seed: int) -> tuple[int, int]:
     return done, values
 
 
+@pytest.mark.slow
 def test_writers_that_are_killed_lose_nothing_and_leave_nothing(path):
     storm(path, kills=8, writers=3, seed=1)
 
@@ -364,6 +365,7 @@ def add(path: str, name: str) -> None:
                 count += 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("resource_tracker")
 def test_forked_spawned_and_unrelated_programs_write_at_once(path):
     with arraychest.Chest({"count": np.zeros(3)}, path=path):

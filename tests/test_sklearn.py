@@ -124,6 +124,7 @@ def theirs() -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for _, name in THEIRS])
 def test_their_own_test_passes(name, theirs):
     outcome = theirs[0][name]
@@ -248,6 +249,7 @@ def test_clusterings_keep_their_trees(make_chest, iris):
         assert len(chest) == after
 
 
+@pytest.mark.slow
 def test_a_search_on_two_processes_uses_one_chest(path, tmp_path):
     log = tmp_path / "log"
     run_python(

@@ -786,6 +786,7 @@ def make_garbage(folder: Path, number: int) -> None:
         cycle.append(cycle)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_chests_may_be_collected_in_any_thread(tmp_path):
     """In one that uses another chest, in that chest's writers, and with every allocation."""
     gc.collect()

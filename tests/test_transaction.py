@@ -288,6 +288,7 @@ def test_two_threads_have_one_each(path):
         assert set(chest) == {"a", "b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_a_crash_at_any_file_operation_leaves_all_or_nothing(path, size):
     """The child dies before the N-th file operation, for every N."""
@@ -332,6 +333,7 @@ SIZES = st.sampled_from([1, SMALL, LARGE])
 CHANGES = st.lists(st.tuples(st.sampled_from(["put", "delete"]), KEYS, SIZES), max_size=8)
 
 
+@pytest.mark.slow
 @settings(
     deadline=None,
     max_examples=40,

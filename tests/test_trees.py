@@ -316,6 +316,7 @@ def short_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_is_long")
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of strategies
 class TestGenerated:
+    @pytest.mark.slow
     @given(
         TREES,
         st.sampled_from(["freeze", "copy", "share"]),

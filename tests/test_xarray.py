@@ -98,6 +98,7 @@ def test_chunks_on_request_are_dask_arrays_in_the_files_chunks(dataset, path):
     assert np.array_equal(pickle.loads(pickle.dumps(found)).height.values, large.height.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_dask_variables_are_written_block_by_block(path, scheduler):
     x = da.arange(1200, chunks=500).reshape(40, 30).rechunk((7, 30))
