@@ -2,12 +2,13 @@
 
 import logging
 
-from arraychest.blocked import BlockedArray
+from arraychest.arrays.blocked import BlockedArray
+from arraychest.arrays.compressed import CompressedArray
+from arraychest.arrays.lazy import LazyArray
 from arraychest.chest import Chest, Stats, open, repair
-from arraychest.codecs.pack import PACK_THRESHOLD
-from arraychest.compressed import CompressedArray
-from arraychest.compression import COMPRESS_ABOVE
-from arraychest.entry import Entry
+from arraychest.engine.drafts import Creation, Part
+from arraychest.engine.entry import Entry
+from arraychest.engine.handle import Handle
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestError,
@@ -26,14 +27,13 @@ from arraychest.errors import (
     UnreadableValueError,
     ValueTypeError,
 )
-from arraychest.handle import Handle
-from arraychest.integrity import Finding, Report
-from arraychest.lazy import LazyArray
-from arraychest.locks import KeyLock
-from arraychest.memoize import Cached, CacheStats
-from arraychest.mutation import Creation, Part
+from arraychest.formats.compression import COMPRESS_ABOVE
+from arraychest.formats.pack import PACK_THRESHOLD
+from arraychest.integrity.inspection import Finding, Report
+from arraychest.memoize.cached import Cached, CacheStats
 from arraychest.progress import Progress
-from arraychest.registry import register
+from arraychest.sharing.locks import KeyLock
+from arraychest.values.registry import register
 
 # What is logged is for those who ask for it.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

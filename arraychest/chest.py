@@ -24,33 +24,34 @@ from typing import Any, Literal, NamedTuple, Self, cast, overload
 
 import numpy as np
 
-from arraychest.appending import append as append_blocks
-from arraychest.budget import Budget
-from arraychest.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
-from arraychest.entry import Entry
+from arraychest.arrays.mmap import MmapMode
+from arraychest.engine.append import append as append_blocks
+from arraychest.engine.drafts import Creation, edited
+from arraychest.engine.engine import Engine
+from arraychest.engine.entry import Entry
+from arraychest.engine.handle import Handle, handle_of
+from arraychest.engine.session import Options
+from arraychest.engine.transaction import Transaction
+from arraychest.engine.update import update_from
 from arraychest.errors import AbsentKeyError
-from arraychest.folder import Mode
-from arraychest.handle import Handle, handle_of
-from arraychest.integrity import Report, verify
-from arraychest.keys import group_of
-from arraychest.linking import update_from
-from arraychest.locks import KeyLock
-from arraychest.mapping import MmapMode
-from arraychest.memoize import Cached, Flights, P, R, cached
-from arraychest.mending import repair as repair_findings
-from arraychest.mutation import Creation, edited
-from arraychest.opened import folder_at
+from arraychest.formats.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
+from arraychest.integrity.inspection import Report, verify
+from arraychest.integrity.rebuild import rebuild_if_lost
+from arraychest.integrity.repair import repair as repair_findings
+from arraychest.memoize.cached import Cached, P, R, cached
+from arraychest.memoize.flights import Flights
+from arraychest.memory.budget import Budget
 from arraychest.parallel import default_threads
 from arraychest.progress import Asked as ProgressAsked
 from arraychest.progress import is_asked, measured
-from arraychest.quota import EvictBy, OnFull, Quota
-from arraychest.rebuild import rebuild_if_lost
-from arraychest.session import Options
-from arraychest.tiers import Tiers
-from arraychest.transaction import Transaction
+from arraychest.sharing.locks import KeyLock
+from arraychest.sharing.open_folder import folder_at
+from arraychest.storage.folder import Mode
+from arraychest.storage.quota import EvictBy, OnFull, Quota
 from arraychest.units import format_bytes, parse_bytes
-from arraychest.values import OnPut, Own
-from arraychest.valuetree import same
+from arraychest.values.accept import OnPut, Own
+from arraychest.values.equality import same
+from arraychest.values.keys import group_of
 
 _MISSING: Any = object()
 
@@ -312,12 +313,12 @@ class Chest(MutableMapping[Any, Any]):
             compressing,
             key_to_filename,
         )
-        self._tiers = Tiers(folder, Budget(available_memory), options)
+        self._engine = Engine(folder, Budget(available_memory), options)
         # The hot path's own name for it: the same dict object for the chest's whole life.
-        self._index = self._tiers.index.slots
-        self._counter = self._tiers.counter
-        self._flights = Flights(self._tiers)
-        self._finalizer = weakref.finalize(self, self._tiers.finalize)
+        self._index = self._engine.index.slots
+        self._counter = self._engine.counter
+        self._flights = Flights(self._engine)
+        self._finalizer = weakref.finalize(self, self._engine.finalize)
         if data is not None:
             try:
                 self.update(data)
@@ -342,10 +343,10 @@ class Chest(MutableMapping[Any, Any]):
         OSError
             The file could not be read.
         """
-        tiers = self._tiers
+        engine = self._engine
         counter = self._counter
         if counter.words[0] != counter.seen_word:
-            return tiers.get(key)
+            return engine.get(key)
         # No lock: one look-up in a dict is atomic, and a slot's value is only ever replaced by
         # another complete one.  The count serves as the CLOCK's reference bit as well; losing a
         # few under threads is harmless, and a lock here would double the cost of a hit.
@@ -358,7 +359,7 @@ class Chest(MutableMapping[Any, Any]):
             if value is not None:
                 slot.hits += 1
                 return value
-        return tiers.get(key)
+        return engine.get(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Put a value.
@@ -376,7 +377,7 @@ class Chest(MutableMapping[Any, Any]):
         -----
         Whatever is raised, the key has its old value and the array is as it was.
         """
-        self._tiers.put(key, value)
+        self._engine.put(key, value)
 
     def put(self, key: Any, value: Any, *, compression: Asked | _Unsaid = _UNSAID) -> None:
         """Put a value, as ``chest[key] = value`` does.
@@ -401,7 +402,7 @@ class Chest(MutableMapping[Any, Any]):
         ('zstd', [0.0, 0.0])
         """
         how = None if isinstance(compression, _Unsaid) else parse_compression(compression)
-        self._tiers.put_any(key, value, compression=how)
+        self._engine.put_any(key, value, compression=how)
 
     def load(self, key: Any) -> Any:
         """The value of `key` as a plain array in RAM, or a NumPy scalar, wherever it is stored.
@@ -417,34 +418,34 @@ class Chest(MutableMapping[Any, Any]):
         MemoryError
             It does not fit into RAM.
         """
-        return self._tiers.load(key)
+        return self._engine.load(key)
 
     def __delitem__(self, key: Any) -> None:
         """Remove a key.  Views of its value stay valid.  Raises AbsentKeyError."""
-        self._tiers.delete(key)
+        self._engine.delete(key)
 
     def __contains__(self, key: object) -> bool:
         """Whether the chest has the key; reads no value."""
-        tiers = self._tiers
+        engine = self._engine
         counter = self._counter
         if counter.words[0] == counter.seen_word and key in self._index:
             return True
-        return tiers.contains(key)
+        return engine.contains(key)
 
     def __len__(self) -> int:
         """Number of keys.  O(1); the first time in a reopened chest O(n), some 20 ns an entry."""
-        return self._tiers.count()
+        return self._engine.count()
 
     def __iter__(self) -> Iterator[Any]:
         """The keys in the order of their insertion.
 
         Others may change the chest meanwhile: a key that is there throughout comes exactly once.
         """
-        return self._alive(self._tiers.keys())
+        return self._alive(self._engine.keys())
 
     def __reversed__(self) -> Iterator[Any]:
         """The keys, the last inserted first."""
-        return self._alive(self._tiers.keys(descending=True))
+        return self._alive(self._engine.keys(descending=True))
 
     def _alive(self, keys: Iterator[Any]) -> Iterator[Any]:
         """The same keys; holds on to the chest, which is closed once nobody does."""
@@ -484,7 +485,7 @@ class Chest(MutableMapping[Any, Any]):
             The value cannot be read; the key stays.
         """
         try:
-            return self._tiers.pop(key)
+            return self._engine.pop(key)
         except AbsentKeyError:
             if default is _MISSING:
                 raise
@@ -493,7 +494,7 @@ class Chest(MutableMapping[Any, Any]):
     def popitem(self) -> tuple[Any, Any]:
         """Remove the key inserted last and return it with its value.  Raises AbsentKeyError."""
         while True:
-            key = self._tiers.last_key()
+            key = self._engine.last_key()
             value = self.pop(key, _MISSING)
             if value is not _MISSING:
                 return key, value
@@ -504,12 +505,12 @@ class Chest(MutableMapping[Any, Any]):
             try:
                 return self[key]
             except AbsentKeyError:
-                self._tiers.put_any(key, default, only_absent=True)
+                self._engine.put_any(key, default, only_absent=True)
 
     def discard(self, key: Any) -> None:
         """Remove a key if it is there."""
         with contextlib.suppress(AbsentKeyError):
-            self._tiers.delete(key)
+            self._engine.delete(key)
 
     def clear(self) -> None:
         """Remove every key.  Reads no value."""
@@ -554,18 +555,18 @@ class Chest(MutableMapping[Any, Any]):
         keys = getattr(other, "keys", None)
         pairs: Any = other if keys is None else ((key, cast(Any, other)[key]) for key in keys())
         with measured(asked, "update", lambda: _bytes_in(other)) as meter:
-            if self._tiers.temporary and not isinstance(other, Chest):
+            if self._engine.temporary and not isinstance(other, Chest):
                 # Nobody else can see a part of it, and it may stay in RAM.
                 for key, value in itertools.chain(pairs, named.items()):
-                    self._tiers.put_any(key, value, only_absent=not overwrite)
+                    self._engine.put_any(key, value, only_absent=not overwrite)
                     meter.add(getattr(value, "nbytes", 0))
                 return
             with self._changing() as changes:
                 if isinstance(other, Chest):
-                    update_from(self._tiers, other._tiers, changes, meter, overwrite=overwrite)
+                    update_from(self._engine, other._engine, changes, meter, overwrite=overwrite)
                     pairs = ()
                 for key, value in itertools.chain(pairs, named.items()):
-                    if overwrite or not self._tiers.contains(key):
+                    if overwrite or not self._engine.contains(key):
                         changes.put(key, value)
                     meter.add(getattr(value, "nbytes", 0))
 
@@ -601,7 +602,7 @@ class Chest(MutableMapping[Any, Any]):
                 raise AbsentKeyError(key)
         total = lambda: sum(other.entry(key).nbytes for key in wanted)  # noqa: E731
         with measured(progress, "copy", total) as meter, self._changing() as changes:
-            mine, theirs = self._tiers, other._tiers
+            mine, theirs = self._engine, other._engine
             update_from(mine, theirs, changes, meter, overwrite=overwrite, keys=wanted)
 
     # --- several changes as one, and changes in place --------------------------------------------
@@ -647,8 +648,8 @@ class Chest(MutableMapping[Any, Any]):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Transaction]:
-        tiers = self._tiers
-        outer = cast("Transaction | None", tiers.own_changes())
+        engine = self._engine
+        outer = cast("Transaction | None", engine.own_changes())
         if outer is not None:
             yield outer
             if outer.has_ended:
@@ -657,18 +658,18 @@ class Chest(MutableMapping[Any, Any]):
                     "the other one ended first"
                 )
             return
-        changes = Transaction(tiers)
+        changes = Transaction(engine)
         try:
             try:
-                with tiers.writer.lock:
-                    tiers.begin_changes(changes)
+                with engine.writer.lock:
+                    engine.begin_changes(changes)
                     # An empty one: each get asks from here on whether it is in a transaction.
                     self._index = {}
                 yield changes
             finally:
-                with tiers.writer.lock:
-                    if tiers.end_changes(changes):
-                        self._index = tiers.index.slots
+                with engine.writer.lock:
+                    if engine.end_changes(changes):
+                        self._index = engine.index.slots
         except BaseException:
             changes.roll_back()
             raise
@@ -710,7 +711,7 @@ class Chest(MutableMapping[Any, Any]):
         ...     chest.flush()
         >>> chest.close()
         """
-        folder = self._tiers.open_store().folder
+        folder = self._engine.open_store().folder
         return KeyLock(folder, group_of(key), key, self)
 
     def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
@@ -742,7 +743,7 @@ class Chest(MutableMapping[Any, Any]):
         >>> chest["x"].tolist()
         [0.0, 5.0, 0.0]
         """
-        return edited(self._tiers, key)
+        return edited(self._engine, key)
 
     def create(
         self,
@@ -787,7 +788,7 @@ class Chest(MutableMapping[Any, Any]):
         >>> chest["x"].shape
         (1000, 1000)
         """
-        return Creation(self._tiers, key, shape, dtype, order, fill)
+        return Creation(self._engine, key, shape, dtype, order, fill)
 
     def append(self, key: Any, array: np.ndarray, axis: int = 0) -> None:
         """Make a blocked array longer by another one, which is not copied into RAM.
@@ -827,7 +828,7 @@ class Chest(MutableMapping[Any, Any]):
         >>> float(chest["rain"][2].mean())
         2.0
         """
-        append_blocks(self._tiers, key, array, axis)
+        append_blocks(self._engine, key, array, axis)
 
     # --- memoised functions --------------------------------------------------------------------
 
@@ -874,10 +875,11 @@ class Chest(MutableMapping[Any, Any]):
         A result is an entry of the chest, under the function's name and what the call is in
         hexadecimal (`Cached.key`).  It is found again by every call with equal arguments, in this
         process, another, or tomorrow, unless the function was changed.  What counts as the
-        function, and what as equal, `arraychest.fingerprint` says; in short: its code, that of your
-        functions and classes that it uses, and the constants that they read; and the contents of
-        its arguments, type for type.  A warning names once what it reads and cannot be told by its
-        content, and a variable that it changes itself: then no call would ever be found again.
+        function, and what as equal, `arraychest.memoize.fingerprint` says; in short: its code, that
+        of your functions and classes that it uses, and the constants that they read; and the
+        contents of its arguments, type for type.  A warning names once what it reads and cannot
+        be told by its content, and a variable that it changes itself: then no call would ever be
+        found again.
 
         Parameters
         ----------
@@ -942,7 +944,7 @@ class Chest(MutableMapping[Any, Any]):
         }
         if func is None:
             return functools.partial(self.cache, **options)
-        return cached(self._tiers, self._flights, self, func, **options)
+        return cached(self._engine, self._flights, self, func, **options)
 
     def __copy__(self) -> Self:
         """The chest itself: what a copy of it would hold is the same."""
@@ -966,7 +968,7 @@ class Chest(MutableMapping[Any, Any]):
         SpillError
             It could not be stored.
         """
-        return handle_of(self._tiers, key)
+        return handle_of(self._engine, key)
 
     def to_dask(self, key: Any, chunks: Any = "auto") -> Any:
         """A dask array over a stored array, which is read block by block where it is needed.
@@ -1005,7 +1007,7 @@ class Chest(MutableMapping[Any, Any]):
         >>> float(x.sum().compute())  # doctest: +SKIP
         66.0
         """
-        return _dask("arrays").to_dask(handle_of(self._tiers, key), chunks)
+        return _dask("arrays").to_dask(handle_of(self._engine, key), chunks)
 
     def persist(self, x: Any, key: Any = None, **options: Any) -> Any:
         """Compute a dask array, as its own ``persist`` does, onto disk and not into RAM.
@@ -1196,15 +1198,15 @@ class Chest(MutableMapping[Any, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A chest pickles to its path and options; what was put is flushed, for others to see."""
-        tiers = self._tiers
-        if tiers.temporary:
+        engine = self._engine
+        if engine.temporary:
             raise TypeError(
                 "expected a chest with a path, found a temporary one, which no other process "
                 "can open"
             )
-        if tiers.is_writer() and not tiers.closed:
+        if engine.is_writer() and not engine.closed:
             self.flush()
-        return _reopen, (type(self), tiers.path, self._arguments)
+        return _reopen, (type(self), engine.path, self._arguments)
 
     # --- what it holds ---------------------------------------------------------------------
 
@@ -1220,17 +1222,17 @@ class Chest(MutableMapping[Any, Any]):
         CorruptEntryError
             Its file is not what was stored.
         """
-        return self._tiers.entry(key)
+        return self._engine.entry(key)
 
     def key_to_filename(self, key: Any) -> str | None:
         """The file that holds a value; None while it is in RAM only.  Raises AbsentKeyError."""
-        return self._tiers.entry(key).file
+        return self._engine.entry(key).file
 
     def stats(self) -> Stats:
         """What the chest has done and holds.  O(keys met since it was opened)."""
-        counters = self._tiers.committer.counters
+        counters = self._engine.committer.counters
         return Stats(
-            hits=self._tiers.hits(),
+            hits=self._engine.hits(),
             misses=counters.misses,
             absent=counters.absent,
             spills=counters.spills,
@@ -1238,8 +1240,8 @@ class Chest(MutableMapping[Any, Any]):
             bytes_spilled=counters.bytes_spilled,
             bytes_faulted=counters.bytes_faulted,
             charged=self.memory_usage,
-            budget=self._tiers.budget.bytes,
-            resident=self._tiers.resident.count,
+            budget=self._engine.budget.bytes,
+            resident=self._engine.resident.count,
             evictions=counters.evictions,
         )
 
@@ -1249,7 +1251,7 @@ class Chest(MutableMapping[Any, Any]):
 
         It keeps those arrays alive, beyond the budget, as long as it lives itself.
         """
-        return MappingProxyType(self._tiers.resident_values())
+        return MappingProxyType(self._engine.resident_values())
 
     @property
     def path(self) -> str | None:
@@ -1257,12 +1259,12 @@ class Chest(MutableMapping[Any, Any]):
 
         One that was moved is told where it lies now, one that is gone where it was.
         """
-        return self._tiers.path
+        return self._engine.path
 
     @property
     def closed(self) -> bool:
         """Whether the chest was closed."""
-        return self._tiers.closed
+        return self._engine.closed
 
     def plot(self, *, times: bool = False) -> Any:
         """Draw what lies where by key and size, how large entries are, and memory over time.
@@ -1299,21 +1301,21 @@ class Chest(MutableMapping[Any, Any]):
         >>> figure = chest.plot()  # doctest: +SKIP
         >>> figure.savefig("chest.png")  # doctest: +SKIP
         """
-        tiers = self._tiers
+        engine = self._engine
         samples = None
         if not times:
-            tiers.check_open()
-            tiers.take_sample()
-            samples = tiers.history.samples
-        plots = importlib.import_module("arraychest.plots")
-        return plots.plotted(tiers, samples)
+            engine.check_open()
+            engine.take_sample()
+            samples = engine.history.samples
+        plots = importlib.import_module("arraychest.show.plots")
+        return plots.plotted(engine, samples)
 
     # --- memory ----------------------------------------------------------------------------
 
     @property
     def memory_usage(self) -> int:
         """Bytes of the buffers that the chest keeps in RAM, each once."""
-        return self._tiers.resident.charged
+        return self._engine.resident.charged
 
     @property
     def available_memory(self) -> int:
@@ -1326,13 +1328,13 @@ class Chest(MutableMapping[Any, Any]):
         SpillError
             What had to leave RAM could not be stored; the new budget holds.
         """
-        tiers = self._tiers
-        tiers.budget.refresh(tiers.resident.charged)
-        return tiers.budget.bytes
+        engine = self._engine
+        engine.budget.refresh(engine.resident.charged)
+        return engine.budget.bytes
 
     @available_memory.setter
     def available_memory(self, size: int | float | str | None) -> None:
-        self._tiers.set_budget(Budget(size))
+        self._engine.set_budget(Budget(size))
 
     def spill(self, key: Any) -> None:
         """Store a value now and drop it from RAM; one that is stored already stays as it is.
@@ -1344,7 +1346,7 @@ class Chest(MutableMapping[Any, Any]):
         SpillError
             It could not be stored, and stays in RAM.
         """
-        self._tiers.spill(key)
+        self._engine.spill(key)
 
     move_to_disk = spill
 
@@ -1361,7 +1363,7 @@ class Chest(MutableMapping[Any, Any]):
         AbsentKeyError
             One of them is not there; nothing was fetched.
         """
-        self._tiers.prefetch(keys if isinstance(keys, list) else [keys])
+        self._engine.prefetch(keys if isinstance(keys, list) else [keys])
 
     # --- disk ------------------------------------------------------------------------------
 
@@ -1373,7 +1375,7 @@ class Chest(MutableMapping[Any, Any]):
         SpillError
             Something could not be; it stays in RAM and is tried again later.
         """
-        self._tiers.flush()
+        self._engine.flush()
 
     def compact(self, *, progress: ProgressAsked = False) -> int:
         """Give back the holes that deleted small values left; returns how many bytes they were.
@@ -1393,7 +1395,7 @@ class Chest(MutableMapping[Any, Any]):
         SpillError, OSError, CorruptEntryError
             What was not moved stays where it is.
         """
-        return self._tiers.compact(progress)
+        return self._engine.compact(progress)
 
     def verify(self, *, read_data: bool = True, progress: ProgressAsked = False) -> Report:
         """Look whether all that is stored is what was written; changes nothing.
@@ -1424,7 +1426,7 @@ class Chest(MutableMapping[Any, Any]):
         ...     chest.verify().ok
         True
         """
-        return verify(self._tiers, read_data=read_data, progress=progress)
+        return verify(self._engine, read_data=read_data, progress=progress)
 
     def repair(self, *, progress: ProgressAsked = False) -> Report:
         """Mend what `verify` finds, and say what was done.
@@ -1452,7 +1454,7 @@ class Chest(MutableMapping[Any, Any]):
         ReadOnlyChestError
             The chest was opened with ``mode="r"``.
         """
-        return repair_findings(self._tiers, progress)
+        return repair_findings(self._engine, progress)
 
     def close(self) -> None:
         """Flush a named chest, remove a temporary one; a second call does nothing.
@@ -1465,8 +1467,8 @@ class Chest(MutableMapping[Any, Any]):
             Something could not be stored: the chest stays open, with nothing lost.  Where its
             folder was removed or replaced, `drop` gives it up, and what was not stored.
         """
-        self._tiers.close()
-        if self._tiers.closed:
+        self._engine.close()
+        if self._engine.closed:
             self._finalizer.detach()
 
     def drop(self) -> None:
@@ -1481,8 +1483,8 @@ class Chest(MutableMapping[Any, Any]):
         ChestInUseError
             Another chest may write to the folder; nothing was removed.
         """
-        self._tiers.begin_writing()
-        self._tiers.drop()
+        self._engine.begin_writing()
+        self._engine.drop()
         self._finalizer.detach()
 
     def __enter__(self) -> Self:
@@ -1497,19 +1499,21 @@ class Chest(MutableMapping[Any, Any]):
         self.close()
 
     def __repr__(self) -> str:
-        tiers = self._tiers
-        if tiers.closed:
-            return f"<arraychest.Chest {tiers.path or 'temporary'}, closed>"
-        where = f"temporary, {tiers.path or 'nothing on disk'}" if tiers.temporary else tiers.path
+        engine = self._engine
+        if engine.closed:
+            return f"<arraychest.Chest {engine.path or 'temporary'}, closed>"
+        where = (
+            f"temporary, {engine.path or 'nothing on disk'}" if engine.temporary else engine.path
+        )
         return (
-            f"<arraychest.Chest {where}: {len(self)} values, {tiers.resident.count} "
-            f"resident ({format_bytes(self.memory_usage)} of {format_bytes(tiers.budget.bytes)}), "
-            f"{format_bytes(tiers.stored_bytes())} stored>"
+            f"<arraychest.Chest {where}: {len(self)} values, {engine.resident.count} "
+            f"resident ({format_bytes(self.memory_usage)} of {format_bytes(engine.budget.bytes)}), "
+            f"{format_bytes(engine.stored_bytes())} stored>"
         )
 
     def _repr_html_(self) -> str:
         """The chest as notebooks show it; reads no value, counts as no use, and raises nothing."""
-        return str(importlib.import_module("arraychest.display").chest_html(self._tiers))
+        return str(importlib.import_module("arraychest.show.cards").chest_html(self._engine))
 
 
 def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
@@ -1579,7 +1583,7 @@ def repair(path: str | os.PathLike[str], *, progress: ProgressAsked = False) -> 
 def _bytes_in(values: object) -> int:
     """Bytes of a mapping's values; 0 where they are not at hand."""
     if isinstance(values, Chest):
-        return values._tiers.stored_bytes() + values.memory_usage
+        return values._engine.stored_bytes() + values.memory_usage
     if isinstance(values, dict):
         return sum(getattr(value, "nbytes", 0) for value in values.values())
     return 0
@@ -1603,10 +1607,10 @@ class _PrivateChest(Chest):
             if value is not None:
                 slot.hits += 1
                 return value
-        return self._tiers.get(key)
+        return self._engine.get(key)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._index or self._tiers.contains(key)
+        return key in self._index or self._engine.contains(key)
 
 
 class _Items(ItemsView[Any, Any]):
@@ -1642,6 +1646,6 @@ def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
 def _dask(module: str) -> Any:
     # By name, as it is built on this module: nothing below imports it.
     try:
-        return importlib.import_module(f"arraychest.dask.{module}")
+        return importlib.import_module(f"arraychest.integrations.dask_{module}")
     except ImportError as error:
         raise ImportError(f"{error}: pip install 'arraychest[dask]'") from error

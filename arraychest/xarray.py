@@ -18,12 +18,12 @@ from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
 import arraychest
-from arraychest.blocked import BlockedArray
-from arraychest.compressed import CompressedArray
+from arraychest.arrays.blocked import BlockedArray
+from arraychest.arrays.compressed import CompressedArray
+from arraychest.engine.handle import Handle
 from arraychest.errors import AbsentKeyError, ChestFormatError, ValueTypeError
-from arraychest.handle import Handle
-from arraychest.keys import encode_key
-from arraychest.values import Own, accept
+from arraychest.values.accept import Own, accept
+from arraychest.values.keys import encode_key
 
 _DATASET = "dataset"
 _VARIABLE = "variable"
@@ -103,7 +103,7 @@ def save(
                 elif variable.chunks is None:
                     chest[_VARIABLE, name] = np.asarray(variable.values)
                 else:
-                    from arraychest.dask.storing import store_anew
+                    from arraychest.integrations.dask_storing import store_anew
 
                     store_anew(variable.data, chest, (_VARIABLE, name))
             if mode == "w":
@@ -113,7 +113,7 @@ def save(
                         chest.discard(key)
         # xarray names the dask arrays of `chunks=` after the folder's time of modification, which
         # need not change while another process has the chest open.
-        os.utime(chest._tiers.open_store().folder.fd)
+        os.utime(chest._engine.open_store().folder.fd)
 
 
 def _opened(
@@ -185,7 +185,7 @@ def _check_variable(name: Hashable, variable: xr.Variable, own: Own) -> None:
             f"{variable.dtype}: use astype"
         )
     if variable.chunks is not None:
-        from arraychest.dask.storing import check
+        from arraychest.integrations.dask_storing import check
 
         if not variable.dtype.hasobject:
             check(data)

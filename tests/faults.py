@@ -21,21 +21,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import arraychest.assembly
-import arraychest.blocks
-import arraychest.catalog
-import arraychest.counter
-import arraychest.files
-import arraychest.folder
-import arraychest.live
-import arraychest.loader
-import arraychest.locks
-import arraychest.manifest
-import arraychest.mapping
-import arraychest.mutation
-import arraychest.opened
-import arraychest.store
-import arraychest.summing
+import arraychest.arrays.mmap
+import arraychest.catalog.catalog
+import arraychest.engine.blocks
+import arraychest.engine.drafts
+import arraychest.files.files
+import arraychest.formats.manifest
+import arraychest.monitor.live
+import arraychest.sharing.commit_counter
+import arraychest.sharing.locks
+import arraychest.sharing.open_folder
+import arraychest.storage.block_writer
+import arraychest.storage.checksums
+import arraychest.storage.folder
+import arraychest.storage.reading
+import arraychest.storage.store
 from tests.support import hears_interrupts
 
 # An action gets the operation's name, its arguments and what does it, and returns its result.
@@ -49,20 +49,20 @@ OPERATIONS = frozenset({
 })  # fmt: skip
 
 _HOSTS = (
-    arraychest.assembly,
-    arraychest.blocks,
-    arraychest.counter,
-    arraychest.files,
-    arraychest.folder,
-    arraychest.loader,
-    arraychest.locks,
-    arraychest.manifest,
-    arraychest.mapping,
-    arraychest.mutation,
-    arraychest.manifest,
-    arraychest.opened,
-    arraychest.store,
-    arraychest.summing,
+    arraychest.engine.blocks,
+    arraychest.storage.block_writer,
+    arraychest.sharing.commit_counter,
+    arraychest.files.files,
+    arraychest.storage.folder,
+    arraychest.storage.reading,
+    arraychest.sharing.locks,
+    arraychest.formats.manifest,
+    arraychest.arrays.mmap,
+    arraychest.engine.drafts,
+    arraychest.formats.manifest,
+    arraychest.sharing.open_folder,
+    arraychest.storage.store,
+    arraychest.storage.checksums,
 )
 _action: Action | None = None
 
@@ -147,16 +147,16 @@ def injected(action: Action) -> Iterator[None]:
     before = [(host, host.os) for host in _HOSTS if hasattr(host, "os")]
     for host, _ in before:
         host.os = _OsProxy()
-    arraychest.catalog.sqlite3 = _SqliteProxy()
-    publish = arraychest.live.Live.publish
-    arraychest.live.Live.publish = lambda self, account: None
+    arraychest.catalog.catalog.sqlite3 = _SqliteProxy()
+    publish = arraychest.monitor.live.Live.publish
+    arraychest.monitor.live.Live.publish = lambda self, account: None
     _action = action
     try:
         yield
     finally:
         _action = None
-        arraychest.catalog.sqlite3 = sqlite3
-        arraychest.live.Live.publish = publish
+        arraychest.catalog.catalog.sqlite3 = sqlite3
+        arraychest.monitor.live.Live.publish = publish
         for host, real in before:
             host.os = real
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import arraychest
-from arraychest import manifest
+from arraychest.formats import manifest
 
 # The folder that `arraychest` was imported from, for subprocesses.
 IMPORT_ROOT = str(Path(arraychest.__file__).parent.parent)

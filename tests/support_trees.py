@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 import arraychest
-from arraychest import registry, valuetree
+from arraychest import values
+from arraychest.values import registry
 
 
 def roundtrip(value: Any) -> Any:
@@ -41,4 +42,4 @@ def make(name: str, tree: Any) -> Any:
 
 def arrays_in(tree: Any) -> list[np.ndarray]:
     """All arrays in what a value is taken apart into."""
-    return valuetree.take_apart(tree, allow_pickle=False).parts
+    return values.take_apart(tree, allow_pickle=False).parts

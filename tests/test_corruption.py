@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import ChestFormatError, CorruptEntryError, valuetree
-from arraychest.keys import encode_key
+from arraychest import ChestFormatError, CorruptEntryError
+from arraychest.values import equality
+from arraychest.values.keys import encode_key
 from tests.faults import Say, in_child
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -68,7 +69,7 @@ def got(chest: Any, key: Any) -> Any:
 
 def same(found: Any, expected: Any) -> bool:
     if not isinstance(expected, np.ndarray | np.generic):
-        return type(found) is type(expected) and valuetree.same(found, expected)
+        return type(found) is type(expected) and equality.same(found, expected)
     return (
         type(found) is type(expected)
         and found.dtype == expected.dtype

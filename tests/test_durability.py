@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 
 import arraychest
-import arraychest.files
+import arraychest.files.files
 from arraychest import Chest
 from tests.faults import Say, in_child, injected
 from tests.support import audit
@@ -395,7 +395,7 @@ def cuts_of(
     top.mkdir()
     disk = Disk(top, syncs=syncs)
     options: Any = {"mmap_mode": "r+"} if name == "in place" else {}
-    files = arraychest.files
+    files = arraychest.files.files
     try:
         with pytest.MonkeyPatch.context() as patch, injected(disk):
             patch.setattr(files, "fcntl", _NoLeases())

@@ -23,7 +23,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
-from arraychest.catalog import Catalog
+from arraychest.catalog.catalog import Catalog
 from tests.faults import Countdown, Failing, Say, in_child, injected, raising
 from tests.support import assert_identical, audit, fill_disk, run_python, start_program
 
@@ -142,7 +142,7 @@ def test_a_failure_in_the_background_is_told_by_the_next_put_once(path):
 
     refusing = True
     with arraychest.open(path, "w", 10 * BYTES) as chest, injected(failing):
-        writer = chest._tiers.writer
+        writer = chest._engine.writer
         for number in range(8):  # past the high watermark
             chest[number] = filled(number, LARGE)
         deadline = time.monotonic() + 30
@@ -351,8 +351,8 @@ def test_a_file_that_cannot_be_removed_is_swept_by_the_next_writer(path):
             del chest[0]
             chest[1] = filled(10, LARGE)
             chest.flush()
-            with chest._tiers.writer.lock:
-                chest._tiers.writer.wait_idle()
+            with chest._engine.writer.lock:
+                chest._engine.writer.wait_idle()
         assert fault.hits
     assert len(list(Path(path).rglob("*.npy"))) == 5
     with arraychest.open(path) as chest:
@@ -421,8 +421,8 @@ def test_a_file_system_without_leases_is_written_to_all_the_same(path, monkeypat
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(fd, command, *args)
 
-    real = arraychest.files.fcntl.fcntl
-    monkeypatch.setattr(arraychest.files.fcntl, "fcntl", refuse)
+    real = arraychest.files.files.fcntl.fcntl
+    monkeypatch.setattr(arraychest.files.files.fcntl, "fcntl", refuse)
     with arraychest.open(path, "w", BYTES) as chest:
         for _ in range(3):
             for key in range(4):
@@ -670,7 +670,7 @@ def test_when_no_more_maps_can_be_made_a_value_is_read_instead(path, monkeypatch
 
     for mmap_mode in ("r", "c"):
         with arraychest.open(path, "r", mmap_mode=mmap_mode) as chest:
-            monkeypatch.setattr("arraychest.loader.map_file", refuse)
+            monkeypatch.setattr("arraychest.storage.reading.map_file", refuse)
             for number in range(3):
                 array = chest[number]
                 assert (array == number).all()
@@ -729,7 +729,7 @@ def test_memory_that_cannot_be_had_for_a_copy_leaves_everything_as_it_was(path, 
 
     with arraychest.open(path, "w", on_put="copy") as chest:
         chest["x"] = filled(1, LARGE)
-        monkeypatch.setattr("arraychest.tiers.array_to_keep", refuse)
+        monkeypatch.setattr("arraychest.engine.engine.array_to_keep", refuse)
         with pytest.raises(MemoryError):
             chest["x"] = filled(2, LARGE)
         monkeypatch.undo()
@@ -837,13 +837,13 @@ def test_a_file_that_became_a_spare_while_it_was_linked_is_not_linked(path, othe
 def test_nothing_is_written_through_a_map(path, monkeypatch):
     """On a full disk that is SIGBUS: a shared map of a value's file is never writable."""
     modes = []
-    real = arraychest.mapping._mmap
+    real = arraychest.arrays.mmap._mmap
 
     def spy(address: Any, nbytes: int, protection: int, flags: int, *rest: Any) -> Any:
         modes.append((nbytes, protection, flags))
         return real(address, nbytes, protection, flags, *rest)
 
-    monkeypatch.setattr(arraychest.mapping, "_mmap", spy)
+    monkeypatch.setattr(arraychest.arrays.mmap, "_mmap", spy)
     for mmap_mode in ("r", "c"):
         with arraychest.open(path, "w", 2 * BYTES, mmap_mode=mmap_mode) as chest:
             for number in range(5):
@@ -882,7 +882,7 @@ def test_a_row_that_reaches_behind_the_end_of_its_file_is_told_and_no_signal(pat
 def test_a_locked_catalog_is_waited_for_and_then_told(path, monkeypatch):
     with arraychest.open(path, "w") as chest:
         chest["x"] = filled(1, LARGE)
-    monkeypatch.setattr("arraychest.catalog._BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("arraychest.catalog.catalog._BUSY_SECONDS", 0.01)
     with arraychest.open(path) as chest:
         chest["y"] = filled(2, LARGE)
         chest.flush()
@@ -904,7 +904,7 @@ def test_the_c_library_reports_a_map_that_cannot_be_made(tmp_path):
     fd = os.open(file, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="Invalid"):
-            arraychest.mapping._Map(fd, 0, "r", steady=False)
+            arraychest.arrays.mmap._Map(fd, 0, "r", steady=False)
     finally:
         os.close(fd)
     assert ctypes.get_errno() in (0, errno.EINVAL)
@@ -921,9 +921,9 @@ def test_a_failure_that_waits_to_be_told_keeps_no_array(path):
             kept = [weakref.ref(array) for array in arrays]
             for number in range(4):
                 chest[number] = arrays.pop()
-            with chest._tiers.writer.lock:
-                chest._tiers.writer.wait_idle()
-            assert chest._tiers.writer.failure is not None
+            with chest._engine.writer.lock:
+                chest._engine.writer.wait_idle()
+            assert chest._engine.writer.failure is not None
             fault.on = False
             for number in range(4):
                 del chest[number]

@@ -24,8 +24,8 @@ from arraychest import (
     ClosedChestError,
     CorruptEntryError,
     SpillError,
-    catalog,
 )
+from arraychest.catalog import catalog
 from tests.faults import Say, in_child
 from tests.support import run_python
 
@@ -543,10 +543,10 @@ def test_a_temporary_chest_that_lost_its_catalog_only_is_removed(nothing_left_be
 
 
 def test_the_writer_of_blocks_makes_no_folder(folder):
-    from arraychest.assembly import begin
+    from arraychest.engine.blocks import begin
 
     chest = filled(folder)
-    writer = begin(chest._tiers.committer, "w", np.dtype("f8"), ((2,),), "what")
+    writer = begin(chest._engine.committer, "w", np.dtype("f8"), ((2,),), "what")
     elsewhere = pickle.loads(pickle.dumps(writer))
     elsewhere.write((0,), np.ones(2))
     assert not writer.missing()

@@ -17,7 +17,7 @@ import pytest
 
 import arraychest
 from arraychest.errors import SpillError
-from arraychest.files import RESERVE, RESERVE_BYTES
+from arraychest.files.files import RESERVE, RESERVE_BYTES
 from tests.faults import Say, in_child
 from tests.support import audit, fill_disk
 
@@ -67,8 +67,8 @@ def with_spares(path: Path) -> arraychest.Chest:
     for number in range(20):
         del chest[number]
     chest.flush()
-    with chest._tiers.writer.lock:
-        chest._tiers.writer.wait_idle()  # a flush does not wait for what it put out of use
+    with chest._engine.writer.lock:
+        chest._engine.writer.wait_idle()  # a flush does not wait for what it put out of use
     assert spare_bytes(path) > 10 * 8 * LARGE
     fill_disk(path.parent)
     assert free(path.parent) == 0
@@ -187,7 +187,7 @@ def test_a_spare_that_goes_while_it_is_written_is_written_anew(tmp_path, monkeyp
         for number in range(4):
             del chest[number]
         chest.flush()
-        files = chest._tiers._store.files
+        files = chest._engine._store.files
         opened = files._open_spare
 
         def open_and_lose(spare: str) -> int | None:
@@ -221,7 +221,7 @@ def test_a_flush_that_succeeded_leaves_no_failure_for_the_next_put(tiny_disk, si
             chest.flush()
         os.unlink(tiny_disk / "filler")
         chest.flush()
-        assert chest._tiers.writer.failure is None
+        assert chest._engine.writer.failure is None
         for number in range(100):
             chest["later", number] = filled(number, SMALL)
         chest.flush()

@@ -36,9 +36,8 @@ from arraychest import (
     CorruptEntryError,
     PickleRefusedError,
     UnreadableValueError,
-    registry,
-    valuetree,
 )
+from arraychest.values import decoder, registry, taking_apart
 from tests.faults import Say, in_child
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -991,7 +990,7 @@ def parts() -> list[Any]:
 def put_together(structure: bytes) -> bool:
     """Whether it is a value; otherwise one of the errors that a get may raise was raised."""
     try:
-        valuetree.put_together(structure, parts(), allow_pickle=False)
+        decoder.put_together(structure, parts(), allow_pickle=False)
     except (CorruptEntryError, PickleRefusedError, UnreadableValueError) as error:
         assert len(str(error)) < 1000
         return False
@@ -1056,8 +1055,8 @@ def fuzz_structures(seeds: range) -> tuple[int, int]:
     """Returns how many of the structures were values all the same, and how many were not."""
 
     def child(say: Say) -> tuple[int, int]:
-        good = [valuetree.take_apart(value, allow_pickle=True).structure for value in GOOD]
-        good.append(valuetree.take_apart([object()], allow_pickle=True).structure)
+        good = [taking_apart.take_apart(value, allow_pickle=True).structure for value in GOOD]
+        good.append(taking_apart.take_apart([object()], allow_pickle=True).structure)
         fared = [0, 0]
         for seed in seeds:
             rng = random.Random(seed)

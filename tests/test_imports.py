@@ -1,4 +1,7 @@
-"""Calls go down: a module imports only modules of lower rank, read off the source."""
+"""The rules of the house: what a folder may import, and that no imports run in a circle.
+
+An import counts wherever it stands: at the top, for types only, in a function, or by name.
+"""
 
 from __future__ import annotations
 
@@ -13,90 +16,32 @@ from tests.support import run_python
 
 ROOT = Path(arraychest.__file__).parent
 
-# Packages stand for all their modules, among which there is no order.
-RANKS = {
-    "errors": 0,
-    "contexts": 0,
-    "units": 0,
-    "progress": 0,
-    "history": 0,
-    "text": 0,
-    "keys": 1,
-    "entry": 1,
-    "scalars": 1,
-    "registry": 1,
-    "mapping": 1,
-    "opened": 1,
-    "locks": 2,
-    "checksums": 1,
-    "selection": 0,
-    "chunkwise": 0,
-    "lazy": 1,
-    "chunkgrid": 1,
-    "compressed": 2,
-    "manifest": 2,
-    "blocked": 3,
-    "parallel": 1,
-    "filesystem": 1,
-    "quota": 1,
-    "codecs": 2,
-    "valuetree": 4,
-    "blocks": 4,
-    "budget": 2,
-    "files": 3,
-    "catalog": 2,
-    "counter": 2,
-    "compression": 3,
-    "slot": 4,
-    "summing": 4,
-    "live": 3,
-    "folder": 4,
-    "resident": 5,
-    "values": 6,
-    "digests": 6,
-    "value_print": 7,
-    "origins": 7,
-    "loader": 7,
-    "code_print": 8,
-    "reached": 9,
-    "fingerprint": 10,
-    "arguments": 11,
-    "state_watch": 11,
-    "store": 8,
-    "index": 8,
-    "following": 9,
-    "eviction": 9,
-    "committer": 10,
-    "spill": 11,
-    "assembly": 11,
-    "account": 11,
-    "session": 12,
-    "tiers": 13,
-    "transaction": 14,
-    "handle": 14,
-    "integrity": 14,
-    "linking": 15,
-    "listing": 15,
-    "memoize": 15,
-    "mutation": 15,
-    "appending": 15,
-    "rebuild": 15,
-    "mending": 15,
-    "chest": 16,
-    "display": 17,
-    "plots": 17,
-    "exchange": 17,
-    "": 17,  # the package itself
-    "cli": 18,
-    "dask": 18,
-    "xarray": 19,
-    "integrations": 18,
-    "__main__": 19,
-}
+# The rooms, which are the folders and modules of the package, floor by floor from the ground.  A
+# room imports rooms of lower floors only.  "" is the package itself.
+FLOORS = (
+    {"errors", "parallel", "progress", "text", "units"},
+    {"formats", "markup"},
+    {"arrays"},
+    {"sharing", "values"},
+    {"catalog", "files"},
+    {"memory", "monitor"},
+    {"storage"},
+    {"engine"},
+    {"exchange", "integrity", "show"},
+    {"memoize"},
+    {"integrations"},
+    {"chest"},
+    {""},
+    {"cli", "dask"},
+    {"xarray"},
+    {"__main__"},
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
+# Which rooms do not know each other, whatever their floors are.
+APART = [("storage", "memory")]
 
-def modules() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
+BY_NAME = {"importlib.import_module", "import_module", "__import__"}
 
 
 def name_of(file: Path) -> str:
@@ -104,70 +49,103 @@ def name_of(file: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def part_of(module: str) -> str:
-    """The name under which a module, told without the package's own, is ranked."""
-    return module.split(".")[0]
+MODULES = {name_of(file): file for file in sorted(ROOT.rglob("*.py"))}
 
 
-def imported_by(file: Path, *, at_once: bool = False) -> Iterator[tuple[str, int]]:
-    """Our modules that a file imports and on which line, also where a function does, unless only
-    those are asked for that it imports `at_once`.
-    """
-    here = name_of(file)
-    package = here.split(".") if file.name == "__init__.py" else here.split(".")[:-1]
-    known = {name_of(each) for each in modules()}
-    tree = ast.parse(file.read_text())
-    for node in tree.body if at_once else ast.walk(tree):
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def module_in(package: str, name: str) -> str:
+    """The module that ``from package import name`` imports."""
+    inner = f"{package}.{name}".lstrip(".")
+    return inner if inner in MODULES else package
+
+
+def imports_of(source: str, package: str = "") -> Iterator[tuple[str, int]]:
+    """Our modules that a text imports, without the package's own name, and on which line."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.split(".")[0] == "arraychest":
+                if alias.name.partition(".")[0] == "arraychest":
                     yield alias.name.partition(".")[2], node.lineno
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
+            base = node.module or ""
             if node.level:
-                base = ".".join(part for part in package[: len(package) - node.level + 1] if part)
-                module = ".".join(part for part in (base, module) if part)
-            elif module.split(".")[0] == "arraychest":
-                module = module.partition(".")[2]
-            else:
-                continue
-            for alias in node.names:
-                inner = ".".join(part for part in (module, alias.name) if part)
-                yield (inner if inner in known else module), node.lineno
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join(["arraychest", *filter(None, above), *filter(None, [base])])
+            if base.partition(".")[0] == "arraychest":
+                for alias in node.names:
+                    yield module_in(base.partition(".")[2], alias.name), node.lineno
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME and node.args:
+            first = node.args[0]
+            # Of a text that is put together its beginning tells the folder.
+            text = first.values[0] if isinstance(first, ast.JoinedStr) else first
+            if isinstance(text, ast.Constant) and str(text.value).startswith("arraychest."):
+                name = str(text.value).partition(".")[2]
+                yield (name.rpartition(".")[0] if text is not first else name), node.lineno
 
 
-@pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_module_imports_only_modules_of_lower_rank(file):
-    mine = part_of(name_of(file))
-    assert mine in RANKS, f"{mine} has no rank: give it one above all that it imports"
-    for module, line in imported_by(file):
-        theirs = part_of(module)
-        if theirs == mine and "." in module + name_of(file):
-            continue  # within one package
-        assert RANKS[theirs] < RANKS[mine], f"{file}:{line}: {mine} imports {theirs}"
+def imports_in(module: str) -> list[tuple[str, int]]:
+    file = MODULES[module]
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return list(imports_of(file.read_text(), package))
 
 
-def test_every_rank_belongs_to_a_module():
-    present = {part_of(name_of(file)) for file in modules()}
-    assert set(RANKS) - present <= {"cli", "dask", "xarray", "__main__"}
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module or "arraychest")
+def test_a_room_imports_rooms_of_lower_floors_only(module):
+    room = room_of(module)
+    assert room in FLOOR, f"{room} has no floor: give it one above all that it imports"
+    for target, line in imports_in(module):
+        other = room_of(target)
+        if other != room:
+            assert FLOOR[other] < FLOOR[room], f"{MODULES[module]}:{line}: {room} imports {other}"
+            assert (room, other) not in APART, f"{MODULES[module]}:{line}: {room} imports {other}"
 
 
-def test_the_modules_of_a_package_do_not_import_each_other_in_a_circle():
-    graph = {
-        name_of(file): {module for module, _ in imported_by(file, at_once=True)}
-        for file in modules()
-    }
+def test_every_room_that_has_a_floor_is_there():
+    # In the wheel's environment optional parts are missing as packages, not as modules.
+    assert set(FLOOR) == {room_of(module) for module in MODULES}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: {target for target, _ in imports_in(module)} - {module} for module in MODULES}
 
     def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, " -> ".join((*path, module))
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
         if module not in done:
-            for other in graph.get(module, ()):
+            for other in sorted(graph[module]):
                 visit(other, (*path, module))
             done.add(module)
 
     done: set[str] = set()
     for module in graph:
         visit(module, ())
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import arraychest.chest", ["chest"]),
+        ("from arraychest.engine import engine, commit", ["engine.engine", "engine.commit"]),
+        ("from arraychest import Chest", [""]),
+        ("from . import locks", ["sharing.locks"]),
+        ("from .. import errors", ["errors"]),
+        ("def f():\n    from arraychest.chest import Chest", ["chest"]),
+        ("if TYPE_CHECKING:\n    import arraychest.chest", ["chest"]),
+        ("importlib.import_module('arraychest.chest')", ["chest"]),
+        ("importlib.import_module(f'arraychest.dask.{name}')", ["dask"]),
+        ("import numpy, arraychests", []),
+    ],
+)
+def test_an_import_counts_wherever_it_stands(source, found):
+    assert [module for module, _ in imports_of(source, "sharing")] == found
+
+
+def test_every_folder_says_what_lives_there():
+    for module, file in MODULES.items():
+        if file.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(file.read_text())), module
 
 
 def test_importing_arraychest_imports_nothing_that_is_slow_or_optional():

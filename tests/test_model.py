@@ -25,8 +25,10 @@ from hypothesis.stateful import (
 )
 
 import arraychest
-from arraychest import committer, files, index, spill, tiers
-from arraychest.codecs import pack
+from arraychest.engine import commit, engine, flusher
+from arraychest.files import files
+from arraychest.formats import pack
+from arraychest.memory import memtable
 from tests.support import assert_identical, audit
 
 # Equal keys of different types among them.
@@ -44,12 +46,12 @@ BUDGETS = st.sampled_from([0, 3000, 150_000, 400_000, 1 << 30])
 
 # Constants that hide whole branches from a small test, and small ones instead.
 NARROW = [
-    (tiers, "MAX_KEPT_VIEWS", 2),
-    (index, "MAX_KNOWN", 3),
-    (index, "_PAGE", 2),
-    (index, "BATCH_VALUES", 2),
-    (spill, "BATCH_VALUES", 2),
-    (committer, "_DOOMED_ENTRIES", 2),
+    (engine, "MAX_KEPT_VIEWS", 2),
+    (memtable, "MAX_KNOWN", 3),
+    (memtable, "_PAGE", 2),
+    (memtable, "BATCH_VALUES", 2),
+    (flusher, "BATCH_VALUES", 2),
+    (commit, "_DOOMED_ENTRIES", 2),
     (pack, "PACK_BYTES", 2000),
 ]
 
@@ -61,7 +63,7 @@ def copy_of(value: Any) -> Any:
 
 
 class FaultyOs:
-    """The module `os` as `arraychest.files` sees it, whose writes fail on command."""
+    """The module `os` as `arraychest.files.files` sees it, whose writes fail on command."""
 
     def __init__(self) -> None:
         self.failing: dict[str, int] = {}
@@ -398,7 +400,7 @@ class ChestMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_resident_adds_up(self):
-        writer = self.chest._tiers.writer
+        writer = self.chest._engine.writer
         with writer.lock:
             writer.resident.check()
         inmem = self.chest.inmem

@@ -185,7 +185,7 @@ class TestEveryKindOfArray:
 
 
 def test_a_put_that_cannot_make_room_leaves_the_array_writable(make_chest, monkeypatch):
-    monkeypatch.setattr("arraychest.files.os.posix_fallocate", full)
+    monkeypatch.setattr("arraychest.files.files.os.posix_fallocate", full)
     chest = make_chest(available_memory=NBYTES * 3)
     kept = [chest.setdefault(at, owner()) for at in range(2)]
     for size in (2 * N, 10 * N):
@@ -372,7 +372,7 @@ def test_a_shared_value_that_nobody_holds_is_let_go_of_once_it_is_stored():
     with arraychest.Chest(
         available_memory="1 MiB",
         on_put="share",
-        on_overflow=lambda key: seen.append(chest._tiers.index.slots[key].view),
+        on_overflow=lambda key: seen.append(chest._engine.index.slots[key].view),
     ) as chest:
         for number in range(4):
             chest[number] = np.full(100_000, number)

@@ -385,7 +385,7 @@ class TestTheEnd:
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("arraychest.files.os.posix_fallocate", full)
+        monkeypatch.setattr("arraychest.files.files.os.posix_fallocate", full)
         with pytest.raises(arraychest.SpillError) as caught:
             chest.close()
         assert isinstance(caught.value, OSError)
@@ -586,7 +586,7 @@ class TestUpdateFromAChest:
         def refuse(*_, **__):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-        monkeypatch.setattr("arraychest.files.os.link", refuse)
+        monkeypatch.setattr("arraychest.files.files.os.link", refuse)
         with arraychest.Chest(path=path) as mine:
             mine.update(theirs)
             assert list(mine) == list(theirs)

@@ -21,9 +21,9 @@ import pytest
 
 import arraychest
 from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestError
-from arraychest.catalog import Catalog
-from arraychest.files import Files
-from arraychest.locks import LockFile
+from arraychest.catalog.catalog import Catalog
+from arraychest.files.files import Files
+from arraychest.sharing.locks import LockFile
 from tests.faults import Say, die, in_child, injected
 from tests.support import IMPORT_ROOT, audit, run_python
 
@@ -38,7 +38,7 @@ def filled(number: float, size: int) -> np.ndarray:
 
 def idle(chest: Chest) -> None:
     """Wait until nothing is being written or removed."""
-    writer = chest._tiers.writer
+    writer = chest._engine.writer
     with writer.lock:
         writer.wait_idle()
 
@@ -463,7 +463,7 @@ def test_two_processes_that_make_temporary_chests_at_once_both_have_one(monkeypa
         if not once.is_set():
             once.set()
             # Our lock file is there, and not locked yet.
-            run_python("import arraychest.files as f; f.make_private_folder()[1].close()")
+            run_python("import arraychest.files.files as f; f.make_private_folder()[1].close()")
         return real(self, byte)
 
     monkeypatch.setattr(LockFile, "try_take", slow)

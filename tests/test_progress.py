@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import ArrayChestWarning, Progress, SpillError, budget, progress, session
-from arraychest.filesystem import FileSystem
+from arraychest import ArrayChestWarning, Progress, SpillError, progress
+from arraychest.engine import session
+from arraychest.memory import budget
 from arraychest.progress import Meter, measured
+from arraychest.sharing.mounts import FileSystem
 from tests.faults import injected
 from tests.support import assert_identical, audit
 
@@ -251,8 +253,8 @@ def spill_failing(path: str, times: int) -> int:
         stack.enter_context(injected(refusing))
         for number in range(8):
             chest[number] = np.full(size, float(number))
-        with chest._tiers.writer.lock:
-            chest._tiers.writer.wait_idle()
+        with chest._engine.writer.lock:
+            chest._engine.writer.wait_idle()
         with pytest.raises(SpillError):
             chest["told"] = np.zeros(3)
         assert all((chest[number] == number).all() for number in range(8))
@@ -303,8 +305,8 @@ def test_scarce_memory_is_warned_of_once(monkeypatch, path):
         ) as seen:
             for number in range(20):
                 chest[number] = np.zeros(20_000)
-            with chest._tiers.writer.lock:
-                chest._tiers.writer.wait_idle()
+            with chest._engine.writer.lock:
+                chest._engine.writer.wait_idle()
         assert len(seen) == 1
 
 

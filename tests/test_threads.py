@@ -19,7 +19,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, ClosedChestError, SpillError
-from arraychest.catalog import Catalog
+from arraychest.catalog.catalog import Catalog
 from tests.faults import injected, raising
 from tests.support import assert_identical, audit
 
@@ -238,8 +238,8 @@ def churn(path: Path, rounds: int, **options: Any) -> None:
         work.run()
         kept = {key: array.copy() for key, array in chest.items()}
         assert len(chest) == len(kept)
-        with chest._tiers.writer.lock:
-            chest._tiers.resident.check()
+        with chest._engine.writer.lock:
+            chest._engine.resident.check()
     audit(str(path))
     with arraychest.open(path, "r") as chest:
         assert chest.keys() == kept.keys()
@@ -256,7 +256,7 @@ def test_each_get_is_a_value_that_some_put_wrote(tmp_path, mmap_mode):
 
 @pytest.mark.usefixtures("hasty")
 def test_small_packs_that_come_and_go_at_once_lose_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("arraychest.codecs.pack.PACK_BYTES", 4096)
+    monkeypatch.setattr("arraychest.formats.pack.PACK_BYTES", 4096)
     churn(tmp_path / "chest", 300)
 
 
@@ -267,7 +267,7 @@ def test_small_packs_that_come_and_go_at_once_lose_nothing(tmp_path, monkeypatch
 def test_each_get_is_a_value_that_some_put_wrote_for_longer(
     tmp_path, monkeypatch, pack_bytes, repeat
 ):
-    monkeypatch.setattr("arraychest.codecs.pack.PACK_BYTES", pack_bytes)
+    monkeypatch.setattr("arraychest.formats.pack.PACK_BYTES", pack_bytes)
     churn(tmp_path / "chest", 3000)
 
 
@@ -342,7 +342,7 @@ def test_a_pack_dropped_while_the_packs_are_read_again_stays_dropped(tmp_path, m
         for number in range(10):
             chest[number] = filled(number, SMALL)
         chest.flush()
-        store = chest._tiers.open_store()
+        store = chest._engine.open_store()
         real = store.catalog.packs
 
         def read_then_compacted() -> Any:
@@ -461,8 +461,8 @@ def test_a_value_whose_file_goes_while_it_is_read_comes_back_new(stored):
         gate.wait()
         chest["large", 1] = filled(9, LARGE)
         chest.flush()
-        with chest._tiers.writer.lock:
-            chest._tiers.writer.wait_idle()  # until the old file is gone
+        with chest._engine.writer.lock:
+            chest._engine.writer.wait_idle()  # until the old file is gone
         gate.open()
         assert (reader.wait() == 9).all()
 
@@ -561,7 +561,7 @@ def test_a_value_of_another_kind_that_is_put_before_one_is_written_is_what_count
     if "dump" in (first, second):
         options.update(dump=pickle.dump, load=pickle.load)
     chest = make_chest(**options)
-    committer = chest._tiers.committer
+    committer = chest._engine.committer
     open_store = committer.open_store
     gate = Gate(lambda name, args: True)
     # After it was picked, and before it is taken apart into what is written.
@@ -742,14 +742,14 @@ def test_a_close_waits_for_a_value_that_is_written_by_its_putting_thread(tmp_pat
 def test_what_is_deleted_during_the_last_flush_of_a_close_stays_deleted(stored, monkeypatch):
     chest = arraychest.open(stored)
     chest["new"] = filled(1, SMALL)
-    flush = chest._tiers.writer.flush
+    flush = chest._engine.writer.flush
 
     def flush_and_delete() -> None:
         flush()
         if ("large", 1) in chest:
             del chest["large", 1]
 
-    monkeypatch.setattr(chest._tiers.writer, "flush", flush_and_delete)
+    monkeypatch.setattr(chest._engine.writer, "flush", flush_and_delete)
     chest.close()
     with arraychest.open(stored, "r") as reader:
         assert ("large", 1) not in reader
@@ -759,13 +759,13 @@ def test_what_is_deleted_during_the_last_flush_of_a_close_stays_deleted(stored, 
 
 def test_an_entry_asked_for_while_the_chest_is_closed_makes_no_new_folder(stored, monkeypatch):
     chest = arraychest.open(stored)
-    parse = arraychest.tiers.parse_form
+    parse = arraychest.engine.engine.parse_form
 
     def closing_parse(text: str) -> Any:
         chest.close()
         return parse(text)
 
-    monkeypatch.setattr("arraychest.tiers.parse_form", closing_parse)
+    monkeypatch.setattr("arraychest.engine.engine.parse_form", closing_parse)
     try:
         assert chest.entry(("large", 1)).file.startswith(str(stored))
     except ClosedChestError:
@@ -827,7 +827,7 @@ def test_a_chest_collected_in_its_own_writer_is_closed(tmp_path):
     chest = arraychest.open(tmp_path / "chest", "w", 3 * 8 * LARGE, on_overflow=on_overflow)
     for key in range(3):
         chest[key] = filled(key, LARGE)
-    tiers = weakref.ref(chest._tiers)
+    engine = weakref.ref(chest._engine)
     cycle: list[Any] = [chest]
     cycle.append(cycle)
     del chest, cycle
@@ -837,7 +837,7 @@ def test_a_chest_collected_in_its_own_writer_is_closed(tmp_path):
     while threads := writer_threads():
         threads[0].join(PATIENCE)
     gc.collect()
-    assert tiers() is None or tiers().closed
+    assert engine() is None or engine().closed
     with arraychest.open(tmp_path / "chest", "a") as again:
         assert len(again) == 3
 

@@ -17,10 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import arraychest
-
-
-class CommandError(Exception):
-    """What a command could not do, in one line."""
+from arraychest.cli.errors import CommandError
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import arraychest
+from arraychest.arrays.lazy import LazyArray
 from arraychest.cli.keys import HELP, find_key
 from arraychest.cli.printing import age_of, print_table, readable
-from arraychest.lazy import LazyArray
 from arraychest.units import format_bytes
 
 _BINS = 48

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 import arraychest
-from arraychest.cli import CommandError
+from arraychest.arrays.lazy import LazyArray
+from arraychest.cli.errors import CommandError
 from arraychest.cli.keys import HELP, chosen_keys
 from arraychest.cli.printing import counted, key_text, readable
-from arraychest.lazy import LazyArray
-from arraychest.valuetree import same
+from arraychest.values.equality import same
 
 
 def add_commands(commands: Any) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 import arraychest
-from arraychest.cli import CommandError, picture
+from arraychest.cli import picture
+from arraychest.cli.errors import CommandError
 from arraychest.cli.sampling import Journal, Progress, Sample, Sampler, anonymous_bytes
 from arraychest.cli.terrain import (
     LEVELS,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import arraychest
-from arraychest.cli import CommandError
+from arraychest.cli.errors import CommandError
 from arraychest.cli.keys import chosen_keys
 
 _FORMATS = ("npz", "npy", "hdf5", "zarr")

@@ -8,7 +8,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from arraychest.cli import CommandError
+from arraychest.cli.errors import CommandError
 
 
 def add_commands(commands: Any) -> None:

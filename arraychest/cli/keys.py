@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import arraychest
-from arraychest.cli import CommandError
+from arraychest.cli.errors import CommandError
 from arraychest.cli.printing import key_text, readable
 from arraychest.exchange import names
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import arraychest
-from arraychest.cli import CommandError
+from arraychest.cli.errors import CommandError
 from arraychest.cli.printing import readable
 
 # Dots of an inch, where the picture is made of dots: 13 inches are 1,950.

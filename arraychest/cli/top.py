@@ -1,7 +1,8 @@
 """``arraychest top``: a live view of a chest that other processes use.
 
-It reads what they publish (`arraychest.live`), and opens neither the chest nor any of its values.
-What they tell may be a stranger's: no key reaches a terminal with a control character in it.
+It reads what they publish (`arraychest.monitor.live`), and opens neither the chest nor any of its
+values.  What they tell may be a stranger's: no key reaches a terminal with a control character in
+it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arraychest.cli.printing import readable
-from arraychest.live import Counts, Published, published
+from arraychest.monitor.published import Counts, Published, published
 from arraychest.units import format_bytes
 
 # Seconds after which what was told is no longer what is: nothing was put, stored or fetched since.

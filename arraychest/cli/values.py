@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import arraychest
-from arraychest.cli import CommandError
+from arraychest.arrays.lazy import LazyArray
+from arraychest.cli.errors import CommandError
 from arraychest.cli.keys import HELP, chosen_keys, find_key, parse_index, parse_key
 from arraychest.cli.printing import counted, readable
-from arraychest.compression import parse_compression
-from arraychest.lazy import LazyArray
+from arraychest.formats.compression import parse_compression
 
 # What is read of an array at a time that is not at hand as a whole.
 _SLAB_BYTES = 64 << 20

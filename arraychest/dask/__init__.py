@@ -6,8 +6,8 @@ The extra ``dask`` installs what this needs.  A cluster needs no code for its wo
 
 from typing import TYPE_CHECKING, Any
 
-from arraychest.dask.caching import caching
-from arraychest.dask.storing import append, persist, store
+from arraychest.integrations.dask_caching import caching
+from arraychest.integrations.dask_storing import append, persist, store
 
 if TYPE_CHECKING:
     from arraychest.dask.worker import WorkerChest

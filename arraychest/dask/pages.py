@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from arraychest.mapping import madvise
+from arraychest.arrays.mmap import madvise
 
 # From Linux 5.4 on; an older one refuses it, and pages stay until their map ends.
 _MADV_PAGEOUT = 21

@@ -31,12 +31,12 @@ from distributed.sizeof import safe_sizeof
 from distributed.spill import SpilledSize
 from distributed.utils import RateLimiterFilter
 
+from arraychest.arrays.mmap import is_map
+from arraychest.arrays.ownership import owner_of
 from arraychest.dask import settings
 from arraychest.dask.files import ResultFiles, Written
 from arraychest.dask.pages import MappedPages, resident_bytes
 from arraychest.dask.pickling import Pickled, pickled, unpickled
-from arraychest.mapping import is_map
-from arraychest.resident import owner_of
 
 logger = logging.getLogger("distributed.spill.arraychest")
 logger.addFilter(RateLimiterFilter("max-spill is reached"))

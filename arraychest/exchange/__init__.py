@@ -24,10 +24,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from arraychest.chest import Chest
-from arraychest.codecs.tree import Tree
-from arraychest.committer import logger
-from arraychest.entry import Form, Kind, form_text, parse_form
+from arraychest.engine.commit import logger
+from arraychest.engine.face import Face
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestWarning,
@@ -40,11 +38,13 @@ from arraychest.exchange import hdf5, npy, zarr3
 from arraychest.exchange.arrays import Found, Reader, Writer, as_stored, check_fits, order_of
 from arraychest.exchange.names import INDEX, Names
 from arraychest.exchange.records import Encoding, Kept, Record, decode, encode
-from arraychest.keys import encode_key
+from arraychest.formats.form import Form, Kind, form_text, parse_form
+from arraychest.formats.tree import Tree
 from arraychest.progress import Asked, Meter, measured
-from arraychest.scalars import array_of_scalar, scalar_of
-from arraychest.values import Dumped, value_of
-from arraychest.valuetree import put_together
+from arraychest.values.accept import Dumped, value_of
+from arraychest.values.decoder import put_together
+from arraychest.values.keys import encode_key
+from arraychest.values.scalars import array_of_scalar, scalar_of
 
 Format = Literal["npz", "npy", "hdf5", "zarr"]
 
@@ -81,7 +81,7 @@ class _Planned(NamedTuple):
 
 
 def export(
-    chest: Chest,
+    chest: Face,
     path: str | os.PathLike[str],
     format: Format | None = None,  # noqa: A002  # what else
     *,
@@ -107,7 +107,7 @@ def export(
                 meter.done = 0
                 return _write(chest, _WRITERS[format](made), planned, meter)
 
-            count = chest._tiers.with_room(write)
+            count = chest._engine.with_room(write)
         _check_target(target, overwrite=overwrite)
         _replace(made, target)
     finally:
@@ -117,7 +117,7 @@ def export(
 
 
 def import_from(
-    chest: Chest,
+    chest: Face,
     path: str | os.PathLike[str],
     format: Format | None = None,  # noqa: A002
     *,
@@ -178,14 +178,14 @@ def import_from(
 # --- what is written -------------------------------------------------------------------------
 
 
-def _plan(chest: Chest, keys: Iterable[Any], *, allow_pickle: bool) -> list[_Planned]:
+def _plan(chest: Face, keys: Iterable[Any], *, allow_pickle: bool) -> list[_Planned]:
     """Names and sizes of the values; refuses what cannot be exported before anything is written."""
-    tiers = chest._tiers
+    engine = chest._engine
     names = Names()
     planned = []
     # Each key once, as the chest has it.
     for key in dict.fromkeys(keys):
-        row = tiers.stored_row(key)
+        row = engine.stored_row(key)
         if row is None:
             entry = chest.entry(key)
             kind, nbytes = entry.kind, entry.nbytes
@@ -196,7 +196,7 @@ def _plan(chest: Chest, keys: Iterable[Any], *, allow_pickle: bool) -> list[_Pla
             if kind in ("pickle", "dump"):
                 raise PickleRefusedError(_refusal(key, kind))
             if kind == "tree":
-                _refuse_pickled_tree(key, tiers._find(key))
+                _refuse_pickled_tree(key, engine._find(key))
         planned.append(_Planned(key, names.name(key), nbytes))
     return planned
 
@@ -219,7 +219,7 @@ def _refuse_pickled_tree(key: Any, found: Any) -> None:
                 raise PickleRefusedError(_refusal(key, "pickle")) from None
 
 
-def _write(chest: Chest, writer: Writer, planned: list[_Planned], meter: Meter) -> int:
+def _write(chest: Face, writer: Writer, planned: list[_Planned], meter: Meter) -> int:
     records = []
     names = {each.key: each.name for each in planned}
     attributes: dict[str, dict[Any, Any]] = {}
@@ -252,10 +252,10 @@ def _owner_of_attributes(key: Any) -> Any:
     return key[0] if type(key) is tuple and len(key) == 2 and key[1] == ATTRIBUTES else None
 
 
-def _export_value(chest: Chest, writer: Writer, key: Any, name: str, meter: Meter) -> Record:
+def _export_value(chest: Face, writer: Writer, key: Any, name: str, meter: Meter) -> Record:
     """Write one value; of a tree its arrays, which are numbered below its name."""
-    tiers = chest._tiers
-    found = tiers._find(key)
+    engine = chest._engine
+    found = engine._find(key)
     if type(found) is Tree:
         arrays = tuple(
             _export_array(writer, f"{name}/{at}", part, meter)
@@ -264,7 +264,7 @@ def _export_value(chest: Chest, writer: Writer, key: Any, name: str, meter: Mete
         return Record(key, "tree", found.structure, arrays)
     if type(found) is Dumped:
         return Record(key, "dump", b"", (_export_array(writer, name, found.data, meter),))
-    value = value_of(found, key, tiers.options.own)
+    value = value_of(found, key, engine.options.own)
     if isinstance(value, np.generic):
         array = array_of_scalar(value)
         return Record(key, "scalar", b"", (_export_array(writer, name, array, meter, "scalar"),))
@@ -293,7 +293,7 @@ def _prefixed(key: Any, prefix: str) -> Any:
     return (prefix + owner, ATTRIBUTES) if type(owner) is str else (prefix, key)
 
 
-def _check_keys(keys: list[Any], chest: Chest, *, overwrite: bool) -> None:
+def _check_keys(keys: list[Any], chest: Face, *, overwrite: bool) -> None:
     met = set()
     for key in keys:
         encode_key(key)
@@ -325,9 +325,9 @@ def _attributes(reader: Reader, source: str) -> dict[Any, Any]:
 
 
 def _import_record(
-    chest: Chest, key: Any, record: Record, reader: Reader, meter: Meter, *, allow_pickle: bool
+    chest: Face, key: Any, record: Record, reader: Reader, meter: Meter, *, allow_pickle: bool
 ) -> None:
-    own = chest._tiers.options.own
+    own = chest._engine.options.own
     if record.kind == "array":
         (kept,) = record.arrays
         found = reader.array(kept.name)
@@ -383,7 +383,7 @@ def _filled(found: Found, form: Form, encoding: Encoding, meter: Meter) -> np.nd
 
 
 def _import_array(
-    chest: Chest, key: Any, found: Found, form: Form, encoding: Encoding, meter: Meter
+    chest: Face, key: Any, found: Found, form: Form, encoding: Encoding, meter: Meter
 ) -> None:
     check_fits(found, form, encoding, str(key))
     if form.nbytes <= STREAM_ABOVE:

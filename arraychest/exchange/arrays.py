@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from arraychest.entry import Form
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.exchange.records import Encoding
+from arraychest.formats.form import Form
 from arraychest.progress import Meter
 
 # What is moved at a time of an array that has no chunks of its own.

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from arraychest.entry import Form
 from arraychest.errors import ArrayChestError, CorruptEntryError, ValueTypeError
 from arraychest.exchange.arrays import (
     Found,
@@ -24,6 +23,7 @@ from arraychest.exchange.arrays import (
 )
 from arraychest.exchange.names import INDEX
 from arraychest.exchange.records import MAX_INDEX_BYTES, Encoding
+from arraychest.formats.form import Form
 from arraychest.progress import Meter
 
 _MAX_NDIM = 32

@@ -16,8 +16,6 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
-from arraychest.codecs import npy
-from arraychest.entry import Form, literal
 from arraychest.errors import ArrayChestError, CorruptEntryError
 from arraychest.exchange.arrays import (
     PART_BYTES,
@@ -32,6 +30,8 @@ from arraychest.exchange.arrays import (
 )
 from arraychest.exchange.names import INDEX
 from arraychest.exchange.records import MAX_INDEX_BYTES, Encoding
+from arraychest.formats import npy
+from arraychest.formats.form import Form, literal
 from arraychest.progress import Meter
 
 # Characters of a header: a structured dtype of hundreds of fields takes some 20,000.

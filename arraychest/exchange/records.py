@@ -7,7 +7,7 @@ It is a text in JSON: an object with ``"format"``: ``"arraychest"``, ``"version"
 ``key``        the key's canonical code in hexadecimal (see `keys`)
 ``exact``      its exact code, where that says more
 ``kind``       what the value is: ``"array"``, ``"scalar"``, ``"tree"``, ``"pickle"``, ``"dump"``
-``structure``  of a tree: the structure around its arrays in base64 (see `valuetree`)
+``structure``  of a tree: the structure around its arrays in base64 (see `arraychest.values`)
 ``arrays``     a list of the arrays that the value consists of; each is an object with ``name``,
                ``form`` (see `entry.form_text`) and ``encoding``
 =============  ===================================================================================
@@ -25,10 +25,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from arraychest.entry import Form, Kind, form_text, parse_form
 from arraychest.errors import CorruptEntryError
 from arraychest.exchange.names import INDEX
-from arraychest.keys import decode_key, encode_key
+from arraychest.formats.form import Form, Kind, form_text, parse_form
+from arraychest.values.keys import decode_key, encode_key
 
 Encoding = Literal["plain", "int64", "raw"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from arraychest.entry import Form
 from arraychest.errors import ArrayChestError, CorruptEntryError, PickleRefusedError
 from arraychest.exchange.arrays import (
     Found,
@@ -27,6 +26,7 @@ from arraychest.exchange.arrays import (
 )
 from arraychest.exchange.names import INDEX
 from arraychest.exchange.records import MAX_INDEX_BYTES, Encoding
+from arraychest.formats.form import Form
 from arraychest.progress import Meter
 
 # Of arrays that have no chunks of their own.

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from arraychest.integrations import checks
-from arraychest.registry import register
+from arraychest.values.registry import register
 
 
 def _bits_of(array: np.ndarray) -> np.ndarray:

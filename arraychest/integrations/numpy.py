@@ -13,7 +13,7 @@ import numpy as np
 
 from arraychest.errors import ValueTypeError
 from arraychest.integrations import checks, text
-from arraychest.registry import register
+from arraychest.values.registry import register
 
 
 def _of_masked(value: Any) -> dict[str, Any]:

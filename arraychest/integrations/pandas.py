@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from arraychest.integrations import checks, pandas_arrays, pandas_scalars
-from arraychest.registry import register
+from arraychest.values.registry import register
 
 
 def _of_index(index: pd.Index) -> dict[str, Any]:

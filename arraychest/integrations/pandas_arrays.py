@@ -15,7 +15,7 @@ from pandas._libs.sparse import BlockIndex, IntIndex  # the only way to make one
 
 from arraychest.errors import ValueTypeError
 from arraychest.integrations import checks, objects, pandas_scalars, text
-from arraychest.registry import register
+from arraychest.values.registry import register
 
 
 def of_values(values: Any) -> Any:

@@ -14,7 +14,7 @@ from pandas.tseries.frequencies import to_offset
 
 from arraychest.errors import ValueTypeError
 from arraychest.integrations import checks
-from arraychest.registry import register
+from arraychest.values.registry import register
 
 UNITS = ("s", "ms", "us", "ns")
 DATES = tuple(np.dtype(f"M8[{unit}]") for unit in UNITS)

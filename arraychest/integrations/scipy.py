@@ -20,7 +20,7 @@ from scipy import sparse
 
 from arraychest.errors import ValueTypeError
 from arraychest.integrations import checks
-from arraychest.registry import register
+from arraychest.values.registry import register
 
 # What SciPy computes with; float16 and others can be stored all the same.
 _KINDS = "biufc"

@@ -17,7 +17,7 @@ from xarray.indexes import PandasIndex, PandasMultiIndex
 
 from arraychest.errors import ValueTypeError
 from arraychest.integrations import checks, objects
-from arraychest.registry import register
+from arraychest.values.registry import register
 
 # Types that stand for themselves as `dtype` in an encoding: strings of any length, in netCDF.
 _TYPES = {"str": str, "bytes": bytes}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import arraychest
-from arraychest.codecs import blosc, frame
+from arraychest.formats import blosc, frame
 from bench.checks.harness import OURS, Bench, Contestant, Figures, Floor, Row, Samples, rows_against
 from bench.peers.base import load
 from bench.workload import MIB, expect

@@ -1,0 +1,175 @@
+"""What stands for a stored value in another process: where it lies, and not its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from arraychest.arrays.digests import array_digest
+from arraychest.arrays.mmap import MmapMode
+from arraychest.catalog.catalog import Pack
+from arraychest.catalog.record import Row
+from arraychest.engine.engine import Engine, entry_of
+from arraychest.errors import AbsentKeyError, CorruptEntryError
+from arraychest.files.files import Files
+from arraychest.formats.form import Kind, parse_form
+from arraychest.parallel import default_threads
+from arraychest.sharing.open_folder import OpenFolder
+from arraychest.storage.reading import Loader
+from arraychest.storage.store import Store
+from arraychest.values.accept import Own, value_of
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A stored value, by its place; `Chest.handle` gives one.
+
+    It pickles to a few hundred bytes, and is good for as long as the value is neither overwritten
+    nor deleted: it stands for this value, and not for whatever the key has later.
+
+    Attributes
+    ----------
+    path
+        The chest's folder.
+    key
+        The value's key.
+    chest
+        The chest's id, which no other chest has: another one may come to lie in the same folder.
+    """
+
+    path: str
+    key: Any
+    chest: str
+    _row: Row
+    _pack: Pack | None
+    # Of a value that may be written to in place, what it contained when the handle was made.
+    _digest: bytes | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape; as `Chest.entry` says, also of what is none."""
+        return entry_of(parse_form(self._row.form)).shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's dtype."""
+        return entry_of(parse_form(self._row.form)).dtype
+
+    @property
+    def generation(self) -> int:
+        """A number that no other value of the chest ever had."""
+        return self._row.generation
+
+    @property
+    def token(self) -> tuple[Any, ...]:
+        """What tells the value from every other one, of any chest, in every process.
+
+        A value that is put anew, edited or written to in place has another one.
+        """
+        row = self._row
+        stamp = row.stamp if self._pack is None else self._pack.stamp
+        return self.chest, row.key, row.generation, row.offset, stamp, self._digest
+
+    @property
+    def kind(self) -> Kind:
+        """What the value is; see `Entry`."""
+        return parse_form(self._row.form).kind
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the value is an array that another may write to in place."""
+        row = self._row
+        own = row.pack is None and not row.is_frame and not row.is_blocked
+        return own and self.kind == "array"
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it is an array that is compressed."""
+        return self._row.is_frame
+
+    def array(self, mmap_mode: MmapMode = "r") -> Any:
+        """The value, as a get gives it: an array that is a view of its mapped file, or any other.
+
+        Parameters
+        ----------
+        mmap_mode
+            ``"r"``: read-only; ``"c"``: private and writable, a compressed one decompressed whole.
+
+        Raises
+        ------
+        AbsentKeyError
+            The value is gone: its key was overwritten or deleted, or the chest removed.
+        CorruptEntryError
+            What lies there is not what was stored.
+        PickleRefusedError, UnreadableValueError
+            It holds Python objects, is of a type that is not registered here, or was written by
+            the chest's own ``dump=``.
+        """
+        if mmap_mode not in ("r", "c"):
+            raise ValueError(f'expected mmap_mode to be "r" or "c", found {mmap_mode!r}')
+        try:
+            files = Files(OpenFolder(self.path), durable=False)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise AbsentKeyError(self.key) from error
+        packs = {} if self._pack is None else {self._pack.id: self._pack}
+        loader = Loader(
+            files,
+            packs,
+            allow_pickle=False,
+            mmap_mode=mmap_mode,
+            nthreads=default_threads(),
+            keep=False,
+        )
+        try:
+            return value_of(loader.load(self._row, self.key), self.key, Own(allow_pickle=False))
+        except CorruptEntryError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise AbsentKeyError(self.key) from error
+            raise
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """As NumPy asks for it."""
+        return np.array(self.array(), dtype=dtype, copy=copy)
+
+
+def handle_of(engine: Engine, key: Any) -> Handle:
+    """The handle of a value, which is stored first if it is not.
+
+    One that may be written to in place is read, so that its token says what it contains now.
+    """
+    handle = _handle_of(engine, key)
+    if handle.may_change and engine.is_written_in_place(handle.generation):
+        return replace(handle, _digest=array_digest(handle.array()))
+    return handle
+
+
+def _handle_of(engine: Engine, key: Any) -> Handle:
+    changes = engine.own_changes()
+    if changes is not None and key in changes:
+        # What the transaction has written is there already; it is gone if that is rolled back.
+        return _handle_to(engine.open_store(), key, changes.row(key))
+    while True:
+        if engine.may_write():
+            engine.spill(key)
+        with engine.writer.lock:
+            engine.check_open()
+            engine.follow()
+            slot = engine.index.find(key)
+            if slot is None:
+                raise AbsentKeyError(key)
+            row = slot.row
+            if slot.array is not None or row is None:
+                if engine.may_write():
+                    continue  # put anew meanwhile
+                raise AbsentKeyError(key)  # what a parent had not stored before the fork
+            store = engine.open_store()
+            if row.pack is not None and not store.has_pack(row.pack):
+                store.reread_packs()
+            return _handle_to(store, slot.key, row)
+
+
+def _handle_to(store: Store, key: Any, row: Row) -> Handle:
+    pack = None if row.pack is None else store.pack_record(row.pack)
+    return Handle(store.folder.where(), key, str(store.catalog.meta("id")), row, pack)

@@ -1,0 +1,613 @@
+"""One process's use of a chest's folder: opening, who may write, closing, and what a fork does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+from arraychest.arrays.mmap import MmapMode
+from arraychest.catalog.catalog import has_inherited, is_foreign
+from arraychest.engine.commit import Committer, logger
+from arraychest.engine.counters import Account
+from arraychest.engine.flusher import Flusher, warn
+from arraychest.errors import (
+    ArrayChestWarning,
+    ChestFormatError,
+    ChestInUseError,
+    ClosedChestError,
+    ReadOnlyChestError,
+    SpillError,
+)
+from arraychest.files.files import make_private_folder
+from arraychest.formats.compression import Compression
+from arraychest.memory.budget import Budget
+from arraychest.memory.memtable import Index
+from arraychest.memory.pool import Pool
+from arraychest.monitor.live import Live
+from arraychest.monitor.samples import History
+from arraychest.sharing.commit_counter import unmoved
+from arraychest.sharing.locks import FILE_NAME as LOCKS_NAME
+from arraychest.sharing.locks import LockFile
+from arraychest.sharing.mounts import check_file_system, file_system_of
+from arraychest.sharing.open_folder import OpenFolder
+from arraychest.storage.folder import Mode, attach, empty_folder, open_folder
+from arraychest.storage.quota import Quota
+from arraychest.storage.store import Store
+from arraychest.values.accept import OnPut, Own
+
+T = TypeVar("T")
+
+
+class Options(NamedTuple):
+    """How a chest was opened."""
+
+    mode: Mode
+    mmap_mode: MmapMode
+    on_put: OnPut
+    own: Own
+    durable: bool
+    on_miss: Callable[[Any], object] | None
+    on_overflow: Callable[[Any], object] | None
+    allow_network: bool
+    checksums: bool
+    quota: Quota | None
+    compression: Compression
+    key_to_filename: Callable[[Any], str] | None
+
+
+class Session:
+    """The parts of an open chest, and whether they may be used.
+
+    Parameters
+    ----------
+    path
+        The chest's folder; None: a private one, made at the first spill and removed at the end.
+    budget
+        How much may stay in RAM.
+    options
+        How the chest is opened.
+    """
+
+    def __init__(self, path: str | None, budget: Budget, options: Options) -> None:
+        self._path = path
+        self.options = options
+        self.temporary = path is None
+        self.budget = budget
+        self._store: Store | None = None
+        self._store_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self.closed = False
+        self._closing = False
+        self._discarded = False
+        # In the child of a fork, until it opens a session of its own; and whether what was in RAM
+        # at the fork still stands among what was put.
+        self.forked = False
+        self._has_parents_values = False
+        # Whether a put has to find out why it is refused.
+        self._no_puts = options.mode == "r"
+        self.counter = unmoved()
+        self.resident = Pool()
+        self.index = Index(self.resident, returnable=options.mmap_mode == "r")
+        self.committer = Committer(
+            self.index,
+            self.resident,
+            self.open_store,
+            options.on_overflow,
+            options.quota,
+            options.compression,
+            options.key_to_filename,
+        )
+        self.writer = Flusher(self.committer, self.index, self.resident, budget)
+        self._account = Account(self.index, self.resident, self.committer)
+        if path is not None:
+            self._open_named(path)
+        self.history = History()
+        # Last: its first page comes a while after the chest was opened.
+        self.live = Live(self._store.folder if self._store is not None else None, options.mode)
+        self.committer.before_commit = weakref.WeakMethod(self.tell_if_due)
+        # Not while somebody forks, who knows of all others by then: a look-up in the catalog is
+        # kept from a fork by the chest's lock alone.
+        with _fork_lock:
+            _alive.add(self)
+
+    @property
+    def path(self) -> str | None:
+        """Where the folder lies, or where it was found last; None if there is none yet."""
+        store = self._store
+        if store is not None:
+            self._path = store.folder.where()
+        return self._path
+
+    # --- opening -----------------------------------------------------------------------------
+
+    def _open_named(self, path: str) -> None:
+        mode = self.options.mode
+        if mode != "r" and not self.options.allow_network:
+            check_file_system(path)
+        elif mode != "r":
+            _warn_of_network(path)
+        had_locks = os.path.lexists(os.path.join(path, LOCKS_NAME))
+        folder, locks, alone = open_folder(path, mode, durable=self.options.durable)
+        try:
+            try:
+                store = self._make_store(folder, locks, alone)
+            except ValueError:
+                if mode != "w" or is_foreign(folder):
+                    raise
+                empty_folder(folder)
+                store = self._make_store(folder, locks, alone)
+        except BaseException as error:
+            if locks is not None:
+                if isinstance(error, ChestFormatError) and not had_locks and is_foreign(folder):
+                    locks.unlink(folder)
+                locks.close()
+            folder.close()
+            raise
+        try:
+            if locks is not None:
+                if mode == "w":
+                    store.clear()
+                swept = store.sweep()
+                if swept:
+                    logger.info("swept %d orphans in %s after an unclean end", swept, path)
+                self.index.take_places = store.take_places
+            self.index.puts = store.catalog.last_seq()
+            store.attached()
+        except BaseException:
+            store.close()
+            raise
+        self.counter = store.counter
+        self._use(store, empty=self.index.puts == 0 and alone)
+        logger.info("opened %s, mode %s", path, mode)
+
+    def _use(self, store: Store, *, empty: bool = False) -> None:
+        self._store = store
+        catalog = store.catalog
+        catalog.on_snapshot = lambda: self.writer.call_at_rest(catalog.end_snapshot)
+        self.index.attach(catalog, empty=empty)
+
+    def _make_store(self, folder: OpenFolder, locks: LockFile | None, alone: bool) -> Store:
+        options = self.options
+        return Store(
+            folder,
+            locks,
+            shared=not self.temporary,
+            alone=alone,
+            durable=options.durable,
+            allow_pickle=options.own.allow_pickle,
+            mmap_mode=options.mmap_mode,
+            nthreads=options.compression.nthreads,
+            quota=options.quota,
+            checksums=options.checksums,
+        )
+
+    def open_store(self) -> Store:
+        """The store; that of a temporary chest is made at the first call."""
+        store = self._store
+        if store is None:
+            with self._store_lock:
+                if self._store is None:
+                    self.check_open()
+                    folder, locks = make_private_folder()
+                    try:
+                        self._store = self._make_store(folder, locks, True)
+                    except BaseException:
+                        locks.close()
+                        folder.remove()
+                        folder.close()
+                        raise
+                    self.index.attach(self._store.catalog, empty=True)
+                store = self._store
+        return store
+
+    def with_room(self, action: Callable[[], T]) -> T:
+        """Do `action`, which writes; see `Files.with_room`."""
+        store = self._store
+        if store is None or not self.may_write():
+            return action()
+        return store.files.with_room(action)
+
+    def follow(self) -> None:
+        """Note what other processes have committed.  Called under the lock.
+
+        Costs one read of memory where they have not.
+        """
+        counter = self.counter
+        if counter.words[0] != counter.seen_word and self._store is not None:
+            self._leave_to_parent()
+            self.committer.follow(self._store)
+
+    def tell_if_due(self) -> None:
+        """Tell other processes of the chest, if it is time.  The lock is not held."""
+        now = time.monotonic()
+        if now >= self.history.due:
+            self.take_sample()
+        if now >= self.live.due:
+            self.live.publish(lambda: self._account.take(self._store, self.budget))
+
+    def take_sample(self) -> None:
+        """Note what is in RAM now, for `Chest.plot`."""
+        spilled = self.committer.counters.bytes_spilled
+        self.history.add(self.resident.charged, self.budget.bytes, spilled)
+
+    # --- who may do what -----------------------------------------------------------------------
+
+    def may_write(self) -> bool:
+        """Whether the chest can be changed by this process."""
+        return self.options.mode != "r" and not (self.forked and self.temporary)
+
+    def is_writer(self) -> bool:
+        """Whether this process has a session that writes: a forked child has none at first."""
+        return self.options.mode != "r" and not self.forked
+
+    def check_open(self) -> None:
+        """Raise ClosedChestError if the chest is closed."""
+        if self.closed or self._discarded:
+            raise ClosedChestError("the chest is closed")
+
+    def check_writable(self) -> None:
+        """See to it that this process may change the chest.  Called under the lock.
+
+        Raises
+        ------
+        ClosedChestError, ReadOnlyChestError
+            Nothing can be changed.
+        SpillError, ChestInUseError, ChestFormatError
+            This is a forked child, and could not open a session of its own; it still reads.
+        """
+        self.check_open()
+        if self._closing:
+            raise ClosedChestError("the chest is being closed")
+        if self.options.mode == "r":
+            raise ReadOnlyChestError(f'expected mode "a", "w" or "x", found "r": {self.path}')
+        if self.forked:
+            self._open_own_session()
+
+    def begin_writing(self) -> None:
+        """As `check_writable`, without the lock."""
+        with self.writer.lock:
+            self.check_writable()
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Writing in a caller's thread: a close waits for its end.  Must not wait for writers."""
+        writer = self.writer
+        begun = False
+        try:
+            with writer.lock:
+                self.check_writable()
+                # CPython looks for an interrupt at calls: between these two there is none.
+                writer.callers += 1
+                begun = True
+            yield
+        finally:
+            with writer.lock:
+                writer.callers -= begun
+                writer.end_work()
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def close(self, *, discard: bool = False) -> None:
+        """Store what is not stored, and let go of everything; a second call does nothing.
+
+        A temporary chest, or one with `discard`, stores nothing and is removed.
+
+        Raises
+        ------
+        SpillError
+            Something could not be stored: the chest stays open, with nothing lost.  So it is with
+            a chest whose folder was removed or replaced, until `drop` gives it up.
+        """
+        writer = self.writer
+        with self._close_lock:
+            if self.closed:
+                return
+            discard = discard or self.temporary
+            if not discard and self.is_writer():
+                writer.flush()
+                self._sync_in_place()
+            with writer.lock:
+                self._closing = self._no_puts = True
+                try:
+                    if self.forked:
+                        discard = False
+                    elif discard:
+                        self.committer.forget_sums()
+                        self.index.discard()
+                        for slot in self.resident.slots():
+                            self.committer.let_go(slot)
+                            slot.version = -1
+                        # What is let go of cannot be had again: from here on it is closed to
+                        # everybody but a second close, should this one be interrupted.
+                        self._discarded = True
+                        self.index.close()
+                    else:
+                        writer.finish_sums()
+                    writer.wait_idle()
+                    while not discard and self.is_writer() and writer.unsaved():
+                        # Put or deleted by another thread between the flush and here.
+                        writer.lock.release()
+                        try:
+                            writer.flush()
+                        finally:
+                            writer.lock.acquire()
+                        # A flush does not wait for the files of what it replaced to be removed.
+                        writer.finish_sums()
+                        writer.wait_idle()
+                    self.closed = True
+                finally:
+                    self._closing = False
+                    self._no_puts = self.closed or not self.is_writer()
+                store, self._store = self._store, None
+                self.index.close()
+                self._forget_kept()
+                writer.changed.notify_all()
+            self.live.close()
+            if store is None:
+                return
+            self._path = store.folder.where()
+            logger.info("closed %s", self._path)
+            if self.forked:
+                store.catalog.close()  # the child's own connection; the rest is its parent's
+                store.release()
+                return
+            if discard:
+                # A folder that is another chest's by now stays as it is.
+                ours = self.temporary or (store.folder.is_ours() and store.detach_others())
+                try:
+                    store.catalog.close()
+                finally:
+                    try:
+                        if ours:
+                            store.folder.remove()
+                    finally:
+                        store.release()
+            else:
+                store.close()
+
+    def drop(self) -> None:
+        """Close the chest and remove its folder, unless that is gone, or another chest's by now.
+
+        Raises
+        ------
+        ChestInUseError
+            Another chest may write to it; nothing was removed.
+        """
+        store = self._store
+        # Nothing is removed of a folder that is gone: others that had it are no reason to wait.
+        if store is not None and store.folder.is_ours() and not store.detach_others():
+            raise ChestInUseError(
+                f"expected {self.path} to be used by nobody else, found that it is: "
+                "close the other chests first"
+            )
+        self.close(discard=True)
+
+    def _forget_kept(self) -> None:
+        """Let go of what is kept open beside the index."""
+
+    def _sync_in_place(self) -> None:
+        """Put what was written through maps on stable storage, if that is asked for."""
+
+    def finalize(self) -> None:
+        """What happens to a chest that nobody closed; raises nothing."""
+        if self.forked or self.closed:
+            return
+        if _is_at_work():
+            # The garbage collector ran in a thread that may hold what our own writer waits for:
+            # that writer itself, or one that commits to another chest of the same folder.
+            threading.Thread(target=self.finalize, name="arraychest-closer", daemon=False).start()
+            return
+        try:
+            self.close()
+        except Exception as error:
+            logger.exception("chest %s was not closed, and could not be stored", self.path)
+            warn(f"the chest at {self.path} was not closed, and could not be stored: {error}")
+            if self._store is not None and not self._store.folder.is_ours():
+                # Its folder is gone: nobody can store it later, and nothing is removed.
+                with contextlib.suppress(Exception):
+                    self.close(discard=True)
+
+    # --- fork ------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Bring every lock into the parent's hands, so that none is held by a thread that a
+        child does not have.
+        """
+        self.live.before_fork()
+        self.committer.commit_lock.acquire()
+        self.writer.lock.acquire()
+        self._store_lock.acquire()
+        if self._store is not None:
+            # SQLite's locks are not inherited: hold none across the fork.
+            self._store.catalog.end_snapshot()
+
+    def after_fork_in_parent(self) -> None:
+        """Undo `before_fork`."""
+        self._store_lock.release()
+        self.writer.lock.release()
+        self.committer.commit_lock.release()
+        self.live.after_fork_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
+        self.forked = self._no_puts = self._has_parents_values = True
+        self._closing = False  # another thread was about to, in the parent
+        self.writer.after_fork_in_child()
+        self._store_lock = threading.Lock()
+        self._close_lock = threading.Lock()
+        self.live.after_fork_in_child()
+        if self._store is not None:
+            self._store.become_reader()
+
+    def keep_nothing(self) -> None:
+        """Be as a forked child of the process that opened the chest: what is put is refused."""
+        self.forked = self._no_puts = True
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: keep what was in RAM at the fork apart.  Called under the lock."""
+        if self._has_parents_values:
+            self.committer.leave_to_parent()
+            self._has_parents_values = False
+
+    def _open_own_session(self) -> None:
+        """In a forked child: write to the chest as any other process does.  Called under the lock.
+
+        What the chest knows in memory stays: it is brought up by what was committed since.
+        """
+        before = self._store
+        if self.temporary or before is None:
+            raise ReadOnlyChestError(
+                "expected the process that opened the temporary chest, found another, as a forked "
+                "child: it may only read; to write in several processes, give the chest a path"
+            )
+        self._leave_to_parent()
+        try:
+            store = self._attach_again(before)
+        except (OSError, ChestFormatError) as error:
+            if isinstance(error, ChestInUseError | SpillError):
+                raise
+            raise SpillError(
+                f"this forked process could not open {before.folder.where()} to write: {error}"
+            ) from error
+        # `Chest` knows the counter, and what was committed since it was read last is news here.
+        counter = self.counter
+        counter.words, store.counter = store.counter.words, counter
+        self.index.take_places = store.take_places
+        self.index.puts = max(self.index.puts, store.catalog.last_seq())
+        self._use(store)
+        # The places that the parent has taken are not ours to give.
+        self.index.others_committed()
+        before.catalog.close()
+        self.live = Live(store.folder, self.options.mode)
+        self.forked = self._no_puts = False
+        self.committer.follow(store)
+        _finalize_at_exit(self)
+        logger.info("opened %s in a forked child", store.folder.path)
+
+    def _attach_again(self, before: Store) -> Store:
+        folder = OpenFolder(".", before.folder.fd)
+        folder.path, folder.identity = before.folder.where(), before.folder.identity
+        try:
+            # First, as nothing may be made in a folder that somebody has put in the place of ours.
+            folder.check()
+            locks, alone = attach(folder, alone=False)
+        except BaseException:
+            folder.close()
+            raise
+        try:
+            store = self._make_store(folder, locks, alone)
+        except BaseException:
+            locks.close()
+            folder.close()
+            raise
+        try:
+            store.sweep()
+            store.attached()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+
+def _finalize_at_exit(session: Session) -> None:
+    """Close the session where `multiprocessing` ends its forked children.
+
+    That runs no other exit handlers.
+    """
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _finalize, (weakref.ref(session),), exitpriority=0)
+
+
+def _finalize(session: weakref.ref[Session]) -> None:
+    found = session()
+    if found is not None:
+        found.finalize()
+
+
+def _is_at_work() -> bool:
+    """Whether a function of ours runs in this thread below the caller's, and may hold a lock."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None and not _is_ours(frame.f_globals):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_ours(names: dict[str, Any]) -> bool:
+    return str(names.get("__name__")).partition(".")[0] == "arraychest"
+
+
+def _warn_of_network(path: str) -> None:
+    found = file_system_of(path)
+    if found is None or not found.is_network:
+        return
+    # Where the caller opens the chest, however deep in this package that is done.
+    level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None and _is_ours(frame.f_globals):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(
+        f"{path} lies on {found.kind} at {found.mount_point}: the chest is safe as long as one "
+        "host uses it at a time",
+        ArrayChestWarning,
+        stacklevel=level,
+    )
+
+
+_alive: weakref.WeakSet[Session] = weakref.WeakSet()
+_forking: list[Session] = []
+_gate: list[tuple[int, int]] = []
+# Threads that fork at once take turns: each has all locks, and its own list of whose they are.
+_fork_lock = threading.Lock()
+
+
+def _before_fork() -> None:
+    _fork_lock.acquire()
+    _forking[:] = _alive
+    for session in _forking:
+        session.before_fork()
+    has_named = any([each._store is not None and not each.temporary for each in _forking])
+    if has_named or has_inherited():
+        # Without it a parent that closes a chest at once would find nobody else there.
+        with contextlib.suppress(OSError):
+            _gate.append(os.pipe())
+
+
+def _after_fork_in_parent() -> None:
+    if _gate:
+        reading, writing = _gate.pop()
+        os.close(writing)
+        # Until the child has locked the catalogs, or is no more; see `Catalog.reopen_in_child`.
+        os.read(reading, 1)
+        os.close(reading)
+    while _forking:
+        _forking.pop().after_fork_in_parent()
+    _fork_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    try:
+        while _forking:
+            _forking.pop().after_fork_in_child()
+    finally:
+        while _gate:
+            for fd in _gate.pop():
+                os.close(fd)
+        _fork_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

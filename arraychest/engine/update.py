@@ -1,0 +1,89 @@
+"""Taking over another chest's values: what is stored is linked, without copying a byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from arraychest.catalog.catalog import Pack
+from arraychest.catalog.record import Row
+from arraychest.engine.commit import logger
+from arraychest.engine.engine import Engine
+from arraychest.engine.transaction import Transaction
+from arraychest.errors import AbsentKeyError, PickleRefusedError
+from arraychest.formats.form import parse_form
+from arraychest.progress import Meter
+
+
+def update_from(
+    mine: Engine,
+    theirs: Engine,
+    changes: Transaction,
+    meter: Meter,
+    *,
+    overwrite: bool,
+    keys: Iterable[Any] | None = None,
+) -> None:
+    """Put values of another chest, by default all in its order.
+
+    Parameters
+    ----------
+    changes
+        The transaction that they are put in.
+    meter
+        Is told of the bytes of each.
+    overwrite
+        Whether keys that are here already are replaced.
+
+    Raises
+    ------
+    SpillError, ValueTypeError, KeyTypeError
+        What came before it is in the transaction.
+    """
+    # Their packs that were linked, and what they are called here.
+    packs: dict[int, Pack] = {}
+    for key in theirs.keys() if keys is None else keys:
+        if not overwrite and mine.contains(key):
+            continue
+        row = theirs.stored_row(key)
+        try:
+            if row is not None:
+                changes.put_row(key, _link(mine, theirs, row, packs, changes))
+                meter.add(row.stored)
+                continue
+        except (OSError, KeyError, ValueError) as error:
+            # On another file system, or gone meanwhile.
+            logger.debug("key %r is copied, not linked: %s", key, error)
+        try:
+            value = theirs.get(key)
+        except AbsentKeyError:
+            continue  # deleted meanwhile
+        changes.put(key, value)
+        meter.add(getattr(value, "nbytes", 0))
+
+
+def _link(
+    mine: Engine, theirs: Engine, row: Row, packs: dict[int, Pack], changes: Transaction
+) -> Row:
+    """Link the file of a value; returns the row that would name it here.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError
+        Its row is not what it should be, or its file is not what the row says.
+    """
+    store = mine.open_store()
+    source = theirs.open_store()
+    form = parse_form(row.form)
+    if not mine.options.own.allow_pickle and form.kind == "pickle":
+        raise PickleRefusedError("it holds Python objects")
+    if row.pack is None:
+        with theirs.writer.lock:
+            if source.catalog.is_written_in_place(row.generation):
+                raise OSError("it may be written to, which would change it here, too")
+        return store.adopt(source.files, row, form)
+    if row.pack not in packs:
+        pack = store.adopt_pack(source.files, source.pack_record(row.pack))
+        packs[row.pack] = pack
+        changes.adopted.append(pack)
+    return store.adopt_packed(row, form, packs[row.pack])

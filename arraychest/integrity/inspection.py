@@ -1,0 +1,588 @@
+"""Is all that lies on disk what was stored?  `verify` looks; `mending` mends what can be mended.
+
+Everything is read from the catalog by a connection of its own, and from the files: what this
+process keeps in memory plays no part.  Others may write meanwhile.  A file goes only after its row,
+so what looks wrong is looked at again: it is a finding only if the row is still the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from arraychest.catalog.catalog import Catalog, Pack
+from arraychest.catalog.record import Row
+from arraychest.engine.engine import Engine
+from arraychest.errors import ArrayChestError, ChestFormatError
+from arraychest.files.files import SPARE
+from arraychest.formats import checksums, directory, manifest, npy, pack
+from arraychest.formats.checksums import Extent
+from arraychest.formats.directory import Listed
+from arraychest.formats.form import Form, parse_form
+from arraychest.formats.manifest import Manifest
+from arraychest.integrity.salvage import (
+    PAGE_ROWS,
+    Sealed,
+    frame_reader,
+    pieces,
+    places,
+    read_all,
+    read_sealed,
+)
+from arraychest.progress import SILENT, Asked, Meter, measured
+from arraychest.sharing.locks import hold_folder
+from arraychest.storage.reading import file_name, pack_name, value_name
+from arraychest.storage.store import generation_of
+from arraychest.values.keys import decode_key
+
+Kind = Literal[
+    "catalog",
+    "corrupt row",
+    "missing file",
+    "wrong size",
+    "foreign file",
+    "damaged",
+    "overlap",
+    "pack record",
+    "orphan",
+    "unknown file",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes
+    ----------
+    kind
+        ``"catalog"``: SQLite says that its database is damaged.  ``"corrupt row"``: what the
+        catalog says of a value cannot be, or its file says otherwise.  ``"missing file"``: a row,
+        or a pack's record, without a file.  ``"wrong size"``, ``"foreign file"``: the file is not
+        the one that was written.  ``"damaged"``: bytes have changed since.  ``"overlap"``: two
+        values in one place.  ``"pack record"``: the catalog's sums over a pack are wrong.
+        ``"orphan"``: a file without a row.  ``"unknown file"``: one that arraychest does not write.
+    key
+        The key whose value it is about; None if it is about no single one, or the key is lost.
+    file
+        Relative to the chest.
+    start, nbytes
+        Which bytes of the file: all pieces from the first damaged one to the last.
+    message
+        What was expected, and what was found.
+    action
+        What `repair` did about it; None: nothing.
+    """
+
+    kind: Kind
+    key: Any
+    file: str | None
+    start: int
+    nbytes: int
+    message: str
+    action: str | None = None
+    # The row as it is in the catalog.
+    _raw: tuple[Any, ...] | None = None
+
+    def __str__(self) -> str:
+        who = "" if self.key is None else f" of key {self.key!r}"
+        done = "" if self.action is None else f": {self.action}"
+        return f"{self.kind}{who}, {self.file or 'catalog'}: {self.message}{done}"
+
+
+class Report(NamedTuple):
+    """What `Chest.verify` or `Chest.repair` found.
+
+    Attributes
+    ----------
+    findings
+        All that is not as it should be; none if all is well.
+    entries
+        Values that were looked at.
+    nbytes
+        Bytes that were read.
+    unchecked
+        Values without a checksum: the process that stored them died before it came to it, or they
+        are written to in place (``mmap_mode="r+"``).  `repair` gives one to the former.
+    holes
+        Bytes of packs that no value uses; `Chest.compact` gives them back.
+    """
+
+    findings: tuple[Finding, ...]
+    entries: int
+    nbytes: int
+    unchecked: int
+    holes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.entries} values, {self.nbytes} bytes read, {self.unchecked} without checksum, "
+            f"{len(self.findings)} findings"
+        ]
+        return "\n".join([*lines, *map(str, self.findings)])
+
+
+def verify(engine: Engine, *, read_data: bool = True, progress: Asked = False) -> Report:
+    """See `Chest.verify`."""
+    with measured(progress, "verify", lambda: bytes_to_read(engine)) as meter:
+        return Inspection(engine, read_data=read_data, meter=meter).report()
+
+
+def bytes_to_read(engine: Engine) -> int:
+    """How many bytes an inspection looks at; 0 where a damaged catalog does not say."""
+    try:
+        return engine.stored_bytes()
+    except (ArrayChestError, OSError):
+        return 0
+
+
+class Inspection:
+    """One look at everything.
+
+    Parameters
+    ----------
+    meter
+        Is told of the bytes of each file that was looked at, while no lock is held.
+    """
+
+    def __init__(self, engine: Engine, *, read_data: bool, meter: Meter = SILENT) -> None:
+        self._engine = engine
+        self._meter = meter
+        self._read_data = read_data
+        self._findings: list[Finding] = []
+        self._entries = self._nbytes = self._unchecked = self._holes = 0
+        self.unsummed: list[Extent] = []
+        self.unlisted: set[int] = set()
+
+    def report(self) -> Report:
+        """Look at everything."""
+        engine = self._engine
+        with engine.writer.lock:
+            engine.check_open()
+            if engine.is_writer():
+                engine.writer.finish_sums()
+            nothing = engine.temporary and engine.path is None
+        if not nothing:
+            self._store = engine.open_store()
+            try:
+                self._catalog = Catalog(self._store.folder, writable=False, durable=False)
+            except ChestFormatError as error:
+                self._find("catalog", None, None, str(error))
+            else:
+                with contextlib.closing(self._catalog):
+                    # One row that cannot be read must not hide the others.
+                    self._catalog.take_any_text()
+                    self._inspect()
+        return Report(
+            tuple(self._findings), self._entries, self._nbytes, self._unchecked, self._holes
+        )
+
+    def _inspect(self) -> None:
+        for problem in self._catalog.problems():
+            self._find("catalog", None, None, f"expected a sound database, found: {problem}")
+        if self._findings:
+            return
+        for raw in self._catalog.stray_rows():
+            kind: Kind = "corrupt row"
+            message = f"expected a row that names a key and a pack, found {raw!r:.200}"
+            self._find(kind, raw, None, message)
+        after = b""
+        while page := self._catalog.raw_rows(after, PAGE_ROWS):
+            for raw in page:
+                self._entries += 1
+                if raw[5] is None:
+                    before = self._meter.done
+                    self._inspect_value(raw)
+                    if type(raw[7]) is int:
+                        self._meter.reach(before + raw[7])
+            after = page[-1][0]
+        for known in self._catalog.packs():
+            self._inspect_pack(known.id)
+            self._meter.add(known.bytes)
+        self._inspect_files()
+
+    def _find(
+        self,
+        kind: Kind,
+        raw: tuple[Any, ...] | None,
+        file: str | None,
+        message: str,
+        start: int = 0,
+        nbytes: int = 0,
+    ) -> None:
+        key = None
+        if raw is not None:
+            if self._catalog.raw_row(raw[0]) != raw:
+                return  # replaced or deleted since it was read
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                key = decode_key(raw[0], raw[2])
+        self._findings.append(Finding(kind, key, file, start, nbytes, message, None, raw))
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def _row(self, raw: tuple[Any, ...]) -> tuple[Row, Form] | None:
+        """The row and its form, or a finding."""
+        row = Row._make(raw)
+        numbers = (row.seq, row.generation, row.offset, row.stored)
+        try:
+            if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
+                raise ValueError(f"expected numbers, found {numbers}")
+            if (row.pack is None) != (type(row.stamp) is int):
+                raise ValueError(f"expected a pack or a stamp, found {row.pack}, {row.stamp}")
+            decode_key(row.key, row.exact)
+            return row, parse_form(row.form)
+        except (ValueError, TypeError, AttributeError) as error:
+            name = None
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                name = file_name(row)
+            self._find("corrupt row", raw, name, str(error)[:300])
+            return None
+
+    # --- values in files of their own --------------------------------------------------------
+
+    def _inspect_value(self, raw: tuple[Any, ...]) -> None:
+        parsed = self._row(raw)
+        if parsed is None:
+            return
+        row, form = parsed
+        name = value_name(row)
+
+        def find(kind: Kind, message: str, start: int = 0, nbytes: int = 0) -> None:
+            self._find(kind, raw, name, message, start, nbytes)
+
+        if row.is_blocked:
+            self._inspect_blocks(name, row, form, find)
+            return
+        fd = self._open(name, find)
+        if fd is None:
+            return
+        try:
+            self._inspect_file(fd, row, form, find)
+        except OSError as error:
+            find("damaged", f"it cannot be read: {error}", 0, row.stored)
+        finally:
+            os.close(fd)
+
+    def _open(self, name: str, find: Callable[..., None]) -> int | None:
+        try:
+            fd = self._store.files.open(name)
+        except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+            find("missing file", "expected a file, found none")
+            return None
+        except OSError as error:
+            find("foreign file", f"expected a file, found what cannot be opened: {error}")
+            return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            find("foreign file", "expected a file, found something else")
+            return None
+        return fd
+
+    def _inspect_file(self, fd: int, row: Row, form: Form, find: Callable[..., None]) -> None:
+        size = os.fstat(fd).st_size
+        if size != row.stored:
+            find("wrong size", f"expected {row.stored} bytes, found {size}")
+            return
+        sealed = read_sealed(fd, size)
+        if sealed is None or sealed.stamp != row.stamp:
+            find("foreign file", "expected the trailer that was written, found another")
+            return
+        listed = sealed.listed
+        if listed is not None and (listed.key, listed.form) != (row.key, row.form):
+            find(
+                "corrupt row",
+                f"expected key {listed.key!r:.100} of form {listed.form:.100} as the file says, "
+                f"found {row.key!r:.100} of form {row.form:.100}",
+            )
+            return
+        if listed is None:
+            find("damaged", "its directory cannot be read", sealed.end, size - sealed.end)
+            return
+        if row.is_frame:
+            self._inspect_frame(fd, row, form, sealed, find)
+            return
+        size_ok = form.kind == "pickle" or sealed.end - row.offset == form.nbytes
+        head = npy.header(form)
+        if row.offset != len(head) or not size_ok or os.pread(fd, len(head), 0) != head:
+            find("damaged", "expected the header that was written, found another", 0, row.offset)
+            return
+        self._nbytes += len(head)
+        if self._read_data:
+            self._compare_file(fd, row, find)
+
+    def _inspect_frame(
+        self, fd: int, row: Row, form: Form, sealed: Sealed, find: Callable[..., None]
+    ) -> None:
+        """Compare a compressed array with the checksums in its own file."""
+        try:
+            reader = frame_reader(fd, form, sealed)
+            found = reader.damage(self._meter.add) if self._read_data else None
+            if found is not None:
+                start, end = found
+                find("damaged", f"bytes {start} to {end} have changed", start, end - start)
+        except ValueError as error:
+            find("damaged", str(error)[:300], 0, sealed.end)
+        self._nbytes += row.stored
+
+    def _inspect_blocks(self, name: str, row: Row, form: Form, find: Callable[..., None]) -> None:
+        """Compare each block of a blocked array with what its manifest says."""
+        try:
+            folder = manifest.open_folder(name, self._store.folder.fd)
+        except OSError as error:
+            kind = "missing file" if error.errno == errno.ENOENT else "foreign file"
+            find(kind, f"expected a folder of blocks, found none: {error.strerror}")
+            return
+        try:
+            # It stays until it was looked at.
+            hold_folder(folder)
+            told = manifest.read(folder)
+            manifest.check(told, form)
+            if (told.key, told.form, told.stamp) != (row.key, row.form, row.stamp):
+                find("corrupt row", "expected the manifest of this value, found another's")
+                return
+            stored = told.stored + len(manifest.encode(told))
+            if stored != row.stored:
+                find("wrong size", f"expected {row.stored} bytes in all files, found {stored}")
+                return
+            for index in manifest.indices(told.chunks):
+                self._inspect_block(folder, told, index, form, find)
+        except FileNotFoundError:
+            find("missing file", "expected a manifest, found none")
+        except (OSError, ValueError) as error:
+            find("damaged", f"the blocks cannot be read: {error}"[:300])
+        finally:
+            os.close(folder)
+
+    def _inspect_block(
+        self,
+        folder: int,
+        told: Manifest,
+        index: tuple[int, ...],
+        form: Form,
+        find: Callable[..., None],
+    ) -> None:
+        known = told.block(index)
+        name = manifest.block_name(index, known.offset)
+        form = form._replace(shape=manifest.block_shape(told.chunks, index), kind="array")
+        try:
+            fd = manifest.open_in(folder, name)
+        except OSError as error:
+            find("missing file", f"expected block {name}, found none: {error.strerror}")
+            return
+        try:
+            size = os.fstat(fd).st_size
+            sealed = read_sealed(fd, size)
+            if size != known.stored or sealed is None or sealed.stamp != known.stamp:
+                find("foreign file", f"expected block {name} as it was written, found another")
+                return
+            self._nbytes += size
+            if not known.offset:
+                reader = frame_reader(fd, form, sealed)
+                if self._read_data and (bad := reader.damage(self._meter.add)) is not None:
+                    find("damaged", f"bytes {bad[0]} to {bad[1]} of block {name} have changed")
+                return
+            head = npy.header(form)
+            if len(head) + form.nbytes != sealed.end or os.pread(fd, len(head), 0) != head:
+                find("damaged", f"expected the header of block {name}, found another")
+            elif self._read_data:
+                found = 0
+                for data in pieces(fd, len(head), form.nbytes):
+                    found = zlib.crc32(data, found)
+                    self._meter.add(len(data))
+                if found != known.stamp >> 30:
+                    find("damaged", f"the data of block {name} have changed")
+        except ValueError as error:
+            find("damaged", f"block {name}: {error}"[:300])
+        finally:
+            os.close(fd)
+
+    def _compare_file(self, fd: int, row: Row, find: Callable[..., None]) -> None:
+        expected = None
+        for start, nbytes, data in self._catalog.sums_of(row.generation):
+            if not data:
+                self._unchecked += 1  # written to in place
+                return
+            if (start, nbytes) == (0, row.stored):
+                expected = checksums.unpacked(data)
+        if expected is None:
+            self._unchecked += 1
+            extent = Extent(row.generation, value_name(row), 0, row.stored, row.key)
+            self.unsummed.append(extent)
+            return
+        piece = checksums.PIECE_BYTES
+        found = []
+        for each in checksums.sums(fd, 0, row.stored, piece):
+            found.append(each)
+            self._meter.add(piece)
+        self._nbytes += row.stored
+        bad = [at for at, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1]
+        if bad or len(expected) != len(found):
+            first, last = (bad[0], bad[-1]) if bad else (0, len(found))
+            start, end = first * piece, min((last + 1) * piece, row.stored)
+            find("damaged", f"bytes {start} to {end} have changed", start, end - start)
+
+    # --- packs -------------------------------------------------------------------------------
+
+    def _inspect_pack(self, identity: int) -> None:
+        known, rows = self._catalog.pack_with_rows(identity)
+        if known is None:
+            return
+        name = pack_name(identity)
+
+        def find_each(kind: Kind, message: str) -> None:
+            if not rows and self._has_pack(known):
+                self._find(kind, None, name, message)
+            for raw in rows:
+                self._find(kind, raw, name, message)
+
+        fd = self._open(name, find_each)
+        if fd is None:
+            return
+        try:
+            data = read_all(fd, known.bytes)
+        except OSError as error:
+            find_each("damaged", f"it cannot be read: {error}")
+            return
+        finally:
+            os.close(fd)
+        if pack.stamp_of(data[: pack.HEADER_BYTES]) != known.stamp:
+            find_each("foreign file", "expected the header that was written, found another")
+            return
+        live = sum(pack.aligned(raw[7]) for raw in rows if type(raw[7]) is int)
+        self._holes += max(0, known.bytes - known.own - live)
+        directories = directory.find_all(data, known.stamp, len(data) // pack.ALIGN)
+        own = pack.HEADER_BYTES + sum(
+            pack.aligned(end - start) for start, end, _ in directories if start < known.bytes
+        )
+        if live != known.live and self._has_pack(known):
+            message = f"expected {live} bytes in use, found that it says {known.live}"
+            self._find("pack record", None, name, message)
+        self._inspect_packed(known, rows, data, directories)
+        if own < known.own and rows and self._has_pack(known):
+            self.unlisted.add(identity)
+            message = f"{known.own - own} bytes of its directories cannot be read"
+            self._find("damaged", None, name, message, 0, known.bytes)
+
+    def _has_pack(self, known: Pack) -> bool:
+        return known in self._catalog.packs()
+
+    def _inspect_packed(
+        self,
+        known: Pack,
+        rows: list[tuple[Any, ...]],
+        data: bytes,
+        directories: list[tuple[int, int, list[Listed]]],
+    ) -> None:
+        name = pack_name(known.id)
+        listed = {
+            at: each for start, end, values in directories for at, each in places(end, values)
+        }
+        # Otherwise a value may be listed where it cannot be read.
+        own = pack.HEADER_BYTES + sum(pack.aligned(end - start) for start, end, _ in directories)
+        all_listed = known.own <= own
+        damaged = self._damaged_bytes(known, data)
+        end = pack.HEADER_BYTES
+        for raw in rows:
+            parsed = self._row(raw)
+            if parsed is None:
+                continue
+            row, form = parsed
+            at, behind = row.offset, row.offset + row.stored
+            if at % pack.ALIGN or at < pack.HEADER_BYTES or form.nbytes != row.stored:
+                self._find("corrupt row", raw, name, f"expected a place in the pack, found {at}")
+            elif behind > len(data):
+                message = f"expected bytes up to {behind}, found {len(data)}"
+                self._find("wrong size", raw, name, message, at, row.stored)
+            elif at < end:
+                message = f"expected a place behind {end}, found {at}"
+                self._find("overlap", raw, name, message, at, row.stored)
+            elif at in listed and (listed[at].key, listed[at].form) != (row.key, row.form):
+                message = f"expected {listed[at]!r:.200} as the pack says, found {raw!r:.200}"
+                self._find("corrupt row", raw, name, message, at, row.stored)
+            elif at not in listed and all_listed:
+                message = f"expected a place that the pack lists, found {at}"
+                self._find("corrupt row", raw, name, message, at, row.stored)
+            elif any(start < behind and at < start + n for start, n in damaged):
+                message = f"bytes {at} to {behind} lie where some have changed"
+                self._find("damaged", raw, name, message, at, row.stored)
+            end = max(end, at + pack.aligned(row.stored))
+
+    def _damaged_bytes(self, known: Pack, data: bytes) -> list[tuple[int, int]]:
+        """Start and size of each run of bytes of a pack that is not what was summed."""
+        if not self._read_data:
+            return []
+        self._nbytes += len(data)
+        damaged = []
+        piece = checksums.PACK_PIECE_BYTES
+        covered = pack.HEADER_BYTES
+        for start, nbytes, sums in self._catalog.sums_of(known.id):
+            if not 0 <= start <= start + nbytes <= known.bytes:
+                continue
+            end = start + nbytes
+            found = checksums.of_bytes(data[start:end], piece)
+            for at, pair in enumerate(zip(checksums.unpacked(sums), found, strict=False)):
+                if pair[0] != pair[1]:
+                    damaged.append((start + at * piece, min(piece, nbytes - at * piece)))
+            if start > covered:
+                self._leave_unchecked(known, covered, start)
+            covered = max(covered, end)
+        if covered < known.bytes:
+            self._leave_unchecked(known, covered, known.bytes)
+        return damaged
+
+    def _leave_unchecked(self, known: Pack, start: int, end: int) -> None:
+        self._unchecked += 1
+        extent = Extent(known.id, pack_name(known.id), start, end - start, None)
+        self.unsummed.append(extent)
+
+    # --- files without rows ------------------------------------------------------------------
+
+    def _inspect_files(self) -> None:
+        store, catalog = self._store, self._catalog
+        present = list(store.files.names())
+
+        def without_row(names: list[str]) -> list[str]:
+            alive, _ = store.sessions(catalog)
+            alive.add(store.catalog.session)
+            named = catalog.file_generations() | catalog.pack_ids()
+            leaving = {name for number in alive for name in catalog.gone_files(number)}
+            left = []
+            for name in names:
+                generation = generation_of(name)
+                if generation is not None:
+                    writer = generation >> 32
+                    if name.startswith(SPARE):
+                        writer = int(name.split("/")[1], 16)
+                    if generation in named and not name.startswith(SPARE):
+                        continue
+                    if writer in alive or name in leaving:
+                        continue
+                if store.files.exists(name):
+                    left.append(name)
+            return left
+
+        suspects = without_row(present)
+        if not suspects:
+            return
+        # While nobody commits, or removes what a commit has put out of use.
+        held: Any = contextlib.nullcontext()
+        if self._engine.is_writer():
+            held = self._engine.committer.committing()
+        with held:
+            suspects = without_row(suspects)
+        for name in suspects:
+            if generation_of(name) is None:
+                self._find("unknown file", None, name, "expected files of values only")
+            else:
+                self._find("orphan", None, name, "expected a row that names it, found none")
