@@ -240,6 +240,7 @@ def test_a_run_prints_tables_and_writes_figures_and_a_picture_and_leaves_no_file
     assert not list(files.iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_processes_and_removes_the_files(tmp_path):
     started = start_program(
         command("churn", "--peers=arraychest", "--rounds=50", "--scale=small", "--dir", tmp_path),

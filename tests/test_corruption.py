@@ -850,6 +850,7 @@ def _damage_many(root: Path, codec: str, count: int) -> None:
     assert all(outcome.result.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_damaged_compressed_files_are_told(tmp_path, codec):
     _damage_many(tmp_path / "chest", codec, 300)

@@ -362,6 +362,7 @@ def test_at_exit_it_warns_and_ends(folder):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_notebook_runs_twice(folder):
     chest = None
     for n in range(4):

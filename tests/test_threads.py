@@ -815,6 +815,7 @@ def test_chests_may_be_collected_in_any_thread(tmp_path):
             assert len(chest) == 6
 
 
+@pytest.mark.slow
 def test_a_chest_collected_in_its_own_writer_is_closed(tmp_path):
     collected = threading.Event()
 
@@ -842,6 +843,7 @@ def test_a_chest_collected_in_its_own_writer_is_closed(tmp_path):
         assert len(again) == 3
 
 
+@pytest.mark.slow
 def test_a_chest_collected_amid_a_commit_to_its_folder_is_closed(tmp_path, monkeypatch):
     """What is collected must not be waited for: it waits for the commit that goes on."""
     begin = Catalog.begin_session

@@ -322,6 +322,7 @@ def test_a_dataset_may_be_computed_from_the_one_that_it_replaces(
     check_replaced(path, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
 def test_any_scheduler_reads_the_old_dataset_while_the_new_one_is_written(path, scheduler):
     made = {

@@ -962,6 +962,7 @@ def test_results_are_written_before_dask_sees_that_the_process_has_much(make, mo
 # --- from other threads -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_threads_may_read_while_results_come_and_go(make):
     data = make(target=4 * LARGE)
     for number in range(8):

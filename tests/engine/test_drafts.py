@@ -727,6 +727,7 @@ def put_from_elsewhere(chest: Chest, key: str) -> float:
 
 
 class TestPickle:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("resource_tracker")
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     def test_a_chest_goes_by_its_path(self, path, method):

@@ -800,6 +800,7 @@ def _attack(folder: Path, rounds: int, seed: int) -> tuple[int, int]:
     return rounds, lost
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_the_catalog_are_mended(folder):
     _, lost = _attack(folder, 25, 1)
     assert lost == 0

@@ -359,6 +359,7 @@ def test_the_same_constant_gives_the_same_key_in_another_process(runs):
     assert [name for name in one if one[name][0] != same[name][0]] == []
 
 
+@pytest.mark.slow
 def test_another_constant_gives_another_key(runs):
     one, _, other = runs
     assert one.keys() == other.keys()

@@ -485,6 +485,7 @@ def test_what_makes_no_difference_does_not(module, before, after):
     assert prints(module, SOURCE) == prints(module, SOURCE.replace(before, after, 1))
 
 
+@pytest.mark.slow
 def test_the_same_function_in_a_fresh_process(module):
     code = (
         "source = "

@@ -2087,6 +2087,7 @@ if __name__ == "__main__":
     audit(path)
 
 
+@pytest.mark.slow
 def test_a_function_of_a_script_is_the_same_in_its_children(path, tmp_path):
     """`multiprocessing` gives the script's module another name in a child."""
     script = tmp_path / "script.py"

@@ -133,6 +133,7 @@ def test_their_own_test_passes(name, theirs):
     assert outcome == "passed", outcome
 
 
+@pytest.mark.slow
 def test_theirs_are_all_here(theirs):
     """Every test of theirs that names `memory=` is either run or left out for a reason."""
     assert set(theirs[1]) <= {*(name for _, name in THEIRS), *LEFT_OUT}

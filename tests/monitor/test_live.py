@@ -53,6 +53,7 @@ def other(path, make_chest):
 # --- what is published -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_process_is_watched_by_another_and_its_page_dies_with_it(path, capsys):
     code = """
         import sys, numpy as np, arraychest

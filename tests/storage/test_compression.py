@@ -48,6 +48,7 @@ def stored(chest: Chest, key: object, array: np.ndarray, **options: object) -> a
 # --- which are, and with what --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_large_arrays_that_compress_are_compressed_and_others_are_not(tmp_path):
     with Chest(path=tmp_path / "c", compress_above=MIB) as chest:
         assert stored(chest, "smooth", smooth()).codec in ("lz4", "zstd")
@@ -61,6 +62,7 @@ def test_large_arrays_that_compress_are_compressed_and_others_are_not(tmp_path):
         assert chest.verify().ok
 
 
+@pytest.mark.slow
 def test_by_default_arrays_of_tens_of_mebibytes_are_sampled(tmp_path):
     assert 10 * MIB <= arraychest.COMPRESS_ABOVE <= 100 * MIB
     side = int((arraychest.COMPRESS_ABOVE / 4) ** 0.5) + 1
@@ -114,6 +116,7 @@ def test_what_loses_digits_does_so_only_where_it_was_asked_to(tmp_path):
         assert (chest["n"] == numbers).all()
 
 
+@pytest.mark.slow
 def test_a_put_may_ask_for_another_codec_than_the_chests(tmp_path):
     with Chest(path=tmp_path / "c", compression=None, compress_above=MIB) as chest:
         assert stored(chest, "as the chest", smooth()).codec == "npy"
@@ -280,6 +283,7 @@ def test_a_compressed_array_can_be_put_again(tmp_path):
 # --- what a get gives ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_get_decompresses_nothing_but_what_is_asked_for(tmp_path, monkeypatch):
     array = smooth((4000, 2000))
     seen = []
@@ -495,6 +499,7 @@ def test_load_gives_a_plain_array_wherever_the_value_is(tmp_path):
                 assert chest[key][0, 0] == array[0, 0]
 
 
+@pytest.mark.slow
 def test_a_decompressed_copy_is_charged_and_dropped_first(tmp_path):
     array = smooth((500, 1000))
     with Chest(path=tmp_path / "c", compression="lz4", available_memory=8 * MIB) as chest:
@@ -543,6 +548,7 @@ def test_a_copy_goes_with_its_value(tmp_path):
             chest._engine.resident.check()
 
 
+@pytest.mark.slow
 def test_another_process_s_overwrite_is_not_hidden_by_a_copy(tmp_path):
     array = smooth()
     with Chest(path=tmp_path / "c", compression="lz4") as chest:
@@ -648,6 +654,7 @@ def test_who_meets_no_large_array_never_imports_blosc2(tmp_path):
     """)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "expected"), [(1, {0}), (3, {1, 2, 3})])
 def test_threads_can_be_set_and_blosc2s_own_are_left_alone(tmp_path, asked, expected):
     before = blosc2.nthreads
@@ -780,6 +787,7 @@ def test_a_child_forked_while_others_compress_does_not_hang(tmp_path):
             thread.join()
 
 
+@pytest.mark.slow
 def test_compressed_arrays_hold_no_descriptors(tmp_path):
     run_python(
         f"""
@@ -880,6 +888,7 @@ def test_a_failure_while_a_value_is_streamed_leaves_it_in_ram(tmp_path, operatio
     audit(str(path))
 
 
+@pytest.mark.slow
 def test_a_chest_that_nobody_closed_is_flushed_when_the_interpreter_exits(tmp_path):
     """When no thread can be started any more."""
     run_python(f"""

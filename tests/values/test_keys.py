@@ -728,6 +728,7 @@ class TestSteps:
         assert same_in_a_dict(one, other)
         same_steps(one, other)
 
+    @pytest.mark.slow
     @settings(max_examples=8, deadline=None)
     @given(keys, keys)
     @example(MIDNIGHT, np.datetime64(MIDNIGHT, "ns"))

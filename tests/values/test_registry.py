@@ -32,6 +32,7 @@ def install(folder: Path, entry: str) -> None:
     (metadata / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\nlengths = {entry}\n")
 
 
+@pytest.mark.slow
 def test_a_packages_entry_point_registers_its_types(tmp_path, path):
     install(tmp_path / "site", "lengths:register_types")
     start = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import arraychest\n"

@@ -339,6 +339,7 @@ class TestGenerated:
             assert exact(chest["x"]) == expected
             assert exact(chest.load("x")) == expected
 
+    @pytest.mark.slow
     @given(st.lists(TREES, max_size=6))
     def test_under_many_keys_with_a_small_budget(self, values):
         expected = [exact(value) for value in values]
