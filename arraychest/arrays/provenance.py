@@ -41,7 +41,7 @@ class Origin(NamedTuple):
     code, generation
         The canonical code of the value's key, and its generation.
     part
-        Which array in it; see `entry.Facts`.
+        Which array in it; see `record.Facts`.
     private
         Whether it is in a temporary chest, whose files nobody else writes to.
     dtype, shape

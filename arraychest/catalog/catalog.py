@@ -5,10 +5,10 @@ This is the specification of the chest's format, version 5::
     PATH/
       catalog.sqlite           this database, in WAL mode (beside it -wal and -shm while in use)
       locks                    its bytes are locks between processes (see `locks`); empty
-      commits                  the commit counter (see `counter`); a cache
+      commits                  the commit counter (see `commit_counter`); a cache
       reserve                  room for deletions on a full disk (see `files`); never read
       data/HH/STEM-GEN.npy     one value; HH = GEN mod 256 and GEN in hexadecimal, STEM for people
-      data/HH/STEM-GEN.b2nd    one value, compressed (see `codecs.b2nd`)
+      data/HH/STEM-GEN.b2nd    one value, compressed (see `formats.b2nd`)
       packs/GEN.pack           many small values; GEN in hexadecimal
       spare/SESSION/           files waiting to be overwritten; never read
       quarantine/              what `repair` took out of use; never read
@@ -21,7 +21,7 @@ table       column   meaning
 entry       key      canonical code of the key (see `keys`); primary key
             seq      place in the order of insertion; unique, kept when a key is overwritten
             exact    exact code of the key, NULL where the canonical one says it all
-            form     dtype, shape, order and kind (see `entry.form_text`)
+            form     dtype, shape, order and kind (see `form.form_text`)
             gen      generation: a number that no other value of the chest ever had
             pack     the pack that holds the value; NULL: a file of its own
             offset   where in the file the value's first byte lies; 0 in a file of its own: it is
@@ -56,8 +56,8 @@ meta        name     ``id`` (of the chest), ``session`` (counts writers; a gener
             value    ``session << 32`` plus a counter)
 ==========  =======  =========================================================================
 
-`checksum` may lag behind (see `checksums`).  What a value file says of itself (see
-`codecs.directory`) is read only by `repair`, where this database is lost or wrong.
+`checksum` may lag behind (see `storage.checksums`).  What a value file says of itself (see
+`formats.directory`) is read only by `repair`, where this database is lost or wrong.
 
 A value's bytes are complete in its file before its row commits, and its file goes only after the
 row is gone: at any moment every row names complete bytes.  A file without a row is an orphan: what

@@ -59,7 +59,7 @@ class Account:
         self._counted: tuple[int, int] | None = None
 
     def take(self, store: Store | None, budget: Budget) -> dict[str, Any]:
-        """What `live.Published` has of these names.  The lock is not held."""
+        """What `published.Published` has of these names.  The lock is not held."""
         index, resident, counters = self._index, self._resident, self._committer.counters
         with self._committer.lock:
             slots = self._next_slots()

@@ -1,6 +1,6 @@
 """Get, put and delete: from RAM, from a view that is kept open, or from disk.
 
-Which keys there are is the `index`'s to say; what leaves RAM, `spill` decides.
+The `memtable` knows which keys there are, and the `flusher` decides what leaves RAM.
 """
 
 from __future__ import annotations

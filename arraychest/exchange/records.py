@@ -9,7 +9,7 @@ It is a text in JSON: an object with ``"format"``: ``"arraychest"``, ``"version"
 ``kind``       what the value is: ``"array"``, ``"scalar"``, ``"tree"``, ``"pickle"``, ``"dump"``
 ``structure``  of a tree: the structure around its arrays in base64 (see `arraychest.values`)
 ``arrays``     a list of the arrays that the value consists of; each is an object with ``name``,
-               ``form`` (see `entry.form_text`) and ``encoding``
+               ``form`` (see `form.form_text`) and ``encoding``
 =============  ===================================================================================
 
 The encoding says how an array lies in the file: ``"plain"``, with its own dtype and shape;

@@ -1,6 +1,6 @@
 """Every change to a chest's folder but the catalog's own: reserve, write, sync, unlink.
 
-Files are named relative to the folder, and found by its descriptor (see `opened`).
+Files are named relative to the folder, and found by its descriptor (see `open_folder`).
 
 A value's file is written once, before the catalog names it, and never again while anything can
 see it.  Space is reserved first (`os.posix_fallocate`), so that a full disk is a clean ENOSPC and

@@ -13,7 +13,7 @@ from numpy.lib import format as npy_format
 from arraychest.errors import CorruptEntryError, ValueTypeError
 
 # What the bytes of a value are: an array's elements; those of a NumPy scalar; a pickled array of
-# Python objects; a value tree (see `codecs.tree`); what a user's own `dump` has written; an array's
+# Python objects; a value tree (see `tree`); what a user's own `dump` has written; an array's
 # elements in a folder of many files (see `manifest`).
 Kind = Literal["array", "scalar", "pickle", "tree", "dump", "blocked"]
 

@@ -11,7 +11,7 @@ The JSON is an object: ``key`` and ``exact``, the codes of the value's key in he
 along each dimension; ``blocks``, in C order of the blocks, three numbers for each: where its data
 begin in its file (0: it is compressed), the size of the file, and its stamp.
 
-A block's file ends as any value file does (see `codecs.npy`), without a directory.  The stamp of
+A block's file ends as any value file does (see `formats.npy`), without a directory.  The stamp of
 one that is not compressed is the CRC-32 of its data, followed by 30 random bits.
 
 A block is complete when it has its name.  The manifest is written last, and then the folder is

@@ -6,7 +6,7 @@
     4 bytes   how many bytes the head has (all numbers are little-endian)
     4 bytes   zlib.crc32 of the head
     head      how many parts there are (4 bytes); of each how many bytes the text of its form has
-              (4 bytes), the text (see `entry.form_text`), where it begins and how many bytes it
+              (4 bytes), the text (see `form.form_text`), where it begins and how many bytes it
               has (8 bytes each), and 1 if it is compressed (1 byte); then the structure around
               them (see `arraychest.values`)
     parts     in this order, each from a multiple of 64 on: the elements of the array, or frame and

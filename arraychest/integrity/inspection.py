@@ -1,4 +1,4 @@
-"""Is all that lies on disk what was stored?  `verify` looks; `mending` mends what can be mended.
+"""Is all that lies on disk what was stored?  `verify` looks; `repair` mends what can be mended.
 
 Everything is read from the catalog by a connection of its own, and from the files: what this
 process keeps in memory plays no part.  Others may write meanwhile.  A file goes only after its row,

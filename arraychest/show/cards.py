@@ -37,7 +37,7 @@ def _number(value: int | None) -> str:
 def chest_html(engine: Engine) -> str:
     """A chest: its tiers as bars, what it has done, and a table of up to 200 entries.
 
-    The cost does not grow with what the chest holds; see `listing.listed`.  Raises nothing for a
+    The cost does not grow with what the chest holds; see `entries.listed`.  Raises nothing for a
     chest that is closed or damaged, but says so.
     """
     try:

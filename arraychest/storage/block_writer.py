@@ -1,8 +1,8 @@
 """Writing a blocked array: block by block, by any thread, process or host, in no order.
 
-The blocks lie in a folder of which no row tells, until `assembly` makes it the value of a key.  A
-block is written under another name first, and is complete once it has its own; of two that are
-written for one place the first stays.
+The blocks lie in a folder of which no row tells, until `engine.blocks` makes it the value of a
+key.  A block is written under another name first, and is complete once it has its own; of two that
+are written for one place the first stays.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Loader:
     allow_pickle
         Whether arrays of Python objects are read.
     mmap_mode
-        What `load` gives: see `mapping.map_file`.  With ``"r+"`` a packed value is read-only, and
+        What `load` gives: see `mmap.map_file`.  With ``"r+"`` a packed value is read-only, and
         a compressed one a copy.
     nthreads
         How many threads decompress many chunks.

@@ -54,8 +54,8 @@ class Store:
     """The stored values of one chest folder.
 
     `commit`, `move` and `drop_pack` are called by one thread at a time (the chest's commit lock),
-    and in `exclusive`; `write` and `append` from any, as is `loader`; the methods that read the
-    catalog under the chest's lock.
+    and in `exclusive`.  `write`, `append` and `loader` (see `reading`) are used by any thread.  The
+    methods that read the catalog are called under the chest's lock.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Store:
     allow_pickle
         Whether arrays of Python objects are read.
     mmap_mode
-        What a value is loaded as; see `mapping.map_file`.
+        What a value is loaded as; see `mmap.map_file`.
     nthreads
         How many threads decompress many chunks.
     quota

@@ -18,7 +18,7 @@ tag      what follows
 ``b``    bytes: length, they; ``B`` many: the number of their part
 ``k``    datetime, date, timedelta, UUID, path: length, its exact code (see `keys`)
 ``h``    time of a day: the node of a datetime that has it
-``g``    NumPy scalar: length, its form (see `entry.form_text`); length, its bytes
+``g``    NumPy scalar: length, its form (see `form.form_text`); length, its bytes
 ``a``    array: the number of its part (4 bytes)
 ``r``    range: the nodes of start, stop and step; ``x`` slice: the same
 ``l``    list: a run; ``t`` tuple; ``e`` set; ``z`` frozenset
