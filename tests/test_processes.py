@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -901,6 +902,64 @@ def test_a_deletion_not_yet_committed_beside_what_another_chest_does_to_the_key(
             other.flush()
             assert (mine["x"] == 4).all()
         assert mine.verify().ok
+    audit(path)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told which keys", "too many keys"])
+@pytest.mark.parametrize(
+    ("size", "again"),
+    # No commit comes between what is written to a pack and its own.
+    [(10, "put"), (10, "absent"), (40_000, "put"), (40_000, "transaction"), (40_000, "absent")],
+)
+def test_a_deletion_of_what_is_written_for_the_first_time_beside_anothers_put(
+    path, size, again, told, monkeypatch
+):
+    if not told:
+        monkeypatch.setattr(arraychest.catalog.catalog, "_MOST_TOLD", 0)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def gate(name: str, args: Any, call: Callable[[], Any]) -> Any:
+        if name == "pwritev" and not reached.is_set():
+            reached.set()
+            assert go_on.wait(60)
+        return call()
+
+    def put_by_other(number: int) -> None:
+        other["x"] = np.full(40_000, number)
+        other.flush()
+        assert "y" not in mine  # it looks what the other has done
+
+    with Chest(path=path) as mine, Chest(path=path) as other:
+        with injected(gate), ThreadPoolExecutor(1) as pool:
+            mine["x"] = np.full(size, 1)
+            writing = pool.submit(mine.spill, "x")
+            assert reached.wait(60)
+            del mine["x"]
+            put_by_other(2)
+            assert "x" not in mine
+            if again == "transaction":
+                with mine.transaction():
+                    mine["x"] = np.full(size, 3)
+                put_by_other(4)
+                assert (mine["x"] == 4).all()
+                assert mine["x"].size == 40_000
+            elif again == "put":
+                mine["x"] = np.full(size, 5)
+            go_on.set()
+            writing.result()
+        mine.flush()
+        expected = {"transaction": 4, "put": 5}.get(again)
+        for chest in (mine, other):
+            assert ("x" in chest) == (expected is not None)
+            assert len(chest) == (expected is not None)
+            assert expected is None or (chest["x"] == expected).all()
+        # With the session of whoever wrote a file that nobody names, it would be an orphan.
+        other.close()
+        assert mine.verify().ok
+        mine["x"] = np.full(size, 6)
+        mine.flush()
+        assert mine.verify().ok
+        assert (mine["x"] == 6).all()
     audit(path)
 
 

@@ -174,7 +174,7 @@ class Committer:
         self._reserved = 0
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
-        self._follower = Follower(index, resident, self._doomed, self._bury)
+        self._follower = Follower(index, resident, self._doomed, self.doom, self._bury)
         # Once something was committed.
         self._store: Store | None = None
         self.make_locks()

@@ -8,7 +8,7 @@ keys; one that has missed too many forgets all that it can look up again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from arraychest.catalog.record import EXACT, GENERATION, KEY, SEQ, RawRow
@@ -32,8 +32,9 @@ class Follower:
         The chest's.
     doomed
         Deleted slots whose rows are still in the catalog.
-    bury
-        Called with a doomed slot whose row somebody else has deleted.
+    doom, bury
+        Called with a slot that is to be doomed, and with a doomed one whose row somebody else has
+        deleted.
 
     Attributes
     ----------
@@ -47,12 +48,14 @@ class Follower:
         index: Index,
         resident: Pool,
         doomed: dict[Slot, None],
+        doom: Callable[[Slot], None],
         bury: Callable[[Slot], None],
     ) -> None:
         self.inherited: set[Slot] = set()
         self._index = index
         self._resident = resident
         self._doomed = doomed
+        self._doom = doom
         self._bury = bury
         self._probe_at = 0.0
 
@@ -117,7 +120,7 @@ class Follower:
                 self._correct_slot(slot, raw, changed=True)
             elif raw is None:
                 index.drop_row(key)
-            elif (key in index.rows or index.complete) and key not in index.tombstones:
+            elif key in index.rows or index.complete:
                 index.note_row(key, raw)
 
     def _correct_slot(self, slot: Slot, raw: RawRow | None, *, changed: bool = False) -> None:
@@ -145,10 +148,16 @@ class Follower:
 
         That has a row of its own only with or after the commit of the deletion.
         """
-        if key not in self._index.tombstones:
+        index = self._index
+        if key not in index.tombstones:
             return False
         is_theirs = True
         doomed = [slot for slot in self._doomed if slot.key == key]
+        if not doomed and raw is not None and key not in index.slots and key not in index.rows:
+            # Deleted while it was written for the first time: the deletion is of this row, too.
+            # Otherwise whoever puts the key again would replace a row that nobody here knows of.
+            self._doom(Slot(key, raw[SEQ], raw))
+            return True
         for slot in doomed:
             if raw is not None and slot in self.inherited:
                 # The parent's deletion is not of what was stored since.
@@ -171,8 +180,8 @@ class Follower:
         # What is left of them a user still holds, or was put anew: to be looked up again, too.
         for key in list(index.rows):
             index.find(key)
-        left: Iterable[Slot] = [*index.slots.values(), *self._doomed]
-        codes = {slot.key: encode_key(slot.key).canonical for slot in left}
+        left = dict.fromkeys([*index.slots, *index.tombstones])
+        codes = {key: encode_key(key).canonical for key in left}
         found = {raw[KEY]: raw for raw in index.rows_of(list(codes.values()))}
         for key, code in codes.items():
             raw = found.get(code)
