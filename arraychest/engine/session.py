@@ -311,6 +311,9 @@ class Session:
             if self.closed:
                 return
             discard = discard or self.temporary
+            if self._store is not None:
+                # Noted before anything changes, as an interrupt may come here.
+                self._path = self._store.folder.where()
             if not discard and self.is_writer():
                 writer.flush()
                 self._sync_in_place()
@@ -350,28 +353,30 @@ class Session:
                 self.index.close()
                 self._forget_kept()
                 writer.changed.notify_all()
-            self.live.close()
-            if store is None:
-                return
-            self._path = store.folder.where()
-            logger.info("closed %s", self._path)
-            if self.forked:
-                store.catalog.close()  # the child's own connection; the rest is its parent's
-                store.release()
-                return
+            try:
+                self.live.close()
+            finally:
+                if store is not None:
+                    self._let_go_of(store, discard=discard)
+                    logger.info("closed %s", self._path)
+
+    def _let_go_of(self, store: Store, *, discard: bool) -> None:
+        """Close the store, whatever goes wrong, and remove its folder if that is asked for."""
+        if not discard and not self.forked:
+            store.close()
+            return
+        ours = False
+        try:
+            # A folder that is another chest's by now stays as it is.
             if discard:
-                # A folder that is another chest's by now stays as it is.
                 ours = self.temporary or (store.folder.is_ours() and store.detach_others())
-                try:
-                    store.catalog.close()
-                finally:
-                    try:
-                        if ours:
-                            store.folder.remove()
-                    finally:
-                        store.release()
-            else:
-                store.close()
+            store.catalog.close()  # a forked child's own connection; the rest is its parent's
+        finally:
+            try:
+                if ours:
+                    store.folder.remove()
+            finally:
+                store.release()
 
     def drop(self) -> None:
         """Close the chest and remove its folder, unless that is gone, or another chest's by now.
