@@ -71,7 +71,9 @@ class FaultyOs:
     def __getattr__(self, name: str) -> Any:
         if self.failing.get(name):
 
-            def fail(*_: Any, **__: Any) -> None:
+            def fail(*args: Any, **options: Any) -> Any:
+                if name == "open" and not args[1] & (os.O_WRONLY | os.O_RDWR):
+                    return os.open(*args, **options)  # to read, which needs no room
                 raise OSError(self.failing[name], os.strerror(self.failing[name]))
 
             return fail
