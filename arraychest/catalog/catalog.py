@@ -490,7 +490,8 @@ class Catalog:
         """Let the next read see what has been committed."""
         if self._snapshot:
             self._snapshot = False
-            self._reader.execute("ROLLBACK")
+            if self._reader.in_transaction:  # SQLite may have ended it for an error of its own
+                self._reader.execute("ROLLBACK")
 
     def _end_interrupted(self) -> None:
         """End a transaction that an interrupt left behind at its begin or at its end."""

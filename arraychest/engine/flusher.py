@@ -332,6 +332,16 @@ class Flusher:
     # --- the writer threads ----------------------------------------------------------------
 
     def _work(self, job: Job | None) -> None:
+        try:
+            self._work_on(job)
+        except BaseException:
+            # Whoever waits for this thread must not wait for good.
+            with self.lock:
+                self._threads.discard(threading.current_thread())
+                self.changed.notify_all()
+            raise
+
+    def _work_on(self, job: Job | None) -> None:
         while True:
             lingers = True
             if job is not None and job.sums:
@@ -352,7 +362,10 @@ class Flusher:
                 if job is None:
                     at_rest, self._at_rest = self._at_rest, None
                     if at_rest is not None:
-                        at_rest()
+                        try:
+                            at_rest()
+                        except Exception as error:
+                            logger.debug("a snapshot could not be ended: %s", error)
                     self._threads.discard(threading.current_thread())
                     self.changed.notify_all()
                     return

@@ -149,7 +149,9 @@ def _handle_of(engine: Engine, key: Any) -> Handle:
     changes = engine.own_changes()
     if changes is not None and key in changes:
         # What the transaction has written is there already; it is gone if that is rolled back.
-        return _handle_to(engine.open_store(), key, changes.row(key))
+        store, written = engine.open_store(), changes.row(key)
+        with engine.writer.lock:  # the catalog is read
+            return _handle_to(store, key, written)
     while True:
         if engine.may_write():
             engine.spill(key)
@@ -171,5 +173,6 @@ def _handle_of(engine: Engine, key: Any) -> Handle:
 
 
 def _handle_to(store: Store, key: Any, row: Row) -> Handle:
+    """Called under the chest's lock."""
     pack = None if row.pack is None else store.pack_record(row.pack)
     return Handle(store.folder.where(), key, str(store.catalog.meta("id")), row, pack)
