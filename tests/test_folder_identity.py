@@ -619,7 +619,7 @@ def _modes(folder: Path) -> set[tuple[str, str, int]]:
 
 AS_NOBODY = """
 import os, sys
-import arraychest, blosc2, numpy as np
+import arraychest, blosc2, numpy as np, psutil
 arraychest.Chest({"a": np.arange(50_000)}, available_memory=0).close()  # whatever is imported later
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534); os.umask(0o002)
 """
