@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import arraychest.arrays.mmap
-import arraychest.catalog.catalog
+import arraychest.catalog.connection
 import arraychest.engine.blocks
 import arraychest.engine.drafts
 import arraychest.files.files
@@ -147,7 +147,7 @@ def injected(action: Action) -> Iterator[None]:
     before = [(host, host.os) for host in _HOSTS if hasattr(host, "os")]
     for host, _ in before:
         host.os = _OsProxy()
-    arraychest.catalog.catalog.sqlite3 = _SqliteProxy()
+    arraychest.catalog.connection.sqlite3 = _SqliteProxy()
     publish = arraychest.monitor.live.Live.publish
     arraychest.monitor.live.Live.publish = lambda self, account: None
     _action = action
@@ -155,7 +155,7 @@ def injected(action: Action) -> Iterator[None]:
         yield
     finally:
         _action = None
-        arraychest.catalog.catalog.sqlite3 = sqlite3
+        arraychest.catalog.connection.sqlite3 = sqlite3
         arraychest.monitor.live.Live.publish = publish
         for host, real in before:
             host.os = real

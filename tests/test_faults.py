@@ -882,7 +882,7 @@ def test_a_row_that_reaches_behind_the_end_of_its_file_is_told_and_no_signal(pat
 def test_a_locked_catalog_is_waited_for_and_then_told(path, monkeypatch):
     with arraychest.open(path, "w") as chest:
         chest["x"] = filled(1, LARGE)
-    monkeypatch.setattr("arraychest.catalog.catalog._BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("arraychest.catalog.connection._BUSY_SECONDS", 0.01)
     with arraychest.open(path) as chest:
         chest["y"] = filled(2, LARGE)
         chest.flush()

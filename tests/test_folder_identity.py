@@ -25,7 +25,7 @@ from arraychest import (
     CorruptEntryError,
     SpillError,
 )
-from arraychest.catalog import catalog
+from arraychest.catalog import connection
 from tests.faults import Say, in_child
 from tests.support import run_python
 
@@ -489,16 +489,16 @@ def test_children_follow_a_folder_that_is_moved_before_and_while_they_write(fold
 
 def test_a_folder_that_is_moved_while_its_catalog_is_opened_is_followed(folder, monkeypatch):
     chest = filled(folder)
-    connect = catalog._connect
+    connect = connection._connect
     moved = folder.with_name("moved")
 
     def moves(uri: str) -> Any:
-        monkeypatch.setattr(catalog, "_connect", connect)
+        monkeypatch.setattr(connection, "_connect", connect)
         os.rename(folder, moved)
         return connect(uri)
 
     def in_a_child(say: Say) -> None:
-        monkeypatch.setattr(catalog, "_connect", moves)
+        monkeypatch.setattr(connection, "_connect", moves)
         chest["child"] = LARGE
         assert chest.path == str(moved)
         chest.close()

@@ -22,7 +22,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestError
-from arraychest.catalog.catalog import Catalog
+from arraychest.catalog.changes import ChangeFeed
 from arraychest.files.files import Files
 from arraychest.sharing.locks import LockFile
 from tests.faults import Say, die, in_child, injected
@@ -915,7 +915,7 @@ def test_a_deletion_of_what_is_written_for_the_first_time_beside_anothers_put(
     path, size, again, told, monkeypatch
 ):
     if not told:
-        monkeypatch.setattr(arraychest.catalog.catalog, "_MOST_TOLD", 0)
+        monkeypatch.setattr(arraychest.catalog.changes, "_MOST_TOLD", 0)
     reached, go_on = threading.Event(), threading.Event()
 
     def gate(name: str, args: Any, call: Callable[[], Any]) -> Any:
@@ -995,20 +995,20 @@ def test_a_child_forked_beside_threads_that_open_and_close_chests_can_open_one(p
 
 def test_a_commit_while_a_chest_is_being_opened_is_not_taken_for_known(path, monkeypatch):
     """What was read of the packs before it would be written back over it."""
-    last_commit = Catalog.last_commit
+    last_commit = ChangeFeed.last_commit
     late = []
     with Chest(path=path) as first:
         first["x"] = np.zeros(40)
         first.flush()
 
-        def after_a_commit(catalog: Catalog) -> int:
+        def after_a_commit(changes: ChangeFeed) -> int:
             if not late:
                 late.append(True)
                 first["x"] = np.ones(40)
                 first.flush()
-            return last_commit(catalog)
+            return last_commit(changes)
 
-        monkeypatch.setattr(Catalog, "last_commit", after_a_commit)
+        monkeypatch.setattr(ChangeFeed, "last_commit", after_a_commit)
         with Chest(path=path) as second:
             assert late
             second["x"] = np.full(40, 2.0)

@@ -157,7 +157,7 @@ def test_writers_that_are_killed_lose_nothing_and_leave_nothing_for_longer(path)
 
 def test_a_chest_that_looked_something_up_and_idles_does_not_keep_the_log(path, monkeypatch):
     # So few pages that a short test fills the log many times over.
-    monkeypatch.setattr(arraychest.catalog.catalog, "_LOG_PAGES", 16)
+    monkeypatch.setattr(arraychest.catalog.connection, "_LOG_PAGES", 16)
     with arraychest.Chest({"a": np.arange(4), "b": np.arange(4)}, path=path):
         pass
     with arraychest.open(path, "a") as idle, arraychest.open(path, "a") as busy:

@@ -19,7 +19,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, ClosedChestError, SpillError
-from arraychest.catalog.catalog import Catalog
+from arraychest.catalog.changes import ChangeFeed
 from tests.faults import injected, raising
 from tests.support import assert_identical, audit
 
@@ -846,7 +846,7 @@ def test_a_chest_collected_in_its_own_writer_is_closed(tmp_path):
 @pytest.mark.slow
 def test_a_chest_collected_amid_a_commit_to_its_folder_is_closed(tmp_path, monkeypatch):
     """What is collected must not be waited for: it waits for the commit that goes on."""
-    begin = Catalog.begin_session
+    begin = ChangeFeed.begin_session
 
     def begin_and_collect(*args: Any, **kwargs: Any) -> Any:
         gc.collect()
@@ -860,7 +860,7 @@ def test_a_chest_collected_amid_a_commit_to_its_folder_is_closed(tmp_path, monke
         cycle.append(cycle)
         other["other"] = filled(2, SMALL)
         del lost, cycle
-        monkeypatch.setattr(Catalog, "begin_session", begin_and_collect)
+        monkeypatch.setattr(ChangeFeed, "begin_session", begin_and_collect)
         other.flush()
         while threads := writer_threads():
             threads[0].join(PATIENCE)

@@ -1,15 +1,20 @@
-"""Where one value lies, and what else the catalog knows of it: a row and its facts."""
+"""Where one value lies, and what else the catalog knows of it: a row, its pack and its facts."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+
+from arraychest.errors import CorruptEntryError
+
+# No offset and no size is larger: sums of them stay within 64 bits.
+FAR: Final = 1 << 50
 
 # In the place where a row has the offset of the data in a file.
 BLOCKED_OFFSET: Final = 1
 
 
 class Row(NamedTuple):
-    """One row of the catalog, in the order of its columns; `catalog` says what each holds."""
+    """One row of the catalog, in the order of its columns; `schema` says what each holds."""
 
     key: bytes
     seq: int
@@ -52,6 +57,38 @@ PACK: Final = 5
 OFFSET: Final = 6
 STORED: Final = 7
 STAMP: Final = 8
+
+
+def checked(raw: RawRow, path: str) -> RawRow:
+    """A row with what its columns should hold; SQLite itself lets anything be anywhere.
+
+    Of a row that holds something else its key and its place are left, so that it can be deleted.
+    """
+    key, seq, exact, form, generation, pack, offset, stored, _ = raw
+    if type(key) is not bytes or type(seq) is not int:
+        raise CorruptEntryError(f"expected a key and its place in {path}, found {key!r:.80}")
+    if (
+        type(generation) is int
+        and (pack is None or type(pack) is int)
+        and type(offset) is type(stored) is int
+        and 0 <= offset < FAR
+        and 0 <= stored < FAR
+        and type(form) is str
+        and (exact is None or type(exact) is bytes)
+    ):
+        return raw
+    return key, seq, None, "", -1, None, 0, 0, None
+
+
+class Pack(NamedTuple):
+    """One row of the table ``pack``."""
+
+    id: int
+    stamp: int
+    bytes: int
+    live: int
+    sealed: int
+    own: int
 
 
 class Cost(NamedTuple):

@@ -23,8 +23,18 @@ import numpy as np
 from arraychest.arrays import digests, provenance
 from arraychest.arrays.ownership import is_held
 from arraychest.arrays.provenance import Source
-from arraychest.catalog.catalog import Pack
-from arraychest.catalog.record import GENERATION, KEY, PACK, SEQ, STORED, Cost, Facts, RawRow, Row
+from arraychest.catalog.record import (
+    GENERATION,
+    KEY,
+    PACK,
+    SEQ,
+    STORED,
+    Cost,
+    Facts,
+    Pack,
+    RawRow,
+    Row,
+)
 from arraychest.engine.following import Follower
 from arraychest.errors import ArrayChestError, QuotaError, SpillError
 from arraychest.files.files import FULL
@@ -211,7 +221,7 @@ class Committer:
 
     def forget(self, store: Store) -> None:
         """Look everything up again: the catalog was repaired.  Called under the lock."""
-        store.catalog.end_snapshot()
+        store.catalog.database.end_snapshot()
         self._follower.forget()
         store.reread_packs()
         self.index.others_committed()
@@ -551,13 +561,13 @@ class Committer:
                 unused += store.commit(rows, replaced, deleted, facts=facts)
             except BaseException:
                 with self.lock:
-                    store.catalog.end_snapshot()
+                    store.catalog.database.end_snapshot()
                     self._doomed.update(dict.fromkeys(deletions))
                     self._doomed_bytes += doomed_bytes
                 store.files.remove(unused)
                 raise
             with self.lock:
-                store.catalog.end_snapshot()
+                store.catalog.database.end_snapshot()
                 for slot in deletions:
                     slot.raw = None
                     if slot.writing < 0:  # otherwise whoever writes it does
@@ -567,7 +577,7 @@ class Committer:
                 self.changed.notify_all()
             # Last: who had looked up an old row before finds it changed when its file is gone.
             store.files.remove(unused)
-            store.catalog.raise_interrupt()
+            store.catalog.database.raise_interrupt()
         return [slot.key for slot in slots] if job.batch is None else job.batch.keys
 
     def place(
@@ -626,7 +636,7 @@ class Committer:
                 facts,
             )
         finally:
-            store.catalog.end_snapshot()
+            store.catalog.database.end_snapshot()
         for slot in overtaken:
             del self._doomed[slot]
             slot.raw = None
@@ -803,7 +813,7 @@ class Committer:
                     self._evict(store, group)
                 with self.lock:
                     used = store.stored_bytes()
-            store.catalog.raise_interrupt()
+            store.catalog.database.raise_interrupt()
         if used + nbytes > limit:
             raise quota.refusal(nbytes, used)
 
@@ -876,7 +886,7 @@ class Committer:
         if store.sums.due:
             with self.committing():
                 store.sums.commit()
-                store.catalog.raise_interrupt()
+                store.catalog.database.raise_interrupt()
 
     # --- compaction ------------------------------------------------------------------------
 
@@ -904,13 +914,13 @@ class Committer:
                 for rows in steps:
                     moved = {row.generation: row for row in store.move(rows)}
                     with self.lock:
-                        store.catalog.end_snapshot()
+                        store.catalog.database.end_snapshot()
                         self.index.moved(rows, moved)
                         for slot in self._doomed:
                             if slot.raw is not None:
                                 slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
                     if store.has_pack(identity):
-                        store.catalog.raise_interrupt()
+                        store.catalog.database.raise_interrupt()
             except BaseException:
                 # Interrupted, some may have moved in the catalog that are not noted here.
                 with self.lock:
@@ -921,7 +931,7 @@ class Committer:
                     store.end_compaction(identity)
                 if known and not store.has_pack(identity):
                     store.files.remove([pack_name(identity)])
-            store.catalog.raise_interrupt()
+            store.catalog.database.raise_interrupt()
 
 
 def _grouped_by_kind(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:

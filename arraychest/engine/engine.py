@@ -332,7 +332,7 @@ class Engine(Session):
                     store.write_in_place(row)
                     self._in_place[row.generation] = row
                 store.files.remove(unused)
-                store.catalog.raise_interrupt()
+                store.catalog.database.raise_interrupt()
         except FileNotFoundError as error:
             raise CorruptEntryError(
                 f"expected the value of key {slot.key!r} in {self.file_of(row)}, found no such file"
@@ -490,13 +490,13 @@ class Engine(Session):
             raw, store = slot.raw, self._store
             if raw is None or store is None:
                 return None
-            return store.catalog.facts_of(raw[GENERATION]).cost
+            return store.catalog.facts.of(raw[GENERATION]).cost
 
     def find_digest(self, generation: int, part: int) -> bytes | None:
         """What the catalog says that a stored array contains; None if it says nothing."""
         with self.writer.lock, contextlib.suppress(OSError, ArrayChestError):
             if self._store is not None:
-                return self._store.catalog.facts_of(generation).digests.get(part)
+                return self._store.catalog.facts.of(generation).digests.get(part)
         return None
 
     def is_written_in_place(self, generation: int) -> bool:
@@ -515,7 +515,7 @@ class Engine(Session):
                 return not self.temporary
             try:
                 self.follow()
-                if store.catalog.is_written_in_place(generation):
+                if store.catalog.facts.is_written_in_place(generation):
                     return True
             except (OSError, ArrayChestError):
                 return True
@@ -530,8 +530,8 @@ class Engine(Session):
             return
         try:
             with self.at_work(), self.committer.committing() as store:
-                store.catalog.add_digest(origin.code, origin.generation, origin.part, digest)
-                store.catalog.raise_interrupt()
+                store.catalog.facts.add_digest(origin.code, origin.generation, origin.part, digest)
+                store.catalog.database.raise_interrupt()
         except (OSError, ArrayChestError) as error:
             logger.debug("a digest was not recorded: %s", error)
 
@@ -845,7 +845,7 @@ class Engine(Session):
                     known = () if facts is None else (facts,)
                     unused = self.committer.place(store, [(key, row)], facts=known)
             store.files.remove(unused)
-            store.catalog.raise_interrupt()
+            store.catalog.database.raise_interrupt()
         return wanted
 
     def delete(self, key: Any, version: int | None = None) -> bool:
@@ -1060,7 +1060,7 @@ class Engine(Session):
         """The keys of values that are no longer good, and the versions of their slots."""
         with self.writer.lock:
             self.follow()
-            costs = {} if self._store is None else self._store.catalog.costs()
+            costs = {} if self._store is None else self._store.catalog.facts.costs()
             # What was put with a cost has a slot.
             kept = [slot.key for slot in self.resident.slots() if slot.cost is not None]
         now = time.time()

@@ -84,8 +84,8 @@ class Follower:
                 return False
             self._probe_at = now + _PROBE_SECONDS
         catalog = store.catalog
-        catalog.end_snapshot()
-        last, changed = catalog.changes_since(counter.seen, catalog.session)
+        catalog.database.end_snapshot()
+        last, changed = catalog.changes.since(counter.seen, catalog.changes.session)
         if changed is None:
             self.forget()
         elif changed:

@@ -9,8 +9,7 @@ import numpy as np
 
 from arraychest.arrays.digests import array_digest
 from arraychest.arrays.mmap import MmapMode
-from arraychest.catalog.catalog import Pack
-from arraychest.catalog.record import Row
+from arraychest.catalog.record import Pack, Row
 from arraychest.engine.engine import Engine, entry_of
 from arraychest.errors import AbsentKeyError, CorruptEntryError
 from arraychest.files.files import Files

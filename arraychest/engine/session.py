@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from arraychest.arrays.mmap import MmapMode
-from arraychest.catalog.catalog import has_inherited, is_foreign
+from arraychest.catalog.connection import has_inherited, is_foreign
 from arraychest.engine.commit import Committer, logger
 from arraychest.engine.counters import Account
 from arraychest.engine.flusher import Flusher, warn
@@ -171,7 +171,8 @@ class Session:
     def _use(self, store: Store, *, empty: bool = False) -> None:
         self._store = store
         catalog = store.catalog
-        catalog.on_snapshot = lambda: self.writer.call_at_rest(catalog.end_snapshot)
+        database = catalog.database
+        database.on_snapshot = lambda: self.writer.call_at_rest(database.end_snapshot)
         self.index.attach(catalog, empty=empty)
 
     def _make_store(self, folder: OpenFolder, locks: LockFile | None, alone: bool) -> Store:
@@ -370,7 +371,8 @@ class Session:
             # A folder that is another chest's by now stays as it is.
             if discard:
                 ours = self.temporary or (store.folder.is_ours() and store.detach_others())
-            store.catalog.close()  # a forked child's own connection; the rest is its parent's
+            # This is a forked child's own connection; the rest is its parent's.
+            store.catalog.database.close()
         finally:
             try:
                 if ours:
@@ -432,7 +434,7 @@ class Session:
         self._store_lock.acquire()
         if self._store is not None:
             # SQLite's locks are not inherited: hold none across the fork.
-            self._store.catalog.end_snapshot()
+            self._store.catalog.database.end_snapshot()
 
     def after_fork_in_parent(self) -> None:
         """Undo `before_fork`."""
@@ -490,7 +492,7 @@ class Session:
         self._use(store)
         # The places that the parent has taken are not ours to give.
         self.index.others_committed()
-        before.catalog.close()
+        before.catalog.database.close()
         self.live = Live(store.folder, self.options.mode)
         self.forked = self._no_puts = False
         self.committer.follow(store)
@@ -591,7 +593,7 @@ def _after_fork_in_parent() -> None:
     if _gate:
         reading, writing = _gate.pop()
         os.close(writing)
-        # Until the child has locked the catalogs, or is no more; see `Catalog.reopen_in_child`.
+        # Until the child has locked the catalogs, or is no more; see `Database.reopen_in_child`.
         os.read(reading, 1)
         os.close(reading)
     while _forking:

@@ -16,8 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from arraychest.arrays.blocked import BlockedArray
-from arraychest.catalog.catalog import Pack
-from arraychest.catalog.record import Cost, Facts, Row
+from arraychest.catalog.record import Cost, Facts, Pack, Row
 from arraychest.engine.blocks import taken_over
 from arraychest.engine.engine import Engine
 from arraychest.errors import AbsentKeyError, ArrayChestError, SpillError
@@ -269,7 +268,7 @@ class Transaction:
                             store, rows, deleted=deleted, adopted=self.adopted, facts=facts
                         )
                     store.files.remove(unused)
-                    store.catalog.raise_interrupt()
+                    store.catalog.database.raise_interrupt()
         except ArrayChestError:
             remove = True
             raise

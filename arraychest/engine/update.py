@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from arraychest.catalog.catalog import Pack
-from arraychest.catalog.record import Row
+from arraychest.catalog.record import Pack, Row
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
 from arraychest.engine.transaction import Transaction
@@ -79,7 +78,7 @@ def _link(
         raise PickleRefusedError("it holds Python objects")
     if row.pack is None:
         with theirs.writer.lock:
-            if source.catalog.is_written_in_place(row.generation):
+            if source.catalog.facts.is_written_in_place(row.generation):
                 raise OSError("it may be written to, which would change it here, too")
         return store.adopt(source.files, row, form)
     if row.pack not in packs:

@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from arraychest.catalog.catalog import Catalog, Pack
-from arraychest.catalog.record import Row
+from arraychest.catalog.catalog import Catalog
+from arraychest.catalog.connection import Database
+from arraychest.catalog.damaged import DamagedRows
+from arraychest.catalog.record import Pack, Row
 from arraychest.engine.engine import Engine
 from arraychest.errors import ArrayChestError, ChestFormatError
 from arraychest.files.files import SPARE
@@ -176,29 +178,31 @@ class Inspection:
         if not nothing:
             self._store = engine.open_store()
             try:
-                self._catalog = Catalog(self._store.folder, writable=False, durable=False)
+                database = Database(self._store.folder, writable=False, durable=False)
             except ChestFormatError as error:
                 self._find("catalog", None, None, str(error))
             else:
-                with contextlib.closing(self._catalog):
+                with contextlib.closing(database):
                     # One row that cannot be read must not hide the others.
-                    self._catalog.take_any_text()
+                    database.take_any_text()
+                    self._catalog = Catalog(database)
+                    self._rows = DamagedRows(self._catalog)
                     self._inspect()
         return Report(
             tuple(self._findings), self._entries, self._nbytes, self._unchecked, self._holes
         )
 
     def _inspect(self) -> None:
-        for problem in self._catalog.problems():
+        for problem in self._catalog.database.problems():
             self._find("catalog", None, None, f"expected a sound database, found: {problem}")
         if self._findings:
             return
-        for raw in self._catalog.stray_rows():
+        for raw in self._rows.strays():
             kind: Kind = "corrupt row"
             message = f"expected a row that names a key and a pack, found {raw!r:.200}"
             self._find(kind, raw, None, message)
         after = b""
-        while page := self._catalog.raw_rows(after, PAGE_ROWS):
+        while page := self._rows.after(after, PAGE_ROWS):
             for raw in page:
                 self._entries += 1
                 if raw[5] is None:
@@ -223,7 +227,7 @@ class Inspection:
     ) -> None:
         key = None
         if raw is not None:
-            if self._catalog.raw_row(raw[0]) != raw:
+            if self._rows.of(raw[0]) != raw:
                 return  # replaced or deleted since it was read
             with contextlib.suppress(ValueError, TypeError, AttributeError):
                 key = decode_key(raw[0], raw[2])
@@ -409,7 +413,7 @@ class Inspection:
 
     def _compare_file(self, fd: int, row: Row, find: Callable[..., None]) -> None:
         expected = None
-        for start, nbytes, data in self._catalog.sums_of(row.generation):
+        for start, nbytes, data in self._catalog.facts.sums_of(row.generation):
             if not data:
                 self._unchecked += 1  # written to in place
                 return
@@ -435,7 +439,7 @@ class Inspection:
     # --- packs -------------------------------------------------------------------------------
 
     def _inspect_pack(self, identity: int) -> None:
-        known, rows = self._catalog.pack_with_rows(identity)
+        known, rows = self._rows.in_pack(identity)
         if known is None:
             return
         name = pack_name(identity)
@@ -526,7 +530,7 @@ class Inspection:
         damaged = []
         piece = checksums.PACK_PIECE_BYTES
         covered = pack.HEADER_BYTES
-        for start, nbytes, sums in self._catalog.sums_of(known.id):
+        for start, nbytes, sums in self._catalog.facts.sums_of(known.id):
             if not 0 <= start <= start + nbytes <= known.bytes:
                 continue
             end = start + nbytes
@@ -554,9 +558,9 @@ class Inspection:
 
         def without_row(names: list[str]) -> list[str]:
             alive, _ = store.sessions(catalog)
-            alive.add(store.catalog.session)
+            alive.add(store.catalog.changes.session)
             named = catalog.file_generations() | catalog.pack_ids()
-            leaving = {name for number in alive for name in catalog.gone_files(number)}
+            leaving = {name for number in alive for name in catalog.changes.gone_files(number)}
             left = []
             for name in names:
                 generation = generation_of(name)

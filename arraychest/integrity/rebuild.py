@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
-from arraychest.catalog.catalog import FILE_NAME, FORMAT_VERSION, Catalog, Pack, found_version
-from arraychest.catalog.record import Row
+from arraychest.catalog.connection import Database, found_version
+from arraychest.catalog.record import Pack, Row
+from arraychest.catalog.schema import FILE_NAME, FORMAT_VERSION
 from arraychest.errors import ChestFormatError
 from arraychest.files.files import QUARANTINE, SPARE, Files
 from arraychest.formats import pack
@@ -69,8 +70,8 @@ def _problem(folder: OpenFolder) -> str | None:
     # Opened once more: which catalog is the chest's is not known yet.
     with OpenFolder(folder.path) as again:
         try:
-            with contextlib.closing(Catalog(again, writable=False, durable=False)) as catalog:
-                return next(iter(catalog.problems()), None)
+            with contextlib.closing(Database(again, writable=False, durable=False)) as database:
+                return next(iter(database.problems()), None)
         except (ChestFormatError, OSError) as error:
             return str(error)
 
@@ -109,7 +110,7 @@ def _rebuild(store: Store, problem: str, kept: str) -> list[Finding]:
     newest = max([generation_of(name) or 0 for name in names], default=0)
     newest = max([newest, *(row.generation for row in placed)])
     with store.exclusive():
-        store.catalog.begin_at((newest >> 32) + 1)
+        store.catalog.changes.begin_at((newest >> 32) + 1)
         store.amend([], placed, used, [])
     action = f"moved to {kept}; {len(placed)} values were found in {len(names)} files"
     findings = [Finding("catalog", None, FILE_NAME, 0, 0, problem, action)]

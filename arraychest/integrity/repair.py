@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from arraychest.catalog.catalog import Catalog, Pack
-from arraychest.catalog.record import Row
+from arraychest.catalog.catalog import Catalog
+from arraychest.catalog.connection import Database
+from arraychest.catalog.damaged import DamagedRows
+from arraychest.catalog.record import Pack, Row
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
 from arraychest.errors import SpillError
@@ -76,10 +78,13 @@ class _Repair:
             with (
                 engine.at_work(),
                 engine.committer.committing(),
-                contextlib.closing(Catalog(store.folder, writable=False, durable=False)) as catalog,
+                contextlib.closing(
+                    Database(store.folder, writable=False, durable=False)
+                ) as database,
             ):
-                self._catalog = catalog
-                catalog.take_any_text()
+                database.take_any_text()
+                self._catalog = Catalog(database)
+                self._rows = DamagedRows(self._catalog)
                 self._amend(done)
                 with engine.writer.lock:
                     engine.committer.forget(store)
@@ -102,7 +107,7 @@ class _Repair:
 
     def _amend(self, done: list[Finding]) -> None:
         """Commit what can be said of the findings; the catalog names what is there, and no more."""
-        store, catalog = self._store, self._catalog
+        store, raw_rows = self._store, self._rows
         # Keys whose rows go; what was found in files that takes their place; files to unlink.
         deleted: list[Any] = []
         rows: dict[bytes, Row] = {}
@@ -112,7 +117,7 @@ class _Repair:
             raw = finding._raw
             if raw is None:
                 continue
-            if catalog.raw_row(raw[0]) != raw:
+            if raw_rows.of(raw[0]) != raw:
                 done[at] = replace(finding, action="nothing; it was replaced meanwhile")
                 continue
             deleted.append(raw[0])
@@ -132,7 +137,7 @@ class _Repair:
                     for row in told
                     if (raw is None or row.pack is None or row.offset == raw[6])
                     and row.key not in rows
-                    and (row.key in deleted or catalog.raw_row(row.key) is None)
+                    and (row.key in deleted or raw_rows.of(row.key) is None)
                 ]
                 if raw is None:
                     packs.update((known.id, known) for known in own if found)
@@ -183,8 +188,7 @@ class _Repair:
 
         Where values were deleted that still lie in it, none can be told from those.
         """
-        catalog = self._catalog
-        known, raws = catalog.pack_with_rows(generation_of(name) or 0)
+        known, raws = self._rows.in_pack(generation_of(name) or 0)
         if known is None:
             return []
         sizes = [raw[7] for raw in raws if raw[0] not in deleted and type(raw[7]) is int]
@@ -199,7 +203,7 @@ class _Repair:
         lost = [
             row
             for key, row in newest.items()
-            if key not in rows and (key in deleted or catalog.raw_row(key) is None)
+            if key not in rows and (key in deleted or self._rows.of(key) is None)
         ]
         return lost if sum(pack.aligned(row.stored) for row in lost) == missing else []
 
@@ -219,7 +223,7 @@ class _Repair:
             if gone or (name in bad and self._store.begin_compaction(known.id)):
                 dropped.append(known.id)
                 continue
-            _, raws = self._catalog.pack_with_rows(known.id)
+            _, raws = self._rows.in_pack(known.id)
             sizes = [raw[7] for raw in raws if raw[0] not in deleted and raw[0] not in rows]
             sizes += [row.stored for row in rows.values() if row.pack == known.id]
             live = sum(pack.aligned(size) for size in sizes if type(size) is int)

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from arraychest.arrays.mmap import map_file
-from arraychest.catalog.catalog import Pack
-from arraychest.catalog.record import BLOCKED_OFFSET, Row
+from arraychest.catalog.record import BLOCKED_OFFSET, Pack, Row
 from arraychest.files.files import BLOCKS, SPARE
 from arraychest.formats import checksums, directory, manifest, npy, pack
 from arraychest.formats.b2nd import CheckedReader

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from arraychest.catalog.catalog import FILE_NAME as CATALOG_NAME
+from arraychest.catalog.schema import FILE_NAME as CATALOG_NAME
 from arraychest.errors import ChestFormatError
 from arraychest.sharing.open_folder import folder_at
 

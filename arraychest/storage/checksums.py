@@ -91,7 +91,7 @@ class PendingSums:
         """
         found = self._computed[:_MOST_AT_ONCE]
         try:
-            self._catalog.add_sums(found)
+            self._catalog.facts.add_sums(found)
         except BaseException:
             self._failed = True
             raise

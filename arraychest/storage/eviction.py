@@ -20,8 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from arraychest.catalog.catalog import Pack
-from arraychest.catalog.record import PACK, STORED, Cost, RawRow, Row
+from arraychest.catalog.record import PACK, STORED, Cost, Pack, RawRow, Row
 from arraychest.storage.quota import EvictBy
 from arraychest.storage.reading import file_name, pack_name
 from arraychest.storage.store import Store
@@ -89,7 +88,7 @@ class Evictor:
         """All files, each with a number that is the lower the sooner it goes, and its name."""
         with lock:
             packs = {known.id: known for known in store.catalog.packs()}
-            costs = store.catalog.costs()
+            costs = store.catalog.facts.costs()
         now = time.time()
         # What is known of the values of each pack: how long they took, and whether one is good yet.
         seconds: dict[int, float] = {}

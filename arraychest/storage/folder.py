@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Literal
 
-from arraychest.catalog.catalog import read_head
+from arraychest.catalog.connection import read_head
 from arraychest.errors import ChestFormatError, ChestInUseError
 from arraychest.files.files import (
     DATA,

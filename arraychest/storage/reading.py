@@ -21,8 +21,7 @@ import numpy as np
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.mmap import MmapMode, map_file, release
-from arraychest.catalog.catalog import Pack
-from arraychest.catalog.record import RawRow, Row
+from arraychest.catalog.record import Pack, RawRow, Row
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files.files import DATA, PACKS, READ_FLAGS, Files
 from arraychest.formats import manifest, npy, pack, tree

@@ -20,8 +20,21 @@ from typing import Any
 import numpy as np
 
 from arraychest.arrays.mmap import MmapMode
-from arraychest.catalog.catalog import Catalog, Pack, found_version
-from arraychest.catalog.record import GENERATION, KEY, OFFSET, PACK, SEQ, STORED, Facts, RawRow, Row
+from arraychest.catalog.catalog import Catalog
+from arraychest.catalog.connection import Database, found_version
+from arraychest.catalog.damaged import DamagedRows
+from arraychest.catalog.record import (
+    GENERATION,
+    KEY,
+    OFFSET,
+    PACK,
+    SEQ,
+    STORED,
+    Facts,
+    Pack,
+    RawRow,
+    Row,
+)
 from arraychest.errors import ChestFormatError, CorruptEntryError
 from arraychest.files import files as value_files
 from arraychest.files.files import DATA, PACKS, SPARE, Files, Put
@@ -113,9 +126,10 @@ class Store:
         self._keeps_reserve = quota is None
 
         def open_catalog() -> Catalog:
-            return Catalog(
+            database = Database(
                 folder, writable=locks is not None, durable=durable, with_room=self.files.with_room
             )
+            return Catalog(database)
 
         with self.exclusive():
             # In a folder that is no chest, or not ours to write to, nothing is given up.
@@ -144,13 +158,13 @@ class Store:
                     )
                     self.tells = True
                 if self.tells:
-                    self.counter.saw(self.catalog.last_commit())
+                    self.counter.saw(self.catalog.changes.last_commit())
                 if alone:
                     self.counter.reset(self.counter.seen, self.catalog.last_seq())
             # Only now: of what others commit after this, the counter tells.
             self._packs.update((known.id, known) for known in self.catalog.packs())
         except BaseException:
-            self.catalog.close()
+            self.catalog.database.close()
             raise
         self._next_generation = 0
         self._session_lock = threading.Lock()
@@ -184,14 +198,14 @@ class Store:
                     # All is stored: where this fails, on a full disk, the next writer sweeps.
                     with contextlib.suppress(OSError), self.exclusive():
                         self.files.sync_removals()
-                        self.catalog.end_sessions([self.catalog.session])
+                        self.catalog.changes.end_sessions([self.catalog.changes.session])
                         self.keep_reserve()
         finally:
             try:
-                self.catalog.close()
+                self.catalog.database.close()
             finally:
                 self.release()
-        self.catalog.raise_interrupt()
+        self.catalog.database.raise_interrupt()
 
     def release(self) -> None:
         """Stop being a writer of the folder, and let go of it."""
@@ -230,7 +244,7 @@ class Store:
         """Others have committed: note what became of the packs.  Called under the chest's lock."""
         while True:
             version = self._packs_version
-            self.catalog.end_snapshot()
+            self.catalog.database.end_snapshot()
             found = {known.id: known for known in self.catalog.packs()}
             with self._packs_lock:
                 if version != self._packs_version:
@@ -265,12 +279,12 @@ class Store:
             if not self._next_generation:
                 # The first write of a session: from here on a crash leaves something to sweep.
                 with self.exclusive():
-                    session = self.catalog.begin_session()
+                    session = self.catalog.changes.begin_session()
                     if self.locks is not None and self.shared:
                         self.locks.take(SESSION + session)
                 self.files.session = session
                 self._next_generation = session << 32
-                self.catalog.raise_interrupt()
+                self.catalog.database.raise_interrupt()
             first = self._next_generation
             self._next_generation += count
         return first
@@ -486,7 +500,7 @@ class Store:
         It has no checksum, and shares its file with no other chest.  Called in `exclusive`.
         """
         with self._announced() as change:
-            self.catalog.note_written_in_place(row.generation, change)
+            self.catalog.facts.note_written_in_place(row.generation, change)
 
     def may_write_in_place(self, row: Row) -> bool:
         """Whether a value has a file that nothing else shares."""
@@ -846,7 +860,7 @@ class Store:
         """
         stored = self.counter.stored
         if stored is None:
-            self.catalog.end_snapshot()
+            self.catalog.database.end_snapshot()
             self.counter.stored = stored = self.catalog.stored_bytes()
         return stored
 
@@ -921,7 +935,7 @@ class Store:
         self.files.remove_unfinished(all_of_them=True)
         self.files.drop_reserve()
         self.files.reserve_is_due = False
-        self.catalog.raise_interrupt()
+        self.catalog.database.raise_interrupt()
 
     def become_reader(self) -> None:
         """In a forked child: folder, lock and the catalog's connections are the parent's."""
@@ -931,10 +945,10 @@ class Store:
             self.locks = None
         self.sums.forget()
         # What the parent commits is news to this process.
-        self.catalog.session = 0
+        self.catalog.changes.session = 0
         self._append_lock = threading.Lock()
         self._packs_lock = threading.Lock()
-        self.catalog.reopen_in_child()
+        self.catalog.database.reopen_in_child()
 
     def has_pack(self, identity: int) -> bool:
         """Whether the catalog, or a write under way, knows a pack."""
@@ -1010,13 +1024,13 @@ class Store:
 
     def sessions(self, catalog: Catalog) -> tuple[set[int], set[int]]:
         """The sessions that are alive, as far as can be told, and those that died."""
-        open_ = set(catalog.sessions())
+        open_ = set(catalog.changes.sessions())
         if self.locks is None:
             return open_, set()
         alive = {
             number
             for number in open_
-            if number == self.catalog.session
+            if number == self.catalog.changes.session
             or (0 < number < 1 << 31 and self.locks.is_held(SESSION + number))
         }
         return alive, open_ - alive
@@ -1036,7 +1050,7 @@ class Store:
             Nothing was changed.
         """
         with self._announced() as change:
-            self.catalog.amend(
+            DamagedRows(self.catalog).amend(
                 deleted=deleted,
                 rows=rows,
                 packs=packs,
@@ -1058,15 +1072,15 @@ class Store:
             alive, dead = self.sessions(self.catalog)
             if not dead:
                 return 0
-            problems = self.catalog.problems()
+            problems = self.catalog.database.problems()
             if problems:
                 # Rows may be missing, and what they name would be taken for orphans.
                 raise ChestFormatError(
                     f"expected a sound catalog in {self.folder.path}, found {problems[0]}; "
                     "`arraychest.repair` makes a new one from the values' files"
                 )
-            newest = self.catalog.last_session()
-            gone = [name for number in dead for name in self.catalog.gone_files(number)]
+            newest = self.catalog.changes.last_session()
+            gone = [name for number in dead for name in self.catalog.changes.gone_files(number)]
             named = self.catalog.file_generations() | self.catalog.pack_ids()
         orphans = []
         spares = set(dead)
@@ -1087,7 +1101,7 @@ class Store:
             self.files.remove_spare_folder(number)
         self.files.sync_removals()
         with self.exclusive():
-            self.catalog.end_sessions(sorted(dead))
+            self.catalog.changes.end_sessions(sorted(dead))
         return len(orphans)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest.catalog import catalog as catalog_module
-from arraychest.catalog.catalog import FILE_NAME, FORMAT_VERSION
+from arraychest.catalog import connection as connection_module
+from arraychest.catalog import schema
 from arraychest.catalog.record import Cost, Facts
+from arraychest.catalog.schema import FILE_NAME, FORMAT_VERSION
 from arraychest.errors import ArrayChestError, ChestFormatError
 from tests.support import assert_identical, audit
 
@@ -35,7 +36,7 @@ class TestFormat:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
     def test_is_the_one_that_the_docstring_specifies(self, database):
-        documented = catalog_module.__doc__
+        documented = schema.__doc__
         for table in ("entry", "pack", "digest", "cost", "meta"):
             for _, column, *_ in database.execute(f"PRAGMA table_info({table})"):
                 assert f" {column} " in documented.replace("\n", " \n"), (table, column)
@@ -116,14 +117,14 @@ class TestOpening:
     @pytest.mark.parametrize("mode", ["r", "a"])
     def test_reads_no_rows(self, large, mode, monkeypatch):
         statements: list[str] = []
-        connect = catalog_module._connect
+        connect = connection_module._connect
 
         def traced(*arguments, **options):
             connection = connect(*arguments, **options)
             connection.set_trace_callback(statements.append)
             return connection
 
-        monkeypatch.setattr(catalog_module, "_connect", traced)
+        monkeypatch.setattr(connection_module, "_connect", traced)
         tracemalloc.start()
         try:
             with arraychest.open(large, mode) as chest:
@@ -180,13 +181,13 @@ class TestFacts:
         with arraychest.Chest(path=path) as chest:
             catalog = chest._engine.open_store().catalog
             catalog.commit(facts=[facts, Facts(8, {}, Cost(0.0, None))])
-            assert catalog.facts_of(7) == facts
-            assert catalog.facts_of(8) == Facts(8, {}, Cost(0.0, None))
-            assert catalog.facts_of(9) == Facts(9, {}, None)
-            assert catalog.costs() == {7: Cost(1.5, 2e9), 8: Cost(0.0, None)}
+            assert catalog.facts.of(7) == facts
+            assert catalog.facts.of(8) == Facts(8, {}, Cost(0.0, None))
+            assert catalog.facts.of(9) == Facts(9, {}, None)
+            assert catalog.facts.costs() == {7: Cost(1.5, 2e9), 8: Cost(0.0, None)}
             catalog.commit(forgotten=[7])
-            assert catalog.facts_of(7) == Facts(7, {}, None)
-            assert catalog.costs() == {8: Cost(0.0, None)}
+            assert catalog.facts.of(7) == Facts(7, {}, None)
+            assert catalog.facts.costs() == {8: Cost(0.0, None)}
             catalog.commit(forgotten=[8])
 
     def test_of_what_is_gone_are_not_added(self, path):
@@ -196,10 +197,10 @@ class TestFacts:
             row = chest._engine.stored_row("a")
             catalog = chest._engine.open_store().catalog
             for code, generation in ((row.key, row.generation + 1), (b"sb", row.generation)):
-                catalog.add_digest(code, generation, 0, b"x" * 17)
-                assert not catalog.facts_of(generation).digests
-            catalog.add_digest(row.key, row.generation, 0, b"x" * 17)
-            assert catalog.facts_of(row.generation).digests == {0: b"x" * 17}
+                catalog.facts.add_digest(code, generation, 0, b"x" * 17)
+                assert not catalog.facts.of(generation).digests
+            catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
+            assert catalog.facts.of(row.generation).digests == {0: b"x" * 17}
 
     def test_of_what_is_written_in_place_go_and_do_not_come_back(self, path):
         with arraychest.Chest(path=path) as chest:
@@ -207,12 +208,12 @@ class TestFacts:
             chest.flush()
             row = chest._engine.stored_row("a")
             store = chest._engine.open_store()
-            store.catalog.add_digest(row.key, row.generation, 0, b"x" * 17)
+            store.catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
             with chest._engine.committer.committing():
                 store.write_in_place(row)
-            store.catalog.add_digest(row.key, row.generation, 0, b"x" * 17)
-            assert not store.catalog.facts_of(row.generation).digests
-            assert store.catalog.is_written_in_place(row.generation)
+            store.catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
+            assert not store.catalog.facts.of(row.generation).digests
+            assert store.catalog.facts.is_written_in_place(row.generation)
 
     def test_of_many_values_cost_no_look_at_each(self, path):
         with arraychest.Chest(path=path) as chest:

@@ -316,7 +316,7 @@ def test_the_count_of_bytes_stays_right_and_is_counted_anew_after_a_death(path):
         two["y"] = large(1)
         two.flush()
         with two._engine.writer.lock:
-            store.catalog.end_snapshot()
+            store.catalog.database.end_snapshot()
         assert store.counter.stored == store.catalog.stored_bytes()
     audit(path)
 

@@ -1,0 +1,165 @@
+"""What the catalog knows of values beside their rows: checksums, digests, costs and expiry.
+
+The tables are ``checksum``, ``digest`` and ``cost``; `schema` says what they hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Sequence
+
+from arraychest.catalog.changes import ChangeFeed
+from arraychest.catalog.connection import Database, grouped, in_room
+from arraychest.catalog.record import Cost, Facts
+from arraychest.errors import ChestFormatError
+from arraychest.formats.checksums import Extent
+
+# The tables of what is known of a value by its generation.
+_BY_GENERATION = ("digest", "cost")
+
+# SQLite lets anything be anywhere; what is no fact, or too long to be one, is as good as missing.
+_GOOD_DIGEST = "AND typeof(digest) = 'blob' AND length(digest) < 100"
+_GOOD_COST = (
+    "AND typeof(seconds) = 'real' AND seconds BETWEEN 0 AND 1e300"
+    " AND typeof(expires) IN ('real', 'null')"
+)
+
+
+class FactTables:
+    """The facts in one catalog.
+
+    Parameters
+    ----------
+    database
+        The catalog's.
+    changes
+        Where others are told of what changes.
+    """
+
+    def __init__(self, database: Database, changes: ChangeFeed) -> None:
+        self.database = database
+        self._changes = changes
+
+    def of(self, generation: int) -> Facts:
+        """What is known of a value.  Some 8 us."""
+        digests = self.database.read(
+            f"SELECT part, digest FROM digest WHERE gen = ? {_GOOD_DIGEST}", generation
+        )
+        costs = self.database.read(
+            f"SELECT seconds, expires FROM cost WHERE gen = ? {_GOOD_COST}", generation
+        )
+        return Facts(generation, dict(digests), Cost(*costs[0]) if costs else None)
+
+    def costs(self) -> dict[int, Cost]:
+        """What the values took to compute, by generation, of all that were computed."""
+        rows = self.database.read(f"SELECT gen, seconds, expires FROM cost WHERE true {_GOOD_COST}")
+        return {generation: Cost(seconds, expires) for generation, seconds, expires in rows}
+
+    @in_room()
+    def add_digest(self, code: bytes, generation: int, part: int, digest: bytes) -> None:
+        """Note what a key's value contains, unless it is gone, or written to in place."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO digest SELECT ?, ?, ? WHERE EXISTS ("
+                "SELECT 1 FROM entry WHERE key = ? AND gen = ?) AND NOT EXISTS ("
+                "SELECT 1 FROM checksum WHERE file = ? AND start = 0 AND sums = x'')",
+                (generation, part, digest, code, generation, generation),
+            )
+
+    @in_room()
+    def add_sums(self, extents: Sequence[tuple[Extent, bytes]]) -> None:
+        """Note the checksums of these, unless they are gone or written to in place meanwhile."""
+        with self.database.transaction() as connection:
+            for extent, sums in extents:
+                there = "pack WHERE id = ?"
+                row = [extent.file, extent.start, extent.nbytes, sums, extent.file]
+                if extent.key is not None:
+                    there = "entry WHERE gen = ? AND key = ?"
+                    row.append(extent.key)
+                connection.execute(
+                    "INSERT OR IGNORE INTO checksum SELECT ?, ?, ?, ? "
+                    f"WHERE EXISTS (SELECT 1 FROM {there})",
+                    row,
+                )
+
+    def sums_of(self, file: int) -> list[tuple[int, int, bytes]]:
+        """``(start, bytes, sums)`` of what is known of a file, by its generation or pack."""
+        rows = self.database.read(
+            "SELECT start, bytes, sums FROM checksum WHERE file = ? ORDER BY start", file
+        )
+        for start, nbytes, sums in rows:
+            if not (type(start) is type(nbytes) is int and type(sums) is bytes):
+                raise ChestFormatError(
+                    f"expected checksums in {self.database.path}, found {rows!r:.200}"
+                )
+        return rows
+
+    @in_room()
+    def note_written_in_place(self, generation: int, change: int | None) -> None:
+        """Note that a value's file changes while it is stored: no sums of it are right.
+
+        Others are told (see `ChangeFeed.telling`): they may have the file mapped, and know what it
+        contains.
+        """
+        with self._changes.telling(change, ()) as connection:
+            connection.execute("DELETE FROM checksum WHERE file = ?", (generation,))
+            connection.execute("INSERT INTO checksum VALUES (?, 0, 0, x'')", (generation,))
+            connection.execute("DELETE FROM digest WHERE gen = ?", (generation,))
+
+    def is_written_in_place(self, generation: int) -> bool:
+        """Whether `note_written_in_place` was called for a value."""
+        sql = "SELECT count(*) FROM checksum WHERE file = ? AND start = 0 AND sums = x''"
+        return bool(self.database.read(sql, generation)[0][0])
+
+
+def add_facts(connection: sqlite3.Connection, facts: Facts) -> None:
+    """Note what is known of a value, within a transaction."""
+    for part, digest in facts.digests.items():
+        connection.execute(
+            "INSERT OR REPLACE INTO digest VALUES (?, ?, ?)", (facts.generation, part, digest)
+        )
+    if facts.cost is not None:
+        connection.execute(
+            "INSERT OR REPLACE INTO cost VALUES (?, ?, ?)", (facts.generation, *facts.cost)
+        )
+
+
+def forget_sums(connection: sqlite3.Connection, files: Sequence[int]) -> None:
+    """Forget the checksums of files, by generation or pack, within a transaction."""
+    for group in grouped(sorted(files)):
+        marks = ",".join("?" * len(group))
+        connection.execute(f"DELETE FROM checksum WHERE file IN ({marks})", group)
+
+
+def forget_facts(connection: sqlite3.Connection, generations: Sequence[int]) -> None:
+    """Forget what is known of values that are no more, within a transaction."""
+    for table in _filled_tables(connection) if generations else ():
+        for group in grouped(sorted(generations)):
+            marks = ",".join("?" * len(group))
+            connection.execute(f"DELETE FROM {table} WHERE gen IN ({marks})", group)
+
+
+def forget_strays(connection: sqlite3.Connection) -> None:
+    """Forget all that is known of values and packs that are not there, within a transaction."""
+    connection.execute(
+        "DELETE FROM checksum WHERE file NOT IN (SELECT gen FROM entry WHERE pack IS NULL)"
+        " AND file NOT IN (SELECT id FROM pack)"
+    )
+    for table in _filled_tables(connection):
+        connection.execute(f"DELETE FROM {table} WHERE gen NOT IN (SELECT gen FROM entry)")
+
+
+def forget_all(connection: sqlite3.Connection) -> None:
+    """Forget all that is known of any value, within a transaction."""
+    for table in ("checksum", *_BY_GENERATION):
+        connection.execute(f"DELETE FROM {table}")
+
+
+def _filled_tables(connection: sqlite3.Connection) -> list[str]:
+    """Those that are not empty: mostly all are, and need not be searched."""
+    found = [
+        connection.execute(f"SELECT EXISTS(SELECT 1 FROM {table})").fetchone()[0]
+        for table in _BY_GENERATION
+    ]
+    return list(itertools.compress(_BY_GENERATION, found))
