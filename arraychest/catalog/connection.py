@@ -404,7 +404,7 @@ class Database:
 
 
 class _Holder(Protocol):
-    # Reads or changes a database.
+    """What reads or changes a database."""
 
     @property
     def database(self) -> Database: ...
