@@ -36,6 +36,9 @@ import numpy as np
 # Bytes that one checksum is of; the last one's may be fewer.
 PIECE_BYTES = 1 << 20
 
+# Bytes of a checksum where it is stored.
+PACKED_BYTES = 4
+
 # How many sums of words a piece has.  A prime just below the 512 words of a page.
 _SUMS = 509
 _WORD_BYTES = 8

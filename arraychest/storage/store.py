@@ -438,8 +438,11 @@ class Store:
         head = npy.header(form)
         end = len(head) + form.nbytes
         stamp, generation = _new_stamp(), self.new_generation()
-        listed = self._directory_of_draft(stamp, generation, seq, form.nbytes, code, text)
-        stored = end + len(listed) + npy.TRAILER_BYTES
+        # Only its size: a disk refuses the file before its checksums take room in RAM.
+        listed = len(_directory_of_one(stamp, generation, seq, form.nbytes, code, text, b""))
+        if self._checksums:
+            listed += checksums.PACKED_BYTES * checksums.count(form.nbytes)
+        stored = end + listed + npy.TRAILER_BYTES
         row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
         name = value_name(row)
         copied = None
@@ -459,8 +462,8 @@ class Store:
             fd = self.files.create(name, stored, None)
         try:
             # Not sealed yet, also where it began as a copy of a file that is.
-            tail = [listed, bytes(npy.TRAILER_BYTES)]
-            value_files.write_all(fd, tail, list(map(len, tail)), end)
+            tail = bytes(npy.TRAILER_BYTES)
+            value_files.write_all(fd, [tail], [len(tail)], end + listed)
             value_files.write_all(fd, [head], [len(head)], 0)
         except BaseException:
             os.close(fd)
@@ -478,36 +481,13 @@ class Store:
         assert row.stamp is not None
         nbytes = parse_form(row.form).nbytes
         end = row.offset + nbytes
+        sums = checksums.of_file(fd, row.offset, nbytes) if self._checksums else b""
         code = KeyCode(row.key, row.exact)
-        listed = self._directory_of_draft(
-            row.stamp, row.generation, row.seq, nbytes, code, row.form, fd, row.offset
-        )
+        listed = _directory_of_one(row.stamp, row.generation, row.seq, nbytes, code, row.form, sums)
         tail = [listed, npy.trailer(row.stamp, end, len(listed))]
         value_files.write_all(fd, tail, list(map(len, tail)), end)
         self.files.sync(value_name(row), fd)
         self.bytes_written += row.stored
-
-    def _directory_of_draft(
-        self,
-        stamp: int,
-        generation: int,
-        seq: int,
-        nbytes: int,
-        code: KeyCode,
-        text: str,
-        fd: int | None = None,
-        offset: int = 0,
-    ) -> bytes:
-        """The directory of a file that `create` makes: as long as it will be once it is sealed.
-
-        With `fd`, a descriptor of the file, it has the checksums of the data at `offset`.
-        """
-        sums = b""
-        if self._checksums:
-            sums = bytes(4 * checksums.count(nbytes))
-            if fd is not None:
-                sums = checksums.of_file(fd, offset, nbytes).ljust(len(sums), b"\0")
-        return _directory_of_one(stamp, generation, seq, nbytes, code, text, sums)
 
     def remove_draft(self, row: Row) -> None:
         """Remove a file that `create` made."""
