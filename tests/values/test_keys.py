@@ -25,7 +25,8 @@ import arraychest
 from arraychest.errors import AbsentKeyError, KeyTypeError
 from arraychest.memory.memtable import Index
 from arraychest.memory.pool import Pool
-from arraychest.values.keys import MAX_DEPTH, decode_key, encode_key, file_stem, group_of
+from arraychest.values.file_stems import file_stem
+from arraychest.values.keys import MAX_DEPTH, decode_key, encode_key, group_of
 from tests.support import named
 
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
