@@ -51,7 +51,8 @@ from arraychest.storage.eviction import Candidate, Evictor, freed_by, touch
 from arraychest.storage.quota import FILE_OVERHEAD, SMALL_OVERHEAD, Quota
 from arraychest.storage.reading import pack_name, value_name
 from arraychest.storage.store import Store
-from arraychest.values.keys import PLAIN_TYPES, decode_key, encode_key, fitting_stem, lookup_of
+from arraychest.values.file_stems import fitting_stem
+from arraychest.values.keys import PLAIN_TYPES, decode_key, encode_key, lookup_of
 
 logger = logging.getLogger("arraychest")
 
