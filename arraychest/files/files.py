@@ -292,13 +292,14 @@ class Files:
                 self._unlink(name)
             raise
 
-    def stream(self, name: str, produce: Callable[[Put], int]) -> int:
+    def stream(self, name: str, produce: Callable[[Put, int], int]) -> int:
         """Write a new file of which nobody knows the size yet, and return it in bytes.
 
         Parameters
         ----------
         produce
-            Is given what writes buffers at an offset, and returns the size.
+            Is given what writes buffers at an offset, and a descriptor to read what is written;
+            returns the size.
 
         Raises
         ------
@@ -307,7 +308,7 @@ class Files:
         """
         self.folder.check()
         self.loose.add(name)
-        fd = self.with_room(lambda: self._create(name))
+        fd = self.with_room(lambda: self._create(name, os.O_RDWR))
         reserved = 0
 
         def put(at: int, buffers: Buffers) -> None:
@@ -325,7 +326,7 @@ class Files:
 
         try:
             try:
-                nbytes = produce(put)
+                nbytes = produce(put, fd)
                 os.ftruncate(fd, nbytes)
                 if self.durable:
                     os.fsync(fd)
