@@ -428,6 +428,7 @@ LARGE_1 = (
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "change",
     [
