@@ -365,7 +365,7 @@ def late(request: pytest.FixtureRequest) -> Iterator[bool]:
     return request.param
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_crash_at_a_sampled_file_operation_leaves_all_or_nothing(tmp_path, originals, name, late):
     total = count_operations(OPERATIONS[name], *copied(originals, name, tmp_path / "counted"))

@@ -416,6 +416,7 @@ LARGE_1 = (
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "change",
     [
