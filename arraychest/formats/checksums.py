@@ -28,16 +28,21 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from arraychest.parallel import in_order
 
 # Bytes that one checksum is of; the last one's may be fewer.
 PIECE_BYTES = 1 << 20
 
 # Bytes of a checksum where it is stored.
 PACKED_BYTES = 4
+
+# What one thread reads with one buffer, whose pages take as long to make as to read a MiB.
+GROUP_BYTES = 16 << 20
 
 # How many sums of words a piece has.  A prime just below the 512 words of a page.
 _SUMS = 509
@@ -82,20 +87,30 @@ def of_buffers(buffers: Iterable[bytes | memoryview]) -> bytes:
     return _packed(found)
 
 
-def of_file(fd: int, start: int, nbytes: int) -> bytes:
-    """The checksums of a part of an open file; fewer where the file ends before.
+def of_file(fd: int, start: int, nbytes: int, nthreads: int = 1) -> bytes:
+    """The checksums of a part of an open file; fewer where the file ends before."""
+    return _packed([each for group in in_groups(fd, start, nbytes, nthreads) for each in group])
+
+
+def in_groups(fd: int, start: int, nbytes: int, nthreads: int = 1) -> Iterator[list[int]]:
+    """The checksums of a part of an open file, those of `GROUP_BYTES` at a time.
 
     The bytes are read, not mapped: a file that is truncated meanwhile would be a bus error.
     """
-    return _packed([checksum(piece) for piece in pieces(fd, start, nbytes)])
-
-
-def pieces(fd: int, start: int, nbytes: int) -> Iterable[memoryview]:
-    """The pieces of a part of an open file, each valid until the next; fewer where it ends."""
-    buffer = memoryview(bytearray(min(PIECE_BYTES, max(nbytes, 1))))
     end = start + nbytes
-    while start < end:
-        wanted = min(len(buffer), end - start)
+    starts = range(start, end, GROUP_BYTES)
+
+    def group(at: int) -> list[int]:
+        return _of_group(fd, at, min(GROUP_BYTES, end - at))
+
+    return in_order(group, starts, nthreads if len(starts) > 1 else 1)
+
+
+def _of_group(fd: int, start: int, nbytes: int) -> list[int]:
+    buffer = memoryview(bytearray(min(PIECE_BYTES, nbytes)))
+    found = []
+    while nbytes:
+        wanted = min(len(buffer), nbytes)
         count = 0
         while count < wanted:
             read = os.preadv(fd, [buffer[count:wanted]], start + count)
@@ -103,10 +118,12 @@ def pieces(fd: int, start: int, nbytes: int) -> Iterable[memoryview]:
                 break
             count += read
         if count:
-            yield buffer[:count]
+            found.append(checksum(buffer[:count]))
         if count < wanted:
-            return
+            break
         start += count
+        nbytes -= count
+    return found
 
 
 def of_values(values: Sequence[Any]) -> bytes:

@@ -35,6 +35,7 @@ from arraychest.integrity.salvage import (
     read_all,
     read_sealed,
 )
+from arraychest.parallel import default_threads
 from arraychest.progress import SILENT, Asked, Meter, measured
 from arraychest.sharing.locks import hold_folder
 from arraychest.storage.reading import file_name, pack_name, value_name
@@ -395,7 +396,7 @@ class Inspection:
             if len(head) + form.nbytes != sealed.end or os.pread(fd, len(head), 0) != head:
                 find("damaged", f"expected the header of block {name}, found another")
             elif self._read_data:
-                found = zlib.crc32(checksums.of_file(fd, len(head), form.nbytes))
+                found = zlib.crc32(checksums.of_file(fd, len(head), form.nbytes, default_threads()))
                 self._meter.add(form.nbytes)
                 if found != known.stamp >> 30:
                     find("damaged", f"the data of block {name} have changed")
@@ -415,9 +416,9 @@ class Inspection:
         expected = checksums.unpacked(sums)
         piece = checksums.PIECE_BYTES
         found = []
-        for data in checksums.pieces(fd, row.offset, nbytes):
-            found.append(checksums.checksum(data))
-            self._meter.add(len(data))
+        for group in checksums.in_groups(fd, row.offset, nbytes, default_threads()):
+            found += group
+            self._meter.add(len(group) * piece)
         self._nbytes += row.stored - row.offset
         bad = [at for at, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1]
         if bad or len(expected) != len(found):
