@@ -36,8 +36,10 @@ from arraychest.catalog.record import (
     Row,
 )
 from arraychest.errors import ChestFormatError, CorruptEntryError
-from arraychest.files import files as value_files
-from arraychest.files.files import DATA, PACKS, SPARE, Files, Put
+from arraychest.files.files import Files
+from arraychest.files.names import DATA, PACKS, SPARE
+from arraychest.files.room import RESERVE_BYTES
+from arraychest.files.writing import Put, write_all
 from arraychest.formats import b2nd, blosc, directory, npy, pack, tree
 from arraychest.formats.blosc import Choice
 from arraychest.formats.checksums import Extent
@@ -57,7 +59,7 @@ _MOVE_BYTES = 4 << 20
 
 
 # From here on a chest is large enough to keep a reserve, which is at most a third of it all.
-_RESERVE_FROM = 2 * value_files.RESERVE_BYTES
+_RESERVE_FROM = 2 * RESERVE_BYTES
 
 # A pack is no larger than this share of a quota, where the least recently used one makes room.
 _PACKS_OF_QUOTA = 32
@@ -111,7 +113,7 @@ class Store:
         self.folder = folder
         self.files = Files(folder, durable=durable)
         if quota is not None:
-            self.files.most_spare_bytes = 0
+            self.files.spares.most_bytes = 0
         # So that what goes with one pack is a small part of all.
         self._most_pack_bytes = pack.PACK_BYTES
         if quota is not None and quota.evicts:
@@ -282,7 +284,7 @@ class Store:
                     session = self.catalog.changes.begin_session()
                     if self.locks is not None and self.shared:
                         self.locks.take(SESSION + session)
-                self.files.session = session
+                self.files.spares.session = session
                 self._next_generation = session << 32
                 self.catalog.database.raise_interrupt()
             first = self._next_generation
@@ -304,7 +306,7 @@ class Store:
         """
         if self._keeps_reserve:
             packed = sum(known.bytes for known in list(self._packs.values()))
-            if self.files.reserve_is_due or self.bytes_written + packed >= _RESERVE_FROM:
+            if self.files.room.reserve_is_due or self.bytes_written + packed >= _RESERVE_FROM:
                 self.files.hold_reserve()
 
     def write(
@@ -458,8 +460,8 @@ class Store:
         try:
             # Not sealed yet, also where it began as a copy of a file that is.
             tail = [listed, bytes(npy.TRAILER_BYTES)]
-            value_files.write_all(fd, tail, list(map(len, tail)), end)
-            value_files.write_all(fd, [head], [len(head)], 0)
+            write_all(fd, tail, list(map(len, tail)), end)
+            write_all(fd, [head], [len(head)], 0)
         except BaseException:
             os.close(fd)
             self.remove_draft(row)
@@ -469,7 +471,7 @@ class Store:
     def fill(self, fd: int, row: Row, array: np.ndarray, form: Form) -> None:
         """Write an array's elements to a file that `create` made."""
         body = npy.payload(array, form)
-        value_files.write_all(fd, body, list(map(len, body)), row.offset)
+        write_all(fd, body, list(map(len, body)), row.offset)
 
     def seal(self, row: Row, fd: int) -> None:
         """Complete a file that `create` made: from here on it is as one that `write` wrote."""
@@ -477,7 +479,7 @@ class Store:
         end = row.offset + parse_form(row.form).nbytes
         at = row.stored - npy.TRAILER_BYTES
         tail = npy.trailer(row.stamp, end, at - end)
-        value_files.write_all(fd, [tail], [len(tail)], at)
+        write_all(fd, [tail], [len(tail)], at)
         self.files.sync(value_name(row), fd)
         self.bytes_written += row.stored
 
@@ -934,7 +936,7 @@ class Store:
         self.files.remove(names, keep_spares=False)
         self.files.remove_unfinished(all_of_them=True)
         self.files.drop_reserve()
-        self.files.reserve_is_due = False
+        self.files.room.reserve_is_due = False
         self.catalog.database.raise_interrupt()
 
     def become_reader(self) -> None:
