@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import math
 import multiprocessing.resource_tracker
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -54,6 +56,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # The same properties, looked at for longer.
         if _stress(config) and is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.stress)
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled") is not None:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for name, all_of_it in cases.items():
+        for item in set(all_of_it) - _sample(name, all_of_it):
+            item.add_marker(pytest.mark.slow)
+
+
+def _sample(name: str, items: list[pytest.Item]) -> set[pytest.Item]:
+    """One case in so many of a test, the same ones each time.
+
+    A next case is the one that brings the most values of parameters that no other one brought.
+    """
+    mark = items[0].get_closest_marker("sampled")
+    assert mark is not None
+    (one_in,) = mark.args
+    left = random.Random(name).sample(items, len(items))  # so that no two parameters go together
+    values = {item: set(item.callspec.indices.items()) for item in left}  # type: ignore[attr-defined]
+    chosen: set[pytest.Item] = set()
+    seen: set[tuple[str, int]] = set()
+    while len(chosen) < math.ceil(len(items) / one_in):
+        item = max(left, key=lambda item: len(values[item] - seen))
+        left.remove(item)
+        chosen.add(item)
+        seen |= values[item]
+    return chosen
+
+
+def pytest_collection_finish() -> None:
+    # What is imported stays: the garbage collector, which some hundred tests call, need not walk
+    # through all of it each time.  That takes 0.2 s.
+    gc.collect()
+    gc.freeze()
 
 
 def _descriptors() -> dict[str, str]:

@@ -42,7 +42,6 @@ import arraychest.sharing.commit_counter
 import arraychest.sharing.locks
 import arraychest.sharing.open_folder
 import arraychest.storage.block_writer
-import arraychest.storage.checksums
 import arraychest.storage.folder
 import arraychest.storage.reading
 import arraychest.storage.store
@@ -84,7 +83,6 @@ _HOSTS = (
     arraychest.formats.manifest,
     arraychest.sharing.open_folder,
     arraychest.storage.store,
-    arraychest.storage.checksums,
 )
 _action: Action | None = None
 

@@ -37,6 +37,7 @@ class _Configured(arraychest.Chest):
     contract_mmap_mode = "r"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("place", "budget", "on_put", "mmap_mode", "compression"), CONFIGURATIONS)
 class TestEveryConfiguration(MappingContract):
     """Temporary, named with everything spilled, and closed and reopened between the steps."""

@@ -227,12 +227,14 @@ ANY_FILE: dict[str, Damage] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("damage", ANY_FILE.values(), ids=ANY_FILE)
 def test_a_damaged_value_file_is_told_and_the_rest_stays_readable(folder, damage):
     damage(file_of(folder, "large"))
     check(folder, {"large"})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("damage", ANY_FILE.values(), ids=ANY_FILE)
 def test_a_damaged_pack_is_told_and_the_rest_stays_readable(folder, damage):
     pack = file_of(folder, "small")
@@ -329,6 +331,7 @@ def test_a_flipped_byte_in_the_trailer_is_told(folder, at):
     check(folder, {"large"})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("at", range(0, 128, 9))
 def test_a_flipped_byte_in_an_npy_header_changes_nothing_here(folder, at):
     """Shape and dtype come from the catalog; the header is for `np.load`."""
@@ -462,6 +465,7 @@ CATALOGS: dict[str, Damage] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["r", "a"])
 @pytest.mark.parametrize("damage", CATALOGS.values(), ids=CATALOGS)
 def test_a_damaged_catalog_is_an_error_of_ours_and_nothing_is_touched(folder, damage, mode):
@@ -585,6 +589,7 @@ def tamper(folder: Path, key: Any, /, **columns: Any) -> None:
         connection.close()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", HOSTILE_FORMS.values(), ids=HOSTILE_FORMS)
 def test_a_hostile_form_is_told_and_never_evaluated(folder, form):
     def child(say: Say) -> None:
@@ -625,6 +630,7 @@ NUMBERS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
 @pytest.mark.parametrize("column", ["gen", "pack", "offset", "stored", "stamp"])
 @pytest.mark.parametrize("key", ["small", "large"])
@@ -708,6 +714,7 @@ def _deep() -> bytes:
 HOSTILE_KEYS["deep"] = _deep()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("where", ["key", "exact"])
 @pytest.mark.parametrize("code", HOSTILE_KEYS.values(), ids=HOSTILE_KEYS)
 def test_an_undecodable_key_is_told_and_does_no_harm(folder, code, where):

@@ -365,6 +365,7 @@ def late(request: pytest.FixtureRequest) -> Iterator[bool]:
     return request.param
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_crash_at_a_sampled_file_operation_leaves_all_or_nothing(tmp_path, originals, name, late):
     total = count_operations(OPERATIONS[name], *copied(originals, name, tmp_path / "counted"))
@@ -449,6 +450,7 @@ def _messages(data: bytes) -> Iterator[Any]:
         data = data[4 + size :]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BESIDE)
 def test_a_crash_beside_a_living_writer_leaves_all_or_nothing(tmp_path, originals, name, late):
     total = count_operations(OPERATIONS[name], *copied(originals, name, tmp_path / "counted"))

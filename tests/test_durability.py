@@ -606,6 +606,7 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_flushed(tmp_path, othe
     assert not wrong, (len(wrong), wrong[:5])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("how", ["durable=False", "an fsync that does nothing"])
 def test_a_power_cut_is_found_out_where_nothing_is_synced(tmp_path, other, name, how):

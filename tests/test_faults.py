@@ -70,6 +70,7 @@ def failing(number: int, point: str) -> Failing:
 # --- a spill that fails --------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("number", ERRORS, ids=WHICH)
 @pytest.mark.parametrize("point", POINTS)

@@ -342,6 +342,7 @@ def place(top: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("to", ["victims", "../victims", "nothing"])
 @pytest.mark.parametrize(
     "name", ["data", "packs", "spare", "quarantine", "data/XX", "data/ff", "spare/1", "spare/2"]
@@ -406,6 +407,7 @@ KINDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(
     "name",
@@ -622,6 +624,7 @@ FORMS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(len(FORMS)), ids=lambda number: repr(FORMS[number][:30]))
 def test_a_form_made_by_hand_is_told_and_never_evaluated(top, number):
     connection = sqlite3.connect(top / "chest" / "catalog.sqlite")

@@ -272,6 +272,7 @@ def test_a_disk_with_little_room(tiny_disk, operation):
     assert fared[-1], "room enough for it"
 
 
+@pytest.mark.sampled(4)
 @operations
 def test_a_disk_without_inodes(tiny_disk, operation):
     path = tiny_disk / "chest"
@@ -294,6 +295,7 @@ def test_a_disk_without_inodes(tiny_disk, operation):
     survived(child)
 
 
+@pytest.mark.sampled(3)
 @operations
 def test_a_process_that_may_write_no_large_files(tmp_path, operation):
     path = tmp_path / "chest"
@@ -313,6 +315,7 @@ def test_a_process_that_may_write_no_large_files(tmp_path, operation):
     survived(child)
 
 
+@pytest.mark.sampled(4)
 @operations
 def test_a_process_without_descriptors(tmp_path, operation):
     path = tmp_path / "chest"
@@ -359,6 +362,7 @@ def test_a_medium_that_is_read_only_is_read(tiny_disk):
         check(chest, verify, done=True)
 
 
+@pytest.mark.sampled(2)
 @operations
 def test_a_folder_that_is_removed_under_a_chest(tmp_path, operation):
     path = tmp_path / "chest"

@@ -138,6 +138,7 @@ class TestEveryKindOfArray:
         assert not chest["x"].flags.writeable
         assert_identical(chest["x"], array.copy(), order=False)
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("on_put", ["freeze", "copy", "share"])
     def test_is_charged_what_it_keeps_alive_and_let_go_after_storing(
         self, kind, on_put, make_chest

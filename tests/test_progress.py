@@ -128,6 +128,7 @@ class Cancelled(Exception):
     pass
 
 
+@pytest.mark.sampled(3)
 @each_work
 @pytest.mark.parametrize(
     "error",

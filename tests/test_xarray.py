@@ -300,6 +300,7 @@ def in_other_chunks(path):
     )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("read", "compression"),
     [(lazily, None), (lazily, "zstd"), (in_stored_chunks, None), (in_other_chunks, "zstd")],

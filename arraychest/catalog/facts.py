@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from arraychest.catalog.changes import ChangeFeed
 from arraychest.catalog.connection import Database, grouped, in_room
 from arraychest.catalog.record import Cost, Facts
-from arraychest.errors import ChestFormatError
-from arraychest.formats.checksums import Extent
 
 # The tables of what is known of a value by its generation.
 _BY_GENERATION = ("digest", "cost")
@@ -66,34 +64,6 @@ class FactTables:
                 "SELECT 1 FROM checksum WHERE file = ? AND start = 0 AND sums = x'')",
                 (generation, part, digest, code, generation, generation),
             )
-
-    @in_room()
-    def add_sums(self, extents: Sequence[tuple[Extent, bytes]]) -> None:
-        """Note the checksums of these, unless they are gone or written to in place meanwhile."""
-        with self.database.transaction() as connection:
-            for extent, sums in extents:
-                there = "pack WHERE id = ?"
-                row = [extent.file, extent.start, extent.nbytes, sums, extent.file]
-                if extent.key is not None:
-                    there = "entry WHERE gen = ? AND key = ?"
-                    row.append(extent.key)
-                connection.execute(
-                    "INSERT OR IGNORE INTO checksum SELECT ?, ?, ?, ? "
-                    f"WHERE EXISTS (SELECT 1 FROM {there})",
-                    row,
-                )
-
-    def sums_of(self, file: int) -> list[tuple[int, int, bytes]]:
-        """``(start, bytes, sums)`` of what is known of a file, by its generation or pack."""
-        rows = self.database.read(
-            "SELECT start, bytes, sums FROM checksum WHERE file = ? ORDER BY start", file
-        )
-        for start, nbytes, sums in rows:
-            if not (type(start) is type(nbytes) is int and type(sums) is bytes):
-                raise ChestFormatError(
-                    f"expected checksums in {self.database.path}, found {rows!r:.200}"
-                )
-        return rows
 
     @in_room()
     def note_written_in_place(self, generation: int, change: int | None) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
-import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,9 +18,9 @@ import numpy as np
 import arraychest
 from arraychest.cli import picture
 from arraychest.cli.errors import CommandError
-from arraychest.cli.sampling import Journal, Progress, Sample, Sampler, anonymous_bytes
+from arraychest.cli.reopening import read_again
+from arraychest.cli.sampling import Journal, Progress, Sample, Sampler
 from arraychest.cli.terrain import (
-    LEVELS,
     PYRAMID_LAYERS,
     Dem,
     Grid,
@@ -45,15 +41,10 @@ MIN_SIZE, MAX_SIZE = 256, 65536
 # A few tiles: with less every tile goes straight to disk, and there is no budget to look at.
 MIN_BUDGET = 8 << 20
 
-# Side of the window that the fresh process reads, in cells.
-WINDOW = 256
-
 # Under this key a chest keeps how it was computed.
 _JOURNAL = "journal"
 for _kind in (Journal, Sample, arraychest.Stats):
     arraychest.register(_kind)
-
-_PEEK = "from arraychest.cli.demo import peek; peek()"
 
 
 def add_commands(commands: Any) -> None:
@@ -180,7 +171,7 @@ def _run(arguments: argparse.Namespace) -> int:
         journal, done = _compute(plan, path, arguments.budget)
         _print_memory(journal)
         _make_sheets(path, grid, arguments.budget, done)
-        _read_again(path, grid)
+        read_again(path, grid)
         if not arguments.no_picture:
             with arraychest.open(path, available_memory=arguments.budget) as chest:
                 # The journal, with its times, is of one run only, and so are the layers.
@@ -271,10 +262,60 @@ def _print_plan(dem: Dem, grid: Grid, plan: list[Stage], budget: int) -> None:
 class _Run:
     """What is under way, and how much was put so far."""
 
-    def __init__(self, chest: arraychest.Chest, show: Callable[[str, int], object]) -> None:
+    def __init__(
+        self, chest: arraychest.Chest, plan: list[Stage], progress: Progress, sampler: Sampler
+    ) -> None:
         self.chest = chest
-        self.show = show
         self.put = self.arrays = self.done = 0
+        # The second at which the work on some layers began, and their names.
+        self.starts: list[tuple[float, str]] = []
+        self._total = sum(_tiles_of(stage) for stage in plan)
+        self._progress = progress
+        self._sampler = sampler
+
+    def begin(self, stage: Stage) -> None:
+        """Note when the work on a stage begins; the levels of the pyramid are one line."""
+        self._began = self._sampler.elapsed()
+        label = ", ".join(stage.layers)
+        if "/" not in label:
+            self.starts.append((self._began, label))
+        elif self.starts[-1][1] != "pyramid":
+            self.starts.append((self._began, "pyramid"))
+
+    def tile_done(self, stage: Stage) -> None:
+        """Move the bars."""
+        self.done += 1
+        self._progress.show(stage.title, self.done / self._total, self._sampler.samples[-1])
+
+    def end(self, stage: Stage, is_kept: bool) -> None:
+        """Print a line about a stage, whose tiles were computed now or kept from an earlier run."""
+        if is_kept:
+            self.done += _tiles_of(stage)
+            seconds = self._sampler.look().seconds - self._began
+            self._progress.line(f"  {stage.title:<24} {seconds:5.2f} s   kept")
+        else:
+            self._line(stage.title, self._began, "spilled")
+
+    def flush(self) -> None:
+        """Flush the chest, and print a line about it."""
+        began = self._sampler.elapsed()
+        self.chest.flush()
+        if self.arrays:
+            self._line("flushed", began, "stored")
+        else:
+            seconds = self._sampler.look().seconds
+            self._progress.line(f"  {'everything':<24} {seconds:5.2f} s   kept")
+
+    def _line(self, title: str, began: float, where: str) -> None:
+        now = self._sampler.look()
+        self._progress.line(
+            f"  {title:<24} {now.seconds - began:5.1f} s   "
+            f"{format_bytes(now.resident):>8} in RAM   {format_bytes(now.spilled):>8} {where}"
+        )
+
+
+def _tiles_of(stage: Stage) -> int:
+    return stage.grid.tile_rows * stage.grid.tile_cols
 
 
 def _layers(stage: Stage, after: str, run: _Run) -> dict[str, int]:  # noqa: ARG001  # see `_compute`
@@ -285,9 +326,8 @@ def _layers(stage: Stage, after: str, run: _Run) -> dict[str, int]:  # noqa: ARG
             run.put += tile.nbytes
             run.arrays += 1
             run.chest[layer, row, col] = tile
-        run.done += 1
-        run.show(stage.title, run.done)
-    return dict.fromkeys(stage.layers, stage.grid.tile_rows * stage.grid.tile_cols)
+        run.tile_done(stage)
+    return dict.fromkeys(stage.layers, _tiles_of(stage))
 
 
 def _compute(plan: list[Stage], path: str, budget: int) -> tuple[Journal, str]:
@@ -298,58 +338,25 @@ def _compute(plan: list[Stage], path: str, budget: int) -> tuple[Journal, str]:
     known = os.path.isdir(path) and _is_ours(path)
     # "x": whatever lies in the folder, it is never this command's to empty.
     chest = arraychest.Chest(path=path, available_memory=budget, mode="a" if known else "x")
-    total = sum(stage.grid.tile_rows * stage.grid.tile_cols for stage in plan)
-    starts: list[tuple[float, str]] = []
     try:
         with Progress(budget) as progress, Sampler(chest) as sampler:
-            run = _Run(
-                chest,
-                lambda title, done: progress.show(title, done / total, sampler.samples[-1]),
-            )
+            run = _Run(chest, plan, progress, sampler)
             layers = chest.cache(_layers, ignore=["run"])
             after = ""
             for stage in plan:
-                began = sampler.elapsed()
-                label = ", ".join(stage.layers)
-                if "/" not in label:
-                    starts.append((began, label))
-                elif starts[-1][1] != "pyramid":
-                    starts.append((began, "pyramid"))
+                run.begin(stage)
                 misses = layers.stats().misses
-                if not all(
-                    (layer, row, col) in chest
-                    for layer in stage.layers
-                    for row, col in stage.grid.tiles()
-                ):
+                if not _is_complete(stage, chest):
                     # Removed, or not stored when an earlier run was killed.
                     layers.invalidate(stage, after, run)
                 layers(stage, after, run)
                 # Each depends on those before it: what it is called says which those were.
                 after = layers.key(stage, after, run)
-                now = sampler.look()
-                if layers.stats().misses == misses:
-                    run.done += stage.grid.tile_rows * stage.grid.tile_cols
-                    progress.line(f"  {stage.title:<24} {now.seconds - began:5.2f} s   kept")
-                    continue
-                progress.line(
-                    f"  {stage.title:<24} {now.seconds - began:5.1f} s   "
-                    f"{format_bytes(now.resident):>8} in RAM   "
-                    f"{format_bytes(now.spilled):>8} spilled"
-                )
+                run.end(stage, is_kept=layers.stats().misses == misses)
             stats = chest.stats()
-            began = sampler.elapsed()
-            chest.flush()
-            now = sampler.look()
-            if run.arrays:
-                progress.line(
-                    f"  {'flushed':<24} {now.seconds - began:5.1f} s   "
-                    f"{format_bytes(now.resident):>8} in RAM   "
-                    f"{format_bytes(now.spilled):>8} stored"
-                )
-            else:
-                progress.line(f"  {'everything':<24} {now.seconds:5.2f} s   kept")
+            run.flush()
         if run.arrays:
-            chest[_JOURNAL] = Journal(sampler.samples, starts, run.put, run.arrays, stats)
+            chest[_JOURNAL] = Journal(sampler.samples, run.starts, run.put, run.arrays, stats)
         else:
             print(
                 "\nNothing had to be computed: all of this was kept from an earlier run, of which"
@@ -365,6 +372,12 @@ def _compute(plan: list[Stage], path: str, budget: int) -> tuple[Journal, str]:
                 chest.drop()
         raise
     return journal, after
+
+
+def _is_complete(stage: Stage, chest: arraychest.Chest) -> bool:
+    return all(
+        (layer, row, col) in chest for layer in stage.layers for row, col in stage.grid.tiles()
+    )
 
 
 def _print_memory(journal: Journal) -> None:
@@ -431,72 +444,3 @@ def _make_sheets(path: str, grid: Grid, budget: int, after: str) -> None:
             f"  {codec:<6} {count:>7,} arrays of {format_bytes(before):>8} in "
             f"{format_bytes(stored):>8}{saved}"
         )
-
-
-# --- a fresh process ---------------------------------------------------------------------------
-
-
-def _read_again(path: str, grid: Grid) -> None:
-    """Have a fresh process open the chest and read one window, and compare what it read."""
-    with arraychest.open(path, mode="r") as chest:
-        small = grid
-        for _ in range(LEVELS):
-            small = small.halved()
-        tops = window(chest, level_name("elevation", LEVELS), small, 0, small.rows, 0, small.cols)
-        peak = np.unravel_index(np.argmax(tops), tops.shape)
-        row, col = (
-            min(max(int(at) * 2**LEVELS, WINDOW // 2), side - WINDOW // 2)
-            for at, side in zip(peak, (grid.rows, grid.cols), strict=True)
-        )
-        bounds = [row - WINDOW // 2, row + WINDOW // 2, col - WINDOW // 2, col + WINDOW // 2]
-        here = zlib.crc32(window(chest, "elevation", grid, *bounds).data)
-    question = json.dumps({"path": path, "grid": grid, "bounds": bounds})
-    child = subprocess.run(  # noqa: S603  # this interpreter, and a program without parameters
-        [sys.executable, "-c", _PEEK], input=question, capture_output=True, text=True, check=False
-    )
-    if child.returncode:
-        reason = child.stderr.strip().rpartition("\n")[2]
-        raise CommandError(f"the fresh process ended with code {child.returncode}: {reason}")
-    found = json.loads(child.stdout)
-    if found["crc"] != here:
-        raise CommandError("the fresh process read other numbers than were stored")
-    anonymous = found["anonymous"]
-    print(
-        f"\nOpened again by a fresh process: {found['opened'] * 1e3:.1f} ms to open "
-        f"{found['entries']:,} arrays, {found['first'] * 1e6:.0f} us more to the first\n"
-        f"element, elevation[{bounds[0]}, {bounds[2]}] = {found['element']:.1f} m.\n"
-        f"Its window elevation[{bounds[0]}:{bounds[1]}, {bounds[2]}:{bounds[3]}] around the summit:"
-        f" shape {tuple(found['shape'])}, {found['dtype']},\n"
-        f"{found['min']:.1f} to {found['max']:.1f} m, mean {found['mean']:.1f} m, the bits that "
-        "were stored.\n"
-        f"Anonymous memory of that process: "
-        f"{'not available' if anonymous is None else format_bytes(anonymous)}."
-    )
-
-
-def peek() -> None:
-    """Read one window of a chest: what the fresh process runs, JSON in and JSON out."""
-    asked = json.load(sys.stdin)
-    grid, bounds = Grid(*asked["grid"]), asked["bounds"]
-    began = time.perf_counter()
-    with arraychest.open(asked["path"], mode="r") as chest:
-        opened = time.perf_counter()
-        tile_row, row = divmod(bounds[0], grid.tile)
-        tile_col, col = divmod(bounds[2], grid.tile)
-        element = chest["elevation", tile_row, tile_col][row, col]
-        first = time.perf_counter()
-        cells = window(chest, "elevation", grid, *bounds)
-        answer = {
-            "opened": opened - began,
-            "first": first - opened,
-            "element": float(element),
-            "entries": len(chest),
-            "shape": cells.shape,
-            "dtype": str(cells.dtype),
-            "min": float(cells.min()),
-            "max": float(cells.max()),
-            "mean": float(cells.mean()),
-            "crc": zlib.crc32(cells.data),
-            "anonymous": anonymous_bytes(),
-        }
-    json.dump(answer, sys.stdout)

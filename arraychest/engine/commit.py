@@ -51,7 +51,8 @@ from arraychest.storage.eviction import Candidate, Evictor, freed_by, touch
 from arraychest.storage.quota import FILE_OVERHEAD, SMALL_OVERHEAD, Quota
 from arraychest.storage.reading import pack_name, value_name
 from arraychest.storage.store import Store
-from arraychest.values.keys import PLAIN_TYPES, decode_key, encode_key, fitting_stem, lookup_of
+from arraychest.values.file_stems import fitting_stem
+from arraychest.values.keys import PLAIN_TYPES, decode_key, encode_key, lookup_of
 
 logger = logging.getLogger("arraychest")
 
@@ -75,8 +76,7 @@ _VERSION = operator.attrgetter("version")
 class Job(NamedTuple):
     """Values to store together: slots, each with the version that was picked, or a batch.
 
-    With `compact` it is a pack to compact, with `sums` some of the checksums that wait; a job
-    without anything commits the deletions that wait.
+    With `compact` it is a pack to compact; a job without anything commits the deletions that wait.
     """
 
     slots: list[Slot]
@@ -86,14 +86,13 @@ class Job(NamedTuple):
     small: bool = False
     batch: Batch | None = None
     compact: int | None = None
-    sums: bool = False
     # Of `arrays`: their slots may have values of other kinds by the time that these are written.
     kinds: Sequence[Kind] = ()
 
     @property
     def only_deletes(self) -> bool:
         """Whether there is nothing to store."""
-        return not self.arrays and self.compact is None and not self.sums
+        return not self.arrays and self.compact is None
 
 
 class Counters:
@@ -859,34 +858,6 @@ class Committer:
             return None
         raw = slot.raw
         return slot if raw is not None and raw[GENERATION] == row.generation else None
-
-    # --- checksums -------------------------------------------------------------------------
-
-    @property
-    def sums_wait(self) -> bool:
-        """Whether checksums are to be computed or committed."""
-        return self._store is not None and self._store.sums.wait
-
-    def forget_sums(self) -> None:
-        """Compute no more checksums: the folder is going to be removed."""
-        if self._store is not None:
-            self._store.sums.forget()
-
-    def sum_some(self) -> None:
-        """Compute some of the checksums that wait, and commit them once they are all there.
-
-        Raises
-        ------
-        OSError, ArrayChestError
-            They could not be committed; they are tried again after the next commit.
-        """
-        store = self._store
-        assert store is not None
-        store.sums.compute()
-        if store.sums.due:
-            with self.committing():
-                store.sums.commit()
-                store.catalog.database.raise_interrupt()
 
     # --- compaction ------------------------------------------------------------------------
 

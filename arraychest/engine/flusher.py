@@ -11,9 +11,7 @@ Everything here is decided under one lock, the chest's, which is never held whil
 or written.  Commits follow one another under a second lock: take `commit_lock` before `lock`.
 
 Threads are started when there is something to store and end a moment after there is nothing more:
-none outlives a close, and none has to be told that the interpreter exits.  In this moment, before
-it ends, a thread computes the checksums of what was stored, and goes back to storing as soon as
-there is something.
+none outlives a close, and none has to be told that the interpreter exits.
 
 Several values are written and committed as one job: small ones by thousands, others until they have
 `TOGETHER_BYTES`.  Where little is left to store one thread does it all.
@@ -86,9 +84,6 @@ class Flusher:
         self._jobs = self.callers = 0
         self._in_flight = 0
         self._packing = False
-        # Whether a thread computes checksums, and how many wait for the last one.
-        self._summing = False
-        self._sums_awaited = 0
         self._at_rest: Callable[[], object] | None = None
         # The last look for a victim found none, and nothing has changed since that could give
         # one: a look goes through the whole resident set.
@@ -343,22 +338,18 @@ class Flusher:
 
     def _work_on(self, job: Job | None) -> None:
         while True:
-            lingers = True
-            if job is not None and job.sums:
-                self._sum()
-                lingers = False
-            elif job is not None:
+            if job is not None:
                 self._do(job)
             with self.lock:
                 # Together with the look for the next one: whoever waits for all jobs to be done
                 # must not see none while there is more to do.
-                if job is not None and not job.sums:
+                if job is not None:
                     self._jobs -= 1
                 job = self._next_job()
                 if job is None:
                     self._drained.notify_all()
                     self.changed.notify_all()
-                    job = (self._wait_for_job() if lingers else None) or self._sums_job()
+                    job = self._wait_for_job()
                 if job is None:
                     at_rest, self._at_rest = self._at_rest, None
                     if at_rest is not None:
@@ -377,32 +368,13 @@ class Flusher:
         self._idle += 1
         try:
             deadline = time.monotonic() + _LINGER_SECONDS
-            while not (self._handed or self._ending or self._sums_awaited):
+            while not (self._handed or self._ending):
                 left = deadline - time.monotonic()
                 if left <= 0 or not self.job_given.wait(left):
                     break
         finally:
             self._idle -= 1
         return self._handed.popleft() if self._handed else None
-
-    def _sums_job(self) -> Job | None:
-        """Checksums to compute, for a writer thread that has nothing to store."""
-        if self._summing or self._ending or not self._committer.sums_wait:
-            return None
-        if threading.current_thread() not in self._threads:
-            return None
-        self._summing = True
-        return Job([], [], [], sums=True)
-
-    def _sum(self) -> None:
-        try:
-            self._committer.sum_some()
-        except BaseException as error:  # nobody waits for them
-            traceback.clear_frames(error.__traceback__)  # as in `_do`
-            logger.warning("checksums could not be stored: %s", error)
-        with self.lock:
-            self._summing = False
-            self.changed.notify_all()
 
     def _do(self, job: Job) -> None:
         error: BaseException | None = None
@@ -574,7 +546,6 @@ class Flusher:
 
     def end_work(self) -> None:
         """A caller's thread is no longer at work.  Called under the lock."""
-        self._start_sums()
         self._drained.notify_all()
         self.changed.notify_all()
 
@@ -587,23 +558,6 @@ class Flusher:
     def unsaved(self) -> bool:
         """Whether there is anything that the catalog does not know.  Called under the lock."""
         return bool(self.resident.count or self._committer.deletions_wait)
-
-    def _start_sums(self) -> None:
-        if not self._threads and self._committer.sums_wait:
-            self._start(None)
-
-    def finish_sums(self) -> None:
-        """Return once all that is stored has its checksum, or cannot have it.
-
-        Called under the lock.
-        """
-        self._sums_awaited += 1
-        try:
-            while self._committer.sums_wait and (self._threads or self._start(None)):
-                self.job_given.notify_all()
-                self.changed.wait()
-        finally:
-            self._sums_awaited -= 1
 
     def wait_idle(self) -> None:
         """Return once no writer thread is left.  Called under the lock."""

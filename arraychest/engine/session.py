@@ -324,7 +324,6 @@ class Session:
                     if self.forked:
                         discard = False
                     elif discard:
-                        self.committer.forget_sums()
                         self.index.discard()
                         for slot in self.resident.slots():
                             self.committer.let_go(slot)
@@ -333,8 +332,6 @@ class Session:
                         # everybody but a second close, should this one be interrupted.
                         self._discarded = True
                         self.index.close()
-                    else:
-                        writer.finish_sums()
                     writer.wait_idle()
                     while not discard and self.is_writer() and writer.unsaved():
                         # Put or deleted by another thread between the flush and here.
@@ -344,7 +341,6 @@ class Session:
                         finally:
                             writer.lock.acquire()
                         # A flush does not wait for the files of what it replaced to be removed.
-                        writer.finish_sums()
                         writer.wait_idle()
                     self.closed = True
                 finally:

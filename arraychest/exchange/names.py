@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from arraychest.values.keys import fitting_stem
+from arraychest.values.file_stems import fitting_stem
 
 # Where an export keeps what only a chest needs.
 INDEX = "arraychest"

@@ -104,7 +104,7 @@ class Files:
         """Write a new file of these buffers and return its size in bytes."""
         return self._writing.write(name, buffers)
 
-    def stream(self, name: str, produce: Callable[[Put], int]) -> int:
+    def stream(self, name: str, produce: Callable[[Put, int], int]) -> int:
         """Write a new file of which nobody knows the size yet, and return it in bytes."""
         return self._writing.stream(name, produce)
 

@@ -111,13 +111,14 @@ class Writing:
                 place.unlink(name)
             raise
 
-    def stream(self, name: str, produce: Callable[[Put], int]) -> int:
+    def stream(self, name: str, produce: Callable[[Put, int], int]) -> int:
         """Write a new file of which nobody knows the size yet, and return it in bytes.
 
         Parameters
         ----------
         produce
-            Is given what writes buffers at an offset, and returns the size.
+            Is given what writes buffers at an offset, and a descriptor to read what is written;
+            returns the size.
 
         Raises
         ------
@@ -127,7 +128,7 @@ class Writing:
         place, with_room = self._place, self._room.with_room
         place.folder.check()
         place.loose.add(name)
-        fd = with_room(lambda: place.create(name))
+        fd = with_room(lambda: place.create(name, os.O_RDWR))
         reserved = 0
 
         def put(at: int, buffers: Buffers) -> None:
@@ -145,7 +146,7 @@ class Writing:
 
         try:
             try:
-                nbytes = produce(put)
+                nbytes = produce(put, fd)
                 os.ftruncate(fd, nbytes)
                 if place.durable:
                     sync(fd)

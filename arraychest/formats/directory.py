@@ -1,14 +1,15 @@
 """The directory: what a value file says of the values in it, should the catalog be lost.
 
 It lies in front of each batch of values in a pack, and behind the data in a ``.npy`` file.  Nothing
-reads it but `verify` and `repair`.
+reads it but `verify` and `repair`.  It holds the values' checksums, too (see `checksums`).
 
 Layout, little-endian: the eight bytes ``ACHESTDR``; the stamp of its file (8 bytes); its own size
 in bytes and the `zlib.crc32` of what follows (4 bytes each); the number of values (8 bytes); then
 six columns of integers: generations, places in the order of insertion (of a value that had none
 yet the highest there was), sizes in bytes, lengths of the canonical codes, lengths of the exact
 codes (-1: none), numbers of the forms; the number of forms (8 bytes) and the column of their
-lengths; then the canonical codes, the exact codes and the forms end to end.
+lengths; then the canonical codes, the exact codes and the forms end to end; then how many bytes of
+checksums each value has (8 bytes; 0 where there are none), and the checksums end to end.
 
 A column is its first value and its step (8 bytes each); where the steps are not all the same, the
 step is `_UNEVEN`, and each value follows in 8 bytes.
@@ -41,6 +42,7 @@ class Listed(NamedTuple):
     key: bytes
     exact: bytes | None
     form: str
+    sums: bytes
 
 
 def encode(
@@ -51,8 +53,12 @@ def encode(
     codes: Sequence[bytes],
     exacts: Sequence[bytes | None],
     forms: Sequence[str],
+    sums: bytes,
 ) -> bytes:
-    """The directory of these values, column by column.  Some 0.2 us a value."""
+    """The directory of these values, column by column.  Some 0.2 us a value.
+
+    `sums` are the values' checksums end to end, equally many of each, or none.
+    """
     if forms.count(forms[0]) == len(forms):
         texts, numbers = [forms[0].encode()], _even(0, 0)
     else:
@@ -76,6 +82,8 @@ def encode(
         *codes,
         *filter(None, exacts),
         *texts,
+        _COUNT.pack(len(sums) // len(codes)),
+        sums,
     ])  # fmt: skip
     return _HEAD.pack(MAGIC, stamp, HEAD_BYTES + len(body), zlib.crc32(body)) + body
 
@@ -105,9 +113,11 @@ def decode(data: bytes, stamp: int, most: int) -> list[Listed] | None:
         exacts = [None if length < 0 else reader.take(length) for length in exact_lengths]
         texts = [reader.take(length).decode() for length in form_lengths]
         forms = [texts[number] for number in numbers]
+        (length,) = _COUNT.unpack(reader.take(_COUNT.size))
+        sums = [reader.take(length) for _ in range(count)]
     except (struct.error, ValueError, IndexError):
         return None
-    columns = zip(generations, seqs, sizes, codes, exacts, forms, strict=True)
+    columns = zip(generations, seqs, sizes, codes, exacts, forms, sums, strict=True)
     return [Listed._make(row) for row in columns]
 
 

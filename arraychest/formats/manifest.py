@@ -12,7 +12,8 @@ along each dimension; ``blocks``, in C order of the blocks, three numbers for ea
 begin in its file (0: it is compressed), the size of the file, and its stamp.
 
 A block's file ends as any value file does (see `formats.npy`), without a directory.  The stamp of
-one that is not compressed is the CRC-32 of its data, followed by 30 random bits.
+one that is not compressed is the CRC-32 of its data's checksums (see `checksums`), followed by 30
+random bits.
 
 A block is complete when it has its name.  The manifest is written last, and then the folder is
 given the name that the catalog's row stands for: files can be written by any process on any host

@@ -24,7 +24,6 @@ from arraychest.engine.engine import Engine
 from arraychest.errors import ArrayChestError, ChestFormatError
 from arraychest.files.names import SPARE
 from arraychest.formats import checksums, directory, manifest, npy, pack
-from arraychest.formats.checksums import Extent
 from arraychest.formats.directory import Listed
 from arraychest.formats.form import Form, parse_form
 from arraychest.formats.manifest import Manifest
@@ -32,11 +31,11 @@ from arraychest.integrity.salvage import (
     PAGE_ROWS,
     Sealed,
     frame_reader,
-    pieces,
     places,
     read_all,
     read_sealed,
 )
+from arraychest.parallel import default_threads
 from arraychest.progress import SILENT, Asked, Meter, measured
 from arraychest.sharing.locks import hold_folder
 from arraychest.storage.reading import file_name, pack_name, value_name
@@ -164,7 +163,6 @@ class Inspection:
         self._read_data = read_data
         self._findings: list[Finding] = []
         self._entries = self._nbytes = self._unchecked = self._holes = 0
-        self.unsummed: list[Extent] = []
         self.unlisted: set[int] = set()
 
     def report(self) -> Report:
@@ -172,8 +170,6 @@ class Inspection:
         engine = self._engine
         with engine.writer.lock:
             engine.check_open()
-            if engine.is_writer():
-                engine.writer.finish_sums()
             nothing = engine.temporary and engine.path is None
         if not nothing:
             self._store = engine.open_store()
@@ -323,7 +319,7 @@ class Inspection:
             return
         self._nbytes += len(head)
         if self._read_data:
-            self._compare_file(fd, row, find)
+            self._compare_file(fd, row, sealed.end, listed.sums, find)
 
     def _inspect_frame(
         self, fd: int, row: Row, form: Form, sealed: Sealed, find: Callable[..., None]
@@ -400,10 +396,8 @@ class Inspection:
             if len(head) + form.nbytes != sealed.end or os.pread(fd, len(head), 0) != head:
                 find("damaged", f"expected the header of block {name}, found another")
             elif self._read_data:
-                found = 0
-                for data in pieces(fd, len(head), form.nbytes):
-                    found = zlib.crc32(data, found)
-                    self._meter.add(len(data))
+                found = zlib.crc32(checksums.of_file(fd, len(head), form.nbytes, default_threads()))
+                self._meter.add(form.nbytes)
                 if found != known.stamp >> 30:
                     find("damaged", f"the data of block {name} have changed")
         except ValueError as error:
@@ -411,30 +405,26 @@ class Inspection:
         finally:
             os.close(fd)
 
-    def _compare_file(self, fd: int, row: Row, find: Callable[..., None]) -> None:
-        expected = None
-        for start, nbytes, data in self._catalog.facts.sums_of(row.generation):
-            if not data:
-                self._unchecked += 1  # written to in place
-                return
-            if (start, nbytes) == (0, row.stored):
-                expected = checksums.unpacked(data)
-        if expected is None:
-            self._unchecked += 1
-            extent = Extent(row.generation, value_name(row), 0, row.stored, row.key)
-            self.unsummed.append(extent)
+    def _compare_file(
+        self, fd: int, row: Row, end: int, sums: bytes, find: Callable[..., None]
+    ) -> None:
+        """Compare the data of a file, which end at `end`, with their checksums."""
+        nbytes = end - row.offset
+        if not sums or self._catalog.facts.is_written_in_place(row.generation):
+            self._unchecked += bool(nbytes)
             return
+        expected = checksums.unpacked(sums)
         piece = checksums.PIECE_BYTES
         found = []
-        for each in checksums.sums(fd, 0, row.stored, piece):
-            found.append(each)
-            self._meter.add(piece)
-        self._nbytes += row.stored
+        for group in checksums.in_groups(fd, row.offset, nbytes, default_threads()):
+            found += group
+            self._meter.add(len(group) * piece)
+        self._nbytes += row.stored - row.offset
         bad = [at for at, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1]
         if bad or len(expected) != len(found):
             first, last = (bad[0], bad[-1]) if bad else (0, len(found))
-            start, end = first * piece, min((last + 1) * piece, row.stored)
-            find("damaged", f"bytes {start} to {end} have changed", start, end - start)
+            start, behind = row.offset + first * piece, min(row.offset + (last + 1) * piece, end)
+            find("damaged", f"bytes {start} to {behind} have changed", start, behind - start)
 
     # --- packs -------------------------------------------------------------------------------
 
@@ -495,7 +485,9 @@ class Inspection:
         # Otherwise a value may be listed where it cannot be read.
         own = pack.HEADER_BYTES + sum(pack.aligned(end - start) for start, end, _ in directories)
         all_listed = known.own <= own
-        damaged = self._damaged_bytes(known, data)
+        if self._read_data:
+            self._nbytes += len(data)
+        unchecked = False
         end = pack.HEADER_BYTES
         for raw in rows:
             parsed = self._row(raw)
@@ -517,38 +509,13 @@ class Inspection:
             elif at not in listed and all_listed:
                 message = f"expected a place that the pack lists, found {at}"
                 self._find("corrupt row", raw, name, message, at, row.stored)
-            elif any(start < behind and at < start + n for start, n in damaged):
-                message = f"bytes {at} to {behind} lie where some have changed"
+            elif at not in listed or not listed[at].sums:
+                unchecked = True
+            elif self._read_data and checksums.of_values([data[at:behind]]) != listed[at].sums:
+                message = f"bytes {at} to {behind} have changed"
                 self._find("damaged", raw, name, message, at, row.stored)
             end = max(end, at + pack.aligned(row.stored))
-
-    def _damaged_bytes(self, known: Pack, data: bytes) -> list[tuple[int, int]]:
-        """Start and size of each run of bytes of a pack that is not what was summed."""
-        if not self._read_data:
-            return []
-        self._nbytes += len(data)
-        damaged = []
-        piece = checksums.PACK_PIECE_BYTES
-        covered = pack.HEADER_BYTES
-        for start, nbytes, sums in self._catalog.facts.sums_of(known.id):
-            if not 0 <= start <= start + nbytes <= known.bytes:
-                continue
-            end = start + nbytes
-            found = checksums.of_bytes(data[start:end], piece)
-            for at, pair in enumerate(zip(checksums.unpacked(sums), found, strict=False)):
-                if pair[0] != pair[1]:
-                    damaged.append((start + at * piece, min(piece, nbytes - at * piece)))
-            if start > covered:
-                self._leave_unchecked(known, covered, start)
-            covered = max(covered, end)
-        if covered < known.bytes:
-            self._leave_unchecked(known, covered, known.bytes)
-        return damaged
-
-    def _leave_unchecked(self, known: Pack, start: int, end: int) -> None:
-        self._unchecked += 1
-        extent = Extent(known.id, pack_name(known.id), start, end - start, None)
-        self.unsummed.append(extent)
+        self._unchecked += unchecked and self._read_data
 
     # --- files without rows ------------------------------------------------------------------
 

@@ -96,9 +96,6 @@ class _Repair:
                     self._say(done, pack_name(identity), "its values moved to another pack")
         except OSError as error:
             raise SpillError(f"the chest could not be repaired: {error}") from error
-        with engine.writer.lock:
-            store.sums.add(self._inspection.unsummed)
-            engine.writer.finish_sums()
         return done
 
     def _say(self, done: list[Finding], name: str | None, action: str) -> None:

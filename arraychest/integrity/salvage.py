@@ -10,7 +10,7 @@ from typing import NamedTuple
 from arraychest.arrays.mmap import map_file
 from arraychest.catalog.record import BLOCKED_OFFSET, Pack, Row
 from arraychest.files.names import BLOCKS, SPARE
-from arraychest.formats import checksums, directory, manifest, npy, pack
+from arraychest.formats import directory, manifest, npy, pack
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.directory import Listed
 from arraychest.formats.form import Form, parse_form
@@ -56,14 +56,6 @@ def places(end: int, values: list[Listed]) -> Iterator[tuple[int, Listed]]:
     for each in values:
         yield at, each
         at += pack.aligned(max(each.nbytes, 0))
-
-
-def pieces(fd: int, start: int, nbytes: int) -> Iterator[bytes]:
-    """The bytes of a part of an open file, some at a time."""
-    while nbytes and (data := os.pread(fd, min(nbytes, checksums.PIECE_BYTES), start)):
-        yield data
-        start += len(data)
-        nbytes -= len(data)
 
 
 def read_all(fd: int, expected: int) -> bytes:

@@ -28,7 +28,7 @@ from arraychest.errors import CorruptEntryError, SpillError, ValueTypeError
 from arraychest.files.files import Files
 from arraychest.files.names import READ_FLAGS, UNFINISHED
 from arraychest.files.writing import Put
-from arraychest.formats import b2nd, blosc, manifest, npy
+from arraychest.formats import b2nd, blosc, checksums, manifest, npy
 from arraychest.formats.compression import Compression
 from arraychest.formats.form import Form
 from arraychest.formats.manifest import Block, Chunks
@@ -238,14 +238,14 @@ class BlockWriter:
         choice = self._compression.choice(array, "array", None)
         if choice is None:
             head, body = npy.header(form), npy.payload(array, form)
-            stamp = zlib.crc32(body[0]) if body else 0
+            stamp = zlib.crc32(checksums.of_buffers(body))
             stamp = stamp << 30 | secrets.randbits(30)
             end = len(head) + form.nbytes
             files.write(name, [head, *body, npy.trailer(stamp, end, 0)])
             return len(head)
         layout, stamp = blosc.layout_of(array, choice), secrets.randbits(62)
 
-        def produce(put: Put) -> int:
+        def produce(put: Put, _: int) -> int:
             end = b2nd.write(array, layout, self._compression.nthreads, put, stamp)
             put(end, [npy.trailer(stamp, end, 0)])
             return end + npy.TRAILER_BYTES

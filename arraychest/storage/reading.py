@@ -33,7 +33,8 @@ from arraychest.parallel import default_threads
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
 from arraychest.values.accept import Dumped, copied
-from arraychest.values.keys import decode_key, file_stem, harmless_stem
+from arraychest.values.file_stems import file_stem, harmless_stem
+from arraychest.values.keys import decode_key
 from arraychest.values.scalars import scalar_of
 
 # A pack's map reaches so far from the start, beyond the end of the file while the pack grows: one

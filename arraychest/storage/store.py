@@ -40,16 +40,14 @@ from arraychest.files.files import Files
 from arraychest.files.names import DATA, PACKS, SPARE
 from arraychest.files.room import RESERVE_BYTES
 from arraychest.files.writing import Put, write_all
-from arraychest.formats import b2nd, blosc, directory, npy, pack, tree
+from arraychest.formats import b2nd, blosc, checksums, directory, npy, pack, tree
 from arraychest.formats.blosc import Choice
-from arraychest.formats.checksums import Extent
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.tree import Tree
 from arraychest.sharing.commit_counter import open_counter, unmoved
 from arraychest.sharing.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.sharing.locks import PACK as PACK_BYTE
 from arraychest.sharing.open_folder import OpenFolder
-from arraychest.storage.checksums import PendingSums
 from arraychest.storage.quota import Quota
 from arraychest.storage.reading import Loader, is_packed_well, pack_name, value_name
 from arraychest.values.keys import KeyCode
@@ -93,7 +91,7 @@ class Store:
     quota
         How many bytes of value files there may be; None: any number.  No spares are kept then.
     checksums
-        Whether what was committed is summed.
+        Whether values that are not compressed get checksums.
     """
 
     def __init__(
@@ -183,7 +181,6 @@ class Store:
         self._packs_lock = threading.Lock()
         # By pack, place and size of directories that its row does not count yet.
         self._listed: dict[int, list[tuple[int, int]]] = {}
-        self.sums = PendingSums(self.files, self.catalog)
         self._checksums = checksums
         self._unsure = False
         self.bytes_written = 0
@@ -333,7 +330,9 @@ class Store:
         stamp = _new_stamp()
         head = npy.header(form)
         size = sum(map(len, body))
-        listed = _directory_of_one(stamp, generation, seq, size, code, text)
+        # Before the write: so the bytes are in the caches when they are written.
+        sums = checksums.of_buffers(body) if self._checksums else b""
+        listed = _directory_of_one(stamp, generation, seq, size, code, text, sums)
         end = len(head) + size
         stored = end + len(listed) + npy.TRAILER_BYTES
         row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
@@ -355,13 +354,14 @@ class Store:
         """As `write`, compressed: chunk by chunk, `b2nd.WORKING_BYTES` of RAM for each thread."""
         generation = self.new_generation()
         stamp = _new_stamp()
-        listed = _directory_of_one(stamp, generation, seq, form.nbytes, code, text)
+        # The frame has checksums of its own.
+        listed = _directory_of_one(stamp, generation, seq, form.nbytes, code, text, b"")
         row = Row(code.canonical, seq, code.exact, text, generation, None, 0, 0, stamp)
         # A frame knows C order only.
         flat = array.T if form.order == "F" else array
         layout = blosc.layout_of(flat, choice)
 
-        def produce(put: Put) -> int:
+        def produce(put: Put, _: int) -> int:
             end = b2nd.write(flat, layout, nthreads, put, stamp)
             put(end, [listed, npy.trailer(stamp, end, len(listed))])
             return end + len(listed) + npy.TRAILER_BYTES
@@ -397,15 +397,17 @@ class Store:
         text = form_text(*tree.form_of(0)) + named
         row = Row(code.canonical, seq, code.exact, text, generation, None, start, 0, stamp)
 
-        def produce(put: Put) -> int:
+        def produce(put: Put, fd: int) -> int:
             nonlocal row
             size = array.compress(
                 layouts, nthreads, lambda at, buffers: put(start + at, buffers), stamp
             )
             form = tree.form_of(size)
             row = row._replace(form=form_text(*form) + named)
-            listed = _directory_of_one(stamp, generation, seq, size, code, row.form)
             end = start + size
+            # Its parts are not written in one piece, nor in their order.
+            sums = checksums.of_file(fd, start, size) if self._checksums else b""
+            listed = _directory_of_one(stamp, generation, seq, size, code, row.form, sums)
             put(end, [listed, npy.trailer(stamp, end, len(listed))])
             put(0, [npy.header(form)])
             return end + len(listed) + npy.TRAILER_BYTES
@@ -438,8 +440,11 @@ class Store:
         head = npy.header(form)
         end = len(head) + form.nbytes
         stamp, generation = _new_stamp(), self.new_generation()
-        listed = _directory_of_one(stamp, generation, seq, form.nbytes, code, text)
-        stored = end + len(listed) + npy.TRAILER_BYTES
+        # Only its size: a disk refuses the file before its checksums take room in RAM.
+        listed = len(_directory_of_one(stamp, generation, seq, form.nbytes, code, text, b""))
+        if self._checksums:
+            listed += checksums.PACKED_BYTES * checksums.count(form.nbytes)
+        stored = end + listed + npy.TRAILER_BYTES
         row = Row(code.canonical, seq, code.exact, text, generation, None, len(head), stored, stamp)
         name = value_name(row)
         copied = None
@@ -459,8 +464,8 @@ class Store:
             fd = self.files.create(name, stored, None)
         try:
             # Not sealed yet, also where it began as a copy of a file that is.
-            tail = [listed, bytes(npy.TRAILER_BYTES)]
-            write_all(fd, tail, list(map(len, tail)), end)
+            tail = bytes(npy.TRAILER_BYTES)
+            write_all(fd, [tail], [len(tail)], end + listed)
             write_all(fd, [head], [len(head)], 0)
         except BaseException:
             os.close(fd)
@@ -476,10 +481,13 @@ class Store:
     def seal(self, row: Row, fd: int) -> None:
         """Complete a file that `create` made: from here on it is as one that `write` wrote."""
         assert row.stamp is not None
-        end = row.offset + parse_form(row.form).nbytes
-        at = row.stored - npy.TRAILER_BYTES
-        tail = npy.trailer(row.stamp, end, at - end)
-        write_all(fd, [tail], [len(tail)], at)
+        nbytes = parse_form(row.form).nbytes
+        end = row.offset + nbytes
+        sums = checksums.of_file(fd, row.offset, nbytes) if self._checksums else b""
+        code = KeyCode(row.key, row.exact)
+        listed = _directory_of_one(row.stamp, row.generation, row.seq, nbytes, code, row.form, sums)
+        tail = [listed, npy.trailer(row.stamp, end, len(listed))]
+        write_all(fd, tail, list(map(len, tail)), end)
         self.files.sync(value_name(row), fd)
         self.bytes_written += row.stored
 
@@ -552,10 +560,13 @@ class Store:
         if generations is None:
             first = self._generations_for(len(data))
             generations = range(first, first + len(data))
+        sums = checksums.of_values(data) if self._checksums else b""
         with self._append_lock:
             target, start = self._pack_to_append()
             at = start or pack.HEADER_BYTES
-            listed = directory.encode(target.stamp, generations, seqs, sizes, codes, exacts, forms)
+            listed = directory.encode(
+                target.stamp, generations, seqs, sizes, codes, exacts, forms, sums
+            )
             listed += _ZEROS[-len(listed) % pack.ALIGN]
             buffers.insert(0, listed)
             lengths.insert(0, len(listed))
@@ -769,7 +780,6 @@ class Store:
                 self._unclaim(identity)
             raise
         self.files.loose.difference_update(pack_name(known.id) for known in changed)
-        self._note_unsummed(changed, rows)
         with self._append_lock:
             for known in changed:
                 left = [each for each in self._listed.pop(known.id, ()) if each[0] >= known.bytes]
@@ -781,26 +791,6 @@ class Store:
             for identity in dropped:
                 self._forget_pack(identity)
         return gone
-
-    def _note_unsummed(self, packs: Iterable[Pack], rows: Iterable[RawRow]) -> None:
-        """These were committed: their bytes have no checksums yet."""
-        if not self._checksums:
-            return
-        extents = []
-        for known in packs:
-            before = self._packs.get(known.id)
-            start = max(pack.HEADER_BYTES, 0 if before is None else before.bytes)
-            if known.bytes > start:
-                nbytes = known.bytes - start
-                extents.append(Extent(known.id, pack_name(known.id), start, nbytes, None))
-        for raw in rows:
-            if raw[PACK] is not None:
-                continue  # of many small ones, to name the columns takes longest
-            row = Row._make(raw)
-            # A compressed one has its checksums in its file.
-            if not row.is_frame and not row.is_blocked:
-                extents.append(Extent(row.generation, value_name(row), 0, row.stored, row.key))
-        self.sums.add(extents)
 
     def _forget_pack(self, identity: int) -> None:
         self._packs.pop(identity, None)
@@ -945,7 +935,6 @@ class Store:
             # Only this process's descriptor: the locks stay with the parent's.
             self.locks.close()
             self.locks = None
-        self.sums.forget()
         # What the parent commits is news to this process.
         self.catalog.changes.session = 0
         self._append_lock = threading.Lock()
@@ -1062,7 +1051,6 @@ class Store:
             self.counter.stored = None
         for identity in dropped_packs:
             self._forget_pack(identity)
-        self._note_unsummed(packs, rows)
 
     def sweep(self) -> int:
         """Remove what sessions left that died: what they had not committed, or not removed yet.
@@ -1126,10 +1114,10 @@ _ZEROS = [bytes(count) for count in range(pack.ALIGN + 1)]
 
 
 def _directory_of_one(
-    stamp: int, generation: int, seq: int, nbytes: int, code: KeyCode, text: str
+    stamp: int, generation: int, seq: int, nbytes: int, code: KeyCode, text: str, sums: bytes
 ) -> bytes:
     return directory.encode(
-        stamp, [generation], [seq], [nbytes], [code.canonical], [code.exact], [text]
+        stamp, [generation], [seq], [nbytes], [code.canonical], [code.exact], [text], sums
     )
 
 

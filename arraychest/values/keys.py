@@ -308,40 +308,6 @@ def decode_key(canonical: bytes, exact: bytes | None) -> Hashable:
     return key
 
 
-def file_stem(canonical: bytes) -> str:
-    """The readable part of a file's name: letters, digits and dashes of the key, at most 40.
-
-    It helps people; nothing is ever looked up by it, and no key can reach another folder with it.
-    """
-    return canonical[1:41].translate(_READABLE).strip(b"-").decode("ascii") or "key"
-
-
-def fitting_stem(name: str) -> str:
-    """What a user calls a file as the readable part of its name: in no other folder, and of 120
-    bytes at most.
-    """
-    fit = "".join([char if char.isprintable() and char != "/" else "-" for char in name])
-    return _cut(fit).strip(".- ") or "key"
-
-
-def harmless_stem(name: str) -> str:
-    """What a catalog calls a file as the readable part of its name, whoever wrote it.
-
-    It leaves as it is what `fitting_stem` made, also with a Python that knew other characters.
-    """
-    return _cut(name.replace("/", "-").replace("\0", "-"))
-
-
-def _cut(name: str) -> str:
-    return name.encode("utf-8", "replace")[:120].decode("utf-8", "ignore")
-
-
-_READABLE = bytes(
-    byte if chr(byte).isascii() and (chr(byte).isalnum() or byte == ord("_")) else ord("-")
-    for byte in range(256)
-)
-
-
 def _encode(key: Any, depth: int) -> tuple[bytes, bytes, bytes]:
     """The group, the marks and the exact code of `key`; the canonical code comes of the first two.
 
@@ -550,15 +516,11 @@ def _zone_code(key: dt.datetime) -> bytes:
 
 
 def _encode_path(key: pathlib.PurePath) -> tuple[bytes, bytes, bytes]:
-    windows = isinstance(key, pathlib.PureWindowsPath)
-    text = str(key)
-    canonical = (
-        b"pw" + text.lower().encode("utf-8", "surrogatepass")
-        if windows
-        else (b"pp" + text.encode("utf-8", "surrogatepass"))
-    )
-    exact = b"P" + type(key).__name__.encode() + b"\0" + text.encode("utf-8", "surrogatepass")
-    return canonical, b"", exact
+    text = str(key).encode("utf-8", "surrogatepass")
+    exact = b"P" + type(key).__name__.encode() + b"\0" + text
+    if isinstance(key, pathlib.PureWindowsPath):
+        return b"pw" + str(key).lower().encode("utf-8", "surrogatepass"), b"", exact
+    return b"pp" + text, b"", exact
 
 
 def _split(payload: bytes) -> list[bytes]:

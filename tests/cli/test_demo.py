@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest.cli import demo, main, terrain
+from arraychest.cli import demo, main, sampling, terrain
 from tests.support import start_program
 
 pytest.importorskip("matplotlib")
@@ -288,8 +288,8 @@ def test_a_temporary_chest_can_be_kept(temp):
 def test_without_rss_anon_it_says_so(temp, tmp_path):
     # In a process of its own: Matplotlib keeps the files of its fonts open.
     program = (
-        "import sys; from arraychest.cli import demo, main, sampling; "
-        "demo.anonymous_bytes = sampling.anonymous_bytes = lambda: None; "
+        "import sys; from arraychest.cli import main, reopening, sampling; "
+        "reopening.anonymous_bytes = sampling.anonymous_bytes = lambda: None; "
         "sys.exit(main(sys.argv[1:]))"
     )
     output = tmp_path / "map.png"
@@ -314,9 +314,9 @@ WORKING_ALLOWANCE = 32 * MIB
 
 _MEASURED_RUN = """
 import json, sys, threading
-import matplotlib.cbook, psutil, rich.progress  # what is imported counts before, not after
+import matplotlib.cbook, psutil, rich.progress, arraychest.cli.demo  # what is imported counts before, not after
 from arraychest.cli import main
-from arraychest.cli.demo import anonymous_bytes
+from arraychest.cli.sampling import anonymous_bytes
 stop, peak, start = threading.Event(), [0], anonymous_bytes()
 def watch():
     while not stop.wait(0.002):
@@ -331,7 +331,7 @@ print(json.dumps([code, start, peak[0]]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(demo.anonymous_bytes() is None, reason="this system has no RssAnon")
+@pytest.mark.skipif(sampling.anonymous_bytes() is None, reason="this system has no RssAnon")
 def test_it_stays_within_its_budget(temp):
     budget = 64 * MIB
     arguments = ["demo", "--size", "3072", "--budget", str(budget), "--no-picture"]

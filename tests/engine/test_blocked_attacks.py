@@ -443,6 +443,7 @@ DAMAGES = {
 SILENT = {("block flipped", "x"), ("row of a larger one", "x"), ("row of a larger one", "z")}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("damage", list(DAMAGES))
 def test_what_is_damaged_is_found_out_and_repaired(intact, tmp_path, damage):
     path = str(tmp_path / "c")

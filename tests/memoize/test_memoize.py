@@ -711,6 +711,7 @@ RETURNS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("on_put", ["freeze", "copy", "share"])
 @pytest.mark.parametrize("mode", ["plain", "in a transaction", "larger than the budget"])
 @pytest.mark.parametrize("name", RETURNS)

@@ -860,6 +860,7 @@ def test_a_full_disk_loses_nothing_and_is_no_signal(tiny_disk):
     audit(str(tiny_disk / "c"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("operation", ["open", RESERVING, "pwritev", "ftruncate"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT])
 def test_a_failure_while_a_value_is_streamed_leaves_it_in_ram(tmp_path, operation, number):

@@ -215,6 +215,7 @@ def values() -> dict[Any, Any]:
 
 
 class TestNames:
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("compression", [None, "lz4"])
     @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name[:12]))
     def test_that_are_hostile_stay_in_the_folder_and_are_found_again(

@@ -91,6 +91,7 @@ def filled(dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class TestArrays:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[:30])
     @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (3, 0, 2)], ids=str)
     def test_of_every_dtype_come_back_the_same(self, dtype, shape):
@@ -120,6 +121,7 @@ class TestArrays:
                 assert_identical(np.load(entry.file), array.copy(order=order))
                 assert_identical(np.load(chest.key_to_filename("x")), array.copy(order=order))
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         "array",
         [
