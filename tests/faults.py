@@ -26,8 +26,18 @@ import arraychest.catalog.connection
 import arraychest.engine.blocks
 import arraychest.engine.drafts
 import arraychest.files.files
+import arraychest.files.place
+import arraychest.files.private
+import arraychest.files.room
+import arraychest.files.spares
+import arraychest.files.unfinished
+import arraychest.files.writing
 import arraychest.formats.manifest
 import arraychest.monitor.live
+import arraychest.platform.choice
+import arraychest.platform.cloning
+import arraychest.platform.leases
+import arraychest.platform.space
 import arraychest.sharing.commit_counter
 import arraychest.sharing.locks
 import arraychest.sharing.open_folder
@@ -47,11 +57,23 @@ OPERATIONS = frozenset({
     "makedirs", "listdir", "scandir", "walk", "posix_fadvise",
 })  # fmt: skip
 
+# The operation by which space for a file is reserved.
+RESERVING = "pwrite" if arraychest.platform.choice.PORTABLE else "posix_fallocate"
+
 _HOSTS = (
     arraychest.engine.blocks,
     arraychest.storage.block_writer,
     arraychest.sharing.commit_counter,
     arraychest.files.files,
+    arraychest.files.place,
+    arraychest.files.private,
+    arraychest.files.room,
+    arraychest.files.spares,
+    arraychest.files.unfinished,
+    arraychest.files.writing,
+    arraychest.platform.cloning,
+    arraychest.platform.leases,
+    arraychest.platform.space,
     arraychest.storage.folder,
     arraychest.storage.reading,
     arraychest.sharing.locks,

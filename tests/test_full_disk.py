@@ -17,7 +17,8 @@ import pytest
 
 import arraychest
 from arraychest.errors import SpillError
-from arraychest.files.files import RESERVE, RESERVE_BYTES
+from arraychest.files.names import RESERVE
+from arraychest.files.room import RESERVE_BYTES
 from tests.faults import Say, in_child
 from tests.support import audit, fill_disk
 
@@ -187,8 +188,8 @@ def test_a_spare_that_goes_while_it_is_written_is_written_anew(tmp_path, monkeyp
         for number in range(4):
             del chest[number]
         chest.flush()
-        files = chest._engine._store.files
-        opened = files._open_spare
+        spares = chest._engine._store.files.spares
+        opened = spares.open
 
         def open_and_lose(spare: str) -> int | None:
             fd = opened(spare)
@@ -196,7 +197,7 @@ def test_a_spare_that_goes_while_it_is_written_is_written_anew(tmp_path, monkeyp
                 each.unlink()
             return fd
 
-        monkeypatch.setattr(files, "_open_spare", open_and_lose)
+        monkeypatch.setattr(spares, "open", open_and_lose)
         chest["new"] = filled(7)
         chest.flush()
         assert numbers(chest) == {"new": 7}

@@ -27,7 +27,7 @@ from arraychest.errors import (
     SpillError,
     ValueTypeError,
 )
-from arraychest.files.files import open_draft
+from arraychest.files.writing import open_draft
 from arraychest.formats import npy, pack
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.pack import PACK_THRESHOLD

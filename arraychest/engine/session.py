@@ -26,7 +26,7 @@ from arraychest.errors import (
     ReadOnlyChestError,
     SpillError,
 )
-from arraychest.files.files import make_private_folder
+from arraychest.files.private import make_private_folder
 from arraychest.memory.budget import Budget
 from arraychest.memory.memtable import Index
 from arraychest.memory.pool import Pool

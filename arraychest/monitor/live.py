@@ -52,6 +52,7 @@ from arraychest.monitor.published import (
     open_page,
     page_names,
 )
+from arraychest.platform.space import reserve
 from arraychest.sharing.open_folder import OpenFolder
 
 logger = logging.getLogger("arraychest")
@@ -169,7 +170,7 @@ class Live:
         except BlockingIOError:
             self._remove()  # somebody is sweeping, and found it before it was locked
             return False
-        os.posix_fallocate(self._fd, 0, PAGE_BYTES)
+        reserve(self._fd, 0, PAGE_BYTES)
         return True
 
     def _remove(self) -> None:

@@ -23,7 +23,8 @@ from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.mmap import MmapMode, map_file, release
 from arraychest.catalog.record import Pack, RawRow, Row
 from arraychest.errors import CorruptEntryError, PickleRefusedError
-from arraychest.files.files import DATA, PACKS, READ_FLAGS, Files
+from arraychest.files.files import Files
+from arraychest.files.names import DATA, PACKS, READ_FLAGS
 from arraychest.formats import manifest, npy, pack, tree
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.form import Form, parse_form
