@@ -33,6 +33,7 @@ from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.group import Group
 from arraychest.integrity.inspection import Finding, Report
 from arraychest.memoize.cached import Cached, CacheStats
+from arraychest.memoize.options import Kept, caching_disabled
 from arraychest.progress import Progress
 from arraychest.sharing.locks import KeyLock
 from arraychest.values.registry import register
@@ -64,6 +65,7 @@ __all__ = [
     "Finding",
     "Group",
     "Handle",
+    "Kept",
     "KeyLock",
     "KeyTypeError",
     "LazyArray",
@@ -77,6 +79,7 @@ __all__ = [
     "Stats",
     "UnreadableValueError",
     "ValueTypeError",
+    "caching_disabled",
     "open",
     "register",
     "repair",
