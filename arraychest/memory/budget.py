@@ -9,12 +9,10 @@ of the machine, read anew from time to time.
 from __future__ import annotations
 
 import numbers
-import os
-import resource
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
+from arraychest.platform.memory import MemoryReading, memory_readings
 from arraychest.units import parse_bytes
 
 # Seconds between two readings of memory for the adaptive budget; one reading takes some 100 us.
@@ -35,102 +33,21 @@ _FLOOR_BYTES = 32 << 20
 _SCARCE_SHARE = 0.25
 
 
-class MemoryReading(NamedTuple):
-    """What the process may use in all, and what of it is free now, in bytes."""
-
-    limit: int
-    available: int
-
-
 MemoryReader = Callable[[], MemoryReading]
 
 
 def read_memory(root: str = "/") -> MemoryReading:
-    """Read the host's memory, the cgroups' and the process's limits.
+    """The least of what limits this process, and the least of what is free.
 
     Parameters
     ----------
     root
         Where ``proc`` and ``sys`` are found; tests put a tree of their own there.
     """
-    # Not before it is needed: a fifth of what the import of all of arraychest takes.
-    import psutil
-
-    host = psutil.virtual_memory()
-    readings = [(host.total, host.available), *_read_cgroups(root), *_read_rlimits()]
-    limits, available = zip(*readings, strict=True)
-    return MemoryReading(min(limits), max(0, min(available)))
-
-
-def _read_rlimits() -> Iterator[tuple[int, int]]:
-    for name, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
-        soft, _ = resource.getrlimit(name)
-        if soft != resource.RLIM_INFINITY:
-            import psutil
-
-            yield soft, soft - getattr(psutil.Process().memory_info(), used, 0)
-
-
-def _read_cgroups(root: str) -> Iterator[tuple[int, int]]:
-    """Limit and free bytes of every memory cgroup that the process is in, innermost first."""
-    for line in _lines(os.path.join(root, "proc/self/cgroup")):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-            mounts = _mounts(root, "cgroup2", "")
-        elif "memory" in controllers.split(","):
-            names = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
-            mounts = _mounts(root, "cgroup", "memory")
-        else:
-            continue
-        for mount, mount_root in mounts:
-            # Inside a container the path may start with the container's own, which is the mount.
-            inner = os.path.relpath(path, mount_root) if path.startswith(mount_root) else "."
-            parts = [part for part in inner.split("/") if part not in (".", "..", "")]
-            for depth in range(len(parts), -1, -1):
-                yield from _read_cgroup(os.path.join(mount, *parts[:depth]), *names)
-
-
-def _read_cgroup(folder: str, limit: str, usage: str, cache: str) -> Iterator[tuple[int, int]]:
-    try:
-        most = int(next(_lines(os.path.join(folder, limit))))
-        used = int(next(_lines(os.path.join(folder, usage))))
-    except (StopIteration, ValueError):
-        return  # "max", or no such controller here
-    if most >= 1 << 60:
-        return  # version 1 says so of a group without a limit
-    for line in _lines(os.path.join(folder, "memory.stat")):
-        name, _, value = line.partition(" ")
-        if name == cache:
-            # Page cache that the kernel drops before it would refuse memory.
-            used -= int(value)
-    yield most, most - used
-
-
-def _mounts(root: str, kind: str, controller: str) -> Iterator[tuple[str, str]]:
-    """Where a cgroup hierarchy is mounted, and which of its groups the mount shows."""
-    for line in _lines(os.path.join(root, "proc/self/mountinfo")):
-        fields, _, tail = line.partition(" - ")
-        words, tail_words = fields.split(" "), tail.split(" ")
-        if (
-            len(words) > 4
-            and tail_words[0] == kind
-            and (not controller or controller in tail_words[-1].split(","))
-        ):
-            yield os.path.join(root, words[4].lstrip("/")), words[3]
-
-
-def _lines(path: str) -> Iterator[str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            yield from (line.rstrip("\n") for line in file)
-    except OSError:
-        return
+    readings = list(memory_readings(root))
+    least = min(readings, key=lambda reading: reading.limit)
+    available = min(reading.available for reading in readings)
+    return least._replace(available=max(0, available))
 
 
 class Budget:
