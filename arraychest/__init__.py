@@ -12,10 +12,11 @@ if sys.platform not in ("linux", "darwin"):
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.lazy import LazyArray
-from arraychest.chest import Chest, Stats, open, repair
+from arraychest.chest import Chest, open, repair
 from arraychest.engine.drafts import Creation, Part
 from arraychest.engine.entry import Entry
 from arraychest.engine.handle import Handle
+from arraychest.engine.stats import Stats
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestError,
@@ -36,6 +37,7 @@ from arraychest.errors import (
 )
 from arraychest.formats.compression import COMPRESS_ABOVE
 from arraychest.formats.pack import PACK_THRESHOLD
+from arraychest.group import Group
 from arraychest.integrity.inspection import Finding, Report
 from arraychest.memoize.cached import Cached, CacheStats
 from arraychest.progress import Progress
@@ -67,6 +69,7 @@ __all__ = [
     "Entry",
     "FileSystemError",
     "Finding",
+    "Group",
     "Handle",
     "KeyLock",
     "KeyTypeError",
@@ -85,3 +88,8 @@ __all__ = [
     "register",
     "repair",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, and nothing else."""
+    return [*__all__, "__all__", "__doc__", "__version__"]

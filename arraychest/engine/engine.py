@@ -28,7 +28,8 @@ from arraychest.catalog.record import GENERATION, KEY, PACK, STORED, Cost, Facts
 from arraychest.engine.blocks import taken_over
 from arraychest.engine.commit import facts_of, logger
 from arraychest.engine.entry import Entry
-from arraychest.engine.session import Options, Session
+from arraychest.engine.options import Options
+from arraychest.engine.session import Session
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestError,
