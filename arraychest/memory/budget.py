@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from arraychest.platform.memory import MemoryReading, memory_readings
-from arraychest.units import parse_bytes
+from arraychest.units import format_bytes, parse_bytes
 
 # Seconds between two readings of memory for the adaptive budget; one reading takes some 100 us.
 REFRESH_SECONDS = 0.25
@@ -67,14 +67,26 @@ class Budget:
         The size is none of these.
     """
 
-    __slots__ = ("_next_reading", "_read", "adaptive", "bytes", "high", "limit", "low")
+    __slots__ = (
+        "_asked",
+        "_next_reading",
+        "_read",
+        "adaptive",
+        "bytes",
+        "high",
+        "limit",
+        "low",
+        "source",
+    )
 
     def __init__(self, size: int | float | str | None, read: MemoryReader | None = None) -> None:
         # Looked up at call time, so that replacing `budget.read_memory` reaches every chest.
         self._read = read or (lambda: read_memory())
         self.adaptive = size is None
         self._next_reading = 0.0
+        self._asked = size
         self.limit = 0
+        self.source = ""
         if size is None:
             self._adapt(charged=0)
         else:
@@ -100,7 +112,8 @@ class Budget:
             return parse_bytes(size)
         if not 0 < fraction <= 1:
             raise ValueError(f"expected a share of memory above 0 % and up to 100 %, found {size}")
-        self.limit = self._read().limit
+        reading = self._read()
+        self.limit, self.source = reading.limit, reading.source
         return int(fraction * self.limit)
 
     def _set(self, nbytes: int) -> None:
@@ -110,7 +123,7 @@ class Budget:
 
     def _adapt(self, charged: int) -> None:
         reading = self._read()
-        self.limit = reading.limit
+        self.limit, self.source = reading.limit, reading.source
         # What we hold already is ours; of what is free, the reserve stays for others.  An
         # overdrawn reserve is taken out of what we hold.
         free = reading.available - int(reading.limit * _RESERVE_SHARE)
@@ -133,6 +146,20 @@ class Budget:
     def nominal(self) -> int:
         """Bytes that the budget would be if nobody else needed memory."""
         return int(self.limit * _ADAPTIVE_SHARE) if self.adaptive else self.bytes
+
+    @property
+    def reason(self) -> str:
+        """Why the budget is what it is, for people to read."""
+        if not self.limit:
+            return f"available_memory={self._asked!r}"
+        of_limit = f"{format_bytes(self.limit)}, {self.source}"
+        if not self.adaptive:
+            share = f"{self._asked:.3g}" if isinstance(self._asked, float) else self._asked
+            return f"available_memory={share!s} of {of_limit}"
+        if self.bytes < self.nominal:
+            needed = format_bytes(self.nominal - self.bytes)
+            return f"{_ADAPTIVE_SHARE:.0%} of {of_limit}, less {needed} that others need now"
+        return f"{_ADAPTIVE_SHARE:.0%} of {of_limit}"
 
     @property
     def is_scarce(self) -> bool:
