@@ -1,6 +1,13 @@
 """A dictionary of NumPy arrays that keeps what fits in RAM and spills the rest to disk."""
 
 import logging
+import sys
+
+if sys.platform not in ("linux", "darwin"):
+    raise ImportError(
+        "arraychest needs Linux or macOS: on Windows it runs in WSL (the Windows Subsystem for "
+        "Linux)"
+    )
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray

@@ -19,7 +19,8 @@ ROOT = Path(arraychest.__file__).parent
 # The rooms, which are the folders and modules of the package, floor by floor from the ground.  A
 # room imports rooms of lower floors only.  "" is the package itself.
 FLOORS = (
-    {"errors", "parallel", "platform", "progress", "text", "units"},
+    {"platform"},
+    {"errors", "parallel", "progress", "text", "units"},
     {"formats", "markup"},
     {"arrays"},
     {"sharing", "values"},

@@ -25,6 +25,9 @@ class Stats(NamedTuple):
         Values in RAM that are not stored yet.
     evictions
         Entries removed to stay within ``max_disk``, by this chest.
+    budget_reason
+        Why the budget is what it is, for people to read: what limits this process (the machine, a
+        container's cgroup, ``ulimit``), or what was asked for.
     """
 
     hits: int
@@ -38,6 +41,7 @@ class Stats(NamedTuple):
     budget: int
     resident: int
     evictions: int
+    budget_reason: str
 
 
 def stats_of(engine: Engine) -> Stats:
@@ -55,4 +59,5 @@ def stats_of(engine: Engine) -> Stats:
         budget=engine.budget.bytes,
         resident=engine.resident.count,
         evictions=counters.evictions,
+        budget_reason=engine.budget.reason,
     )

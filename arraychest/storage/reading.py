@@ -30,6 +30,7 @@ from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.form import Form, parse_form
 from arraychest.formats.frame import Layout
 from arraychest.parallel import default_threads
+from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
 from arraychest.values.accept import Dumped, copied
@@ -406,7 +407,7 @@ class Loader:
         with contextlib.suppress(OSError):
             fd = self._files.open(file_name(row))
             try:
-                os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
+                will_read(fd, row.offset, row.stored)
             finally:
                 os.close(fd)
 
