@@ -17,7 +17,6 @@ from arraychest.catalog.facts import (
     add_facts,
     forget_all,
     forget_facts,
-    forget_sums,
 )
 from arraychest.catalog.record import EXACT, FAR, KEY, SEQ, STAMP, Facts, Pack, RawRow, Row, checked
 from arraychest.errors import ChestFormatError, CorruptEntryError
@@ -185,7 +184,6 @@ class Catalog:
         updated: Sequence[RawRow] = (),
         packs: Sequence[Pack] = (),
         dropped_packs: Sequence[int] = (),
-        dropped_files: Sequence[int] = (),
         forgotten: Sequence[int] = (),
         facts: Sequence[Facts] = (),
         change: int | None = None,
@@ -203,8 +201,6 @@ class Catalog:
             Entries that take the place of the same key's, and have its place in the order.
         packs, dropped_packs
             Packs to insert or update, and packs (their ids) to forget.
-        dropped_files
-            Generations of values in files of their own that are no more.
         forgotten
             Generations of values that are no more.
         facts
@@ -231,7 +227,6 @@ class Catalog:
                 connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?,?)", pack)
             for identity in dropped_packs:
                 connection.execute("DELETE FROM pack WHERE id = ?", (identity,))
-            forget_sums(connection, [*dropped_packs, *dropped_files])
             forget_facts(connection, forgotten)
             for each in facts:
                 add_facts(connection, each)

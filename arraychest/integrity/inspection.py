@@ -109,8 +109,8 @@ class Report(NamedTuple):
     nbytes
         Bytes that were read.
     unchecked
-        Values without a checksum: the process that stored them died before it came to it, or they
-        are written to in place (``mmap_mode="r+"``).  `repair` gives one to the former.
+        Values without a checksum that could be trusted: they were stored with ``checksums=False``,
+        or they are edited in place, or were when the editor's process died.
     holes
         Bytes of packs that no value uses; `Chest.compact` gives them back.
     """
