@@ -82,7 +82,7 @@ def copy(source: int, fd: int, nbytes: int) -> None:
     at = 0
     while left > 0:
         if HAS_SENDFILE:
-            count = os.sendfile(fd, source, None, left)
+            count = os.sendfile(fd, source, at, left)
         else:
             count = os.pwrite(fd, os.pread(source, min(left, _COPIED_BYTES), at), at)
         if not count:

@@ -72,6 +72,9 @@ def _preallocate(fd: int, end: int) -> bool:
 
 def _write_zeros(fd: int, end: int) -> None:
     start = at = os.fstat(fd).st_size
+    disk = os.fstatvfs(fd)
+    if end - start > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before it takes minutes
     try:
         while at < end:
             at += os.pwrite(fd, _ZEROS[: end - at], at)
