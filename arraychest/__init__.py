@@ -40,6 +40,7 @@ from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.group import Group
 from arraychest.integrity.inspection import Finding, Report
 from arraychest.memoize.cached import Cached, CacheStats
+from arraychest.memoize.options import Kept, caching_disabled
 from arraychest.progress import Progress
 from arraychest.sharing.locks import KeyLock
 from arraychest.values.registry import register
@@ -71,6 +72,7 @@ __all__ = [
     "Finding",
     "Group",
     "Handle",
+    "Kept",
     "KeyLock",
     "KeyTypeError",
     "LazyArray",
@@ -84,6 +86,7 @@ __all__ = [
     "Stats",
     "UnreadableValueError",
     "ValueTypeError",
+    "caching_disabled",
     "open",
     "register",
     "repair",

@@ -22,7 +22,7 @@ from arraychest.engine.drafts import Creation, edited
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
 from arraychest.engine.handle import Handle, handle_of
-from arraychest.engine.options import ChestOptions, checked_options, with_options
+from arraychest.engine.options import DEFAULTS, ChestOptions, checked_options, with_options
 from arraychest.engine.stats import Stats, stats_of
 from arraychest.engine.transaction import Transaction
 from arraychest.engine.update import update_from
@@ -34,6 +34,9 @@ from arraychest.integrity.rebuild import rebuild_if_lost
 from arraychest.integrity.repair import repair as repair_findings
 from arraychest.memoize.cached import Cached, P, R, cached
 from arraychest.memoize.flights import Flights
+from arraychest.memoize.options import DEFAULTS as CACHE_DEFAULTS
+from arraychest.memoize.options import CacheOptions
+from arraychest.memoize.reducing import reduce
 from arraychest.memory.budget import Budget
 from arraychest.progress import Asked as ProgressAsked
 from arraychest.progress import is_asked, measured
@@ -738,43 +741,12 @@ class Chest(Dictionary):
     # --- memoised functions --------------------------------------------------------------------
 
     @overload
-    def cache(
-        self,
-        func: Callable[P, R],
-        *,
-        ignore: Iterable[str] = ...,
-        key: Callable[..., Any] | None = ...,
-        version: Any = ...,
-        helpers: bool = ...,
-        ignore_state: Iterable[str] = ...,
-        expires_after: float | dt.timedelta | None = ...,
-        verbose: int = ...,
-    ) -> Cached[P, R]: ...
+    def cache(self, func: Callable[P, R], **options: Unpack[CacheOptions]) -> Cached[P, R]: ...
     @overload
     def cache(
-        self,
-        func: None = None,
-        *,
-        ignore: Iterable[str] = ...,
-        key: Callable[..., Any] | None = ...,
-        version: Any = ...,
-        helpers: bool = ...,
-        ignore_state: Iterable[str] = ...,
-        expires_after: float | dt.timedelta | None = ...,
-        verbose: int = ...,
+        self, func: None = None, **options: Unpack[CacheOptions]
     ) -> Callable[[Callable[P, R]], Cached[P, R]]: ...
-    def cache(
-        self,
-        func: Callable[P, R] | None = None,
-        *,
-        ignore: Iterable[str] = (),
-        key: Callable[..., Any] | None = None,
-        version: Any = None,
-        helpers: bool = True,
-        ignore_state: Iterable[str] = (),
-        expires_after: float | dt.timedelta | None = None,
-        verbose: int = 0,
-    ) -> Any:
+    def cache(self, func: Callable[P, R] | None = None, **options: Unpack[CacheOptions]) -> Any:
         """Keep the results of a function, by what it is and what it is given; a decorator.
 
         A result is an entry of the chest, under the function's name and what the call is in
@@ -804,8 +776,20 @@ class Chest(Dictionary):
             count in any case.)
         expires_after
             How long a result is good, in seconds or as a timedelta.
+        validate
+            Called with a `Kept` (age, seconds that it took, bytes) before a kept result is used.
+            Where it returns something false, the result is computed again.
+        mmap_mode
+            How the arrays of its results come: ``"r"``, read-only; ``"c"``, private and writable:
+            only the pages are copied that are written to.  None: as the chest's.
+        strict
+            Whether a result that cannot be kept is a ValueTypeError; otherwise it is returned, with
+            one warning.
+        enabled
+            Whether results are looked for and kept at all; see also `arraychest.caching_disabled`.
         verbose
-            1: say on standard error what is computed, and how long it took; 2: and what was kept.
+            1: log what is computed, and how long it took; 2: and what was kept.  The logger is
+            ``"arraychest.cache"``; where a program has set up no logging, standard error has it.
 
         Returns
         -------
@@ -838,18 +822,62 @@ class Chest(Dictionary):
         >>> smooth.stats().hits, smooth.stats().misses
         (1, 1)
         """
-        options = {
-            "ignore": ignore,
-            "key": key,
-            "version": version,
-            "helpers": helpers,
-            "ignore_state": ignore_state,
-            "expires_after": expires_after,
-            "verbose": verbose,
-        }
         if func is None:
             return functools.partial(self.cache, **options)
         return cached(self._engine, self._flights, self, func, **options)
+
+    def reduce(
+        self,
+        *,
+        bytes: int | float | str | None = None,  # noqa: A002  # what is limited
+        entries: int | None = None,
+        age: float | dt.timedelta | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Remove results of cached functions until the rest is within limits.
+
+        The results that were not used for the longest time go first.
+
+        Parameters
+        ----------
+        bytes
+            Most bytes that the results may take on disk: a number, or a size (``"10 GiB"``).
+        entries
+            Most results.
+        age
+            Remove what was not used for so long, in seconds or as a timedelta.
+        everything
+            Count and remove all entries of the chest, not only results of cached functions.
+
+        Returns
+        -------
+        int
+            How many were removed.
+
+        Raises
+        ------
+        ValueError
+            A limit is negative.
+        SpillError
+            What is in RAM could not be stored before; nothing was removed.
+
+        Notes
+        -----
+        O(entries), some 20 us each.  When a value was used last says its file's time, which a get
+        that goes to disk sets; small values share files, and one time.
+
+        Examples
+        --------
+        >>> chest = Chest()
+        >>> @chest.cache
+        ... def squared(x):
+        ...     return x * x
+        >>> [squared(n) for n in range(5)]
+        [0, 1, 4, 9, 16]
+        >>> chest.reduce(entries=2), len(chest)
+        (3, 2)
+        """
+        return reduce(self._engine, bytes=bytes, entries=entries, age=age, everything=everything)
 
     def __copy__(self) -> Self:
         """The chest itself: what a copy of it would hold is the same."""
@@ -1501,8 +1529,9 @@ def _joined(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> Chest:
     return chest
 
 
-with_options(Chest.__init__)
-with_options(open)
+with_options(Chest.__init__, ChestOptions, DEFAULTS)
+with_options(open, ChestOptions, DEFAULTS)
+with_options(Chest.cache, CacheOptions, CACHE_DEFAULTS)
 
 
 def _dask(module: str) -> Any:

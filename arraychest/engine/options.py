@@ -42,7 +42,8 @@ class ChestOptions(TypedDict, total=False):
     key_to_filename: Callable[[Any], str] | None
 
 
-_DEFAULTS: dict[str, Any] = {
+# What each is where it is not given.
+DEFAULTS: dict[str, Any] = {
     "mmap_mode": "r",
     "on_put": "freeze",
     "allow_pickle": False,
@@ -91,7 +92,7 @@ def checked_options(mode: Mode, given: Mapping[str, Any], *, has_path: bool) -> 
         One has a value that it cannot have.
     """
     check_names(given)
-    asked = {**_DEFAULTS, **given}
+    asked = {**DEFAULTS, **given}
     _check_choice("mode", mode, ("r", "a", "w", "x"))
     if mode == "r" and not has_path:
         raise ValueError('expected a path with mode="r", found None')
@@ -140,26 +141,36 @@ def _compression(asked: Mapping[str, Any]) -> Compression:
 def check_names(given: Iterable[str]) -> None:
     """Raise TypeError for an option that there is none of."""
     for name in given:
-        if name not in _DEFAULTS:
-            near = difflib.get_close_matches(name, [*_DEFAULTS, "path", "mode", "available_memory"])
+        if name not in DEFAULTS:
+            near = difflib.get_close_matches(name, [*DEFAULTS, "path", "mode", "available_memory"])
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"expected an option of a chest, found {name!r}{hint}")
 
 
-def with_options(function: Callable[..., Any]) -> None:
-    """Give a function that takes ``**options`` a signature that names each of them."""
+def with_options(
+    function: Callable[..., Any], named_by: type[Any], defaults: Mapping[str, Any]
+) -> None:
+    """Give a function that takes ``**options`` a signature that names each of them.
+
+    Parameters
+    ----------
+    named_by
+        The `TypedDict` of the options.
+    defaults
+        What each is where it is not given.
+    """
     signature = inspect.signature(function)
     named = [
         each
         for each in signature.parameters.values()
         if each.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    hints = ChestOptions.__annotations__
+    hints = named_by.__annotations__
     options = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name]
         )
-        for name, default in _DEFAULTS.items()
+        for name, default in defaults.items()
     ]
     signed: Any = function
     signed.__signature__ = signature.replace(parameters=[*named, *options])

@@ -115,7 +115,7 @@ class Loader:
     ) -> None:
         self._files = files
         self._packs = packs
-        self._allow_pickle = allow_pickle
+        self.allow_pickle = allow_pickle
         self._mode = mmap_mode
         self._nthreads = nthreads
         self._keep = keep
@@ -166,7 +166,7 @@ class Loader:
             form = parse_form(row.form)
         except ValueError as error:
             raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        if form.kind == "pickle" and not self._allow_pickle:
+        if form.kind == "pickle" and not self.allow_pickle:
             raise PickleRefusedError(
                 f"the value of key {key!r} in {path} is an array of Python objects, stored with "
                 "pickle: open the chest with allow_pickle=True if you trust who wrote it"

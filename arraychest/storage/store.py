@@ -44,6 +44,7 @@ from arraychest.formats import b2nd, blosc, checksums, directory, npy, pack, tre
 from arraychest.formats.blosc import Choice
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.tree import Tree
+from arraychest.parallel import default_threads
 from arraychest.sharing.commit_counter import open_counter, unmoved
 from arraychest.sharing.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.sharing.locks import PACK as PACK_BYTE
@@ -940,6 +941,18 @@ class Store:
         self._append_lock = threading.Lock()
         self._packs_lock = threading.Lock()
         self.catalog.database.reopen_in_child()
+
+    def loaded_privately(self, row: Row, key: Any) -> Any:
+        """A stored value whose arrays are private and writable, and not kept open here."""
+        loader = Loader(
+            self.files,
+            self._packs,
+            allow_pickle=self.loader.allow_pickle,
+            mmap_mode="c",
+            nthreads=default_threads(),
+            keep=False,
+        )
+        return loader.load(row, key)
 
     def has_pack(self, identity: int) -> bool:
         """Whether the catalog, or a write under way, knows a pack."""
