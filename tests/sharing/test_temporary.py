@@ -101,9 +101,8 @@ def test_a_chest_on_a_real_tmpfs_says_so_and_works(tiny_disk, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tiny_disk))
     monkeypatch.setattr(tempfile, "tempdir", str(tiny_disk))
     with arraychest.Chest(available_memory=0) as chest:
-        chest["x"] = np.arange(10_000.0)
         with pytest.warns(arraychest.ArrayChestWarning, match=str(tiny_disk)):
-            chest.flush()
+            chest["x"] = np.arange(10_000.0)  # is larger than the budget: stored at once
         assert Path(str(chest.path)).parent == tiny_disk
         assert chest["x"].sum() == 49_995_000
     assert os.listdir(tiny_disk) == []
