@@ -21,6 +21,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import pytest
+
 import arraychest.arrays.mmap
 import arraychest.catalog.connection
 import arraychest.engine.blocks
@@ -58,7 +60,29 @@ OPERATIONS = frozenset({
 })  # fmt: skip
 
 # The operation by which space for a file is reserved.
-RESERVING = "pwrite" if arraychest.platform.choice.PORTABLE else "posix_fallocate"
+RESERVING = "posix_fallocate" if arraychest.platform.space.HAS_FALLOCATE else "pwrite"
+# The one by which the bytes of another file are copied.
+COPYING = "sendfile" if arraychest.platform.cloning.HAS_SENDFILE else "pread"
+
+# For what a system must have that a test is about.
+needs_spares = pytest.mark.skipif(
+    not arraychest.platform.leases.HAS_LEASES, reason="without leases no file is overwritten"
+)
+needs_fallocate = pytest.mark.skipif(
+    not arraychest.platform.space.HAS_FALLOCATE, reason="room is reserved by writing"
+)
+needs_ficlone = pytest.mark.skipif(
+    not arraychest.platform.choice.IS_LINUX, reason="blocks are shared in another way, or not"
+)
+
+
+def reserved_to(name: str, args: tuple[Any, ...]) -> int:
+    """Where the room ends that an operation reserves; 0 if it reserves none."""
+    if name != RESERVING:
+        return 0
+    _, second, third = args
+    return third + (second if name == "posix_fallocate" else len(second))
+
 
 _HOSTS = (
     arraychest.engine.blocks,

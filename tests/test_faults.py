@@ -25,7 +25,18 @@ import pytest
 import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
 from arraychest.catalog.catalog import Catalog
-from tests.faults import RESERVING, Countdown, Failing, Say, in_child, injected, raising
+from tests.faults import (
+    RESERVING,
+    Countdown,
+    Failing,
+    Say,
+    in_child,
+    injected,
+    needs_fallocate,
+    needs_spares,
+    raising,
+    reserved_to,
+)
 from tests.support import assert_identical, audit, fill_disk, run_python, start_program
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -219,7 +230,7 @@ def test_lowering_the_budget_on_a_full_disk_is_told(path):
 
 def test_one_value_that_cannot_be_stored_does_not_keep_others_from_it(path):
     def refuse_large(name: str, args: Any, call: Callable[[], Any]) -> Any:
-        if refusing and name == RESERVING and args[2] > 2 * BYTES:
+        if refusing and reserved_to(name, args) > 2 * BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return call()
 
@@ -404,6 +415,7 @@ def test_a_write_that_takes_no_bytes_is_an_error_not_a_loop(path):
         on = False
 
 
+@needs_fallocate
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 def test_a_file_system_that_cannot_reserve_is_written_to_all_the_same(path, number):
     with (
@@ -792,6 +804,7 @@ def audit_open(chest: Chest) -> None:
     audit(str(path))
 
 
+@needs_spares
 def test_a_file_that_became_a_spare_while_it_was_linked_is_not_linked(path, other):
     """What was looked up before it was renamed would be overwritten under its new name."""
     link = os.link

@@ -14,7 +14,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # linux/fs.h: share the blocks of another file.
 _FICLONE = 0x40049409
 
-_HAS_SENDFILE = IS_LINUX and hasattr(os, "sendfile") and not PORTABLE
+HAS_SENDFILE = IS_LINUX and hasattr(os, "sendfile") and not PORTABLE
 _COPIED_BYTES = 1 << 20
 
 
@@ -81,8 +81,8 @@ def copy(source: int, fd: int, nbytes: int) -> None:
     left = min(nbytes, os.fstat(source).st_size)
     at = 0
     while left > 0:
-        if _HAS_SENDFILE:
-            count = os.sendfile(fd, source, None, left)
+        if HAS_SENDFILE:
+            count = os.sendfile(fd, source, at, left)
         else:
             count = os.pwrite(fd, os.pread(source, min(left, _COPIED_BYTES), at), at)
         if not count:

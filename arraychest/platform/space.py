@@ -9,7 +9,7 @@ import struct
 
 from arraychest.platform.choice import IS_MACOS, PORTABLE
 
-_HAS_FALLOCATE = hasattr(os, "posix_fallocate") and not PORTABLE
+HAS_FALLOCATE = hasattr(os, "posix_fallocate") and not PORTABLE
 
 # Of file systems that cannot reserve.
 _CANNOT = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
@@ -41,7 +41,7 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
     """
     if nbytes <= 0:
         return
-    if _HAS_FALLOCATE:
+    if HAS_FALLOCATE:
         try:
             os.posix_fallocate(fd, offset, nbytes)
         except OSError as error:
@@ -72,6 +72,9 @@ def _preallocate(fd: int, end: int) -> bool:
 
 def _write_zeros(fd: int, end: int) -> None:
     start = at = os.fstat(fd).st_size
+    disk = os.fstatvfs(fd)
+    if end - start > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # before it takes minutes
     try:
         while at < end:
             at += os.pwrite(fd, _ZEROS[: end - at], at)

@@ -27,7 +27,7 @@ from arraychest import (
     SpillError,
     ValueTypeError,
 )
-from tests.faults import RESERVING, Say, die, in_child, injected
+from tests.faults import COPYING, RESERVING, Say, die, in_child, injected, needs_ficlone
 from tests.support import audit, run_python
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -130,7 +130,7 @@ class TestEdit:
         ):
             pass
 
-    @pytest.mark.parametrize("name", [RESERVING, "sendfile", "pwritev", "open"])
+    @pytest.mark.parametrize("name", [RESERVING, COPYING, "pwritev", "open"])
     def test_a_disk_that_fails_leaves_the_old_value(self, chest, name):
         chest["x"] = filled(1, LARGE)
         chest.flush()
@@ -1098,6 +1098,7 @@ def edit_a_stored_value(path):
         assert chest.verify().ok
 
 
+@needs_ficlone
 def test_an_edit_shares_blocks_where_the_file_system_can(tmp_path, monkeypatch):
     """No file system at hand can: a stand-in copies what the kernel would share."""
     cloned = []
