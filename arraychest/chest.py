@@ -70,8 +70,9 @@ class Chest(Dictionary):
         with, each of whose values is put.
     path
         The chest's folder, where `data` is a mapping or None.  None: a private, temporary one,
-        made at the first spill where `tempfile` puts things (``TMPDIR``) and removed when the chest
-        is closed, dropped or garbage collected, or the interpreter exits.
+        made at the first spill where `tempfile` puts things (``TMPDIR``), or on a disk where that
+        is memory, and removed when the chest is closed, dropped or garbage collected, or the
+        interpreter exits.
     available_memory
         Budget for the values kept in RAM: bytes, a size (``"2 GiB"``), a share of what the
         process may use (``"50%"``, ``0.5``), or None: up to 60 % of it, less as other processes
