@@ -25,12 +25,12 @@ import shutil
 import signal
 import stat
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from arraychest.errors import ChestFormatError
+from arraychest.sharing.interrupts import Lock
 from arraychest.sharing.locks import ATTACHED, PRIVATE, LockFile, hold_folder, is_at
 from arraychest.sharing.open_folder import OpenFolder
 
@@ -98,7 +98,7 @@ class Files:
         self.folder = folder
         self._chest = folder if chest is None else chest
         self.durable = durable
-        self._lock = threading.Lock()
+        self._lock = Lock()
         # The session's, whose spares lie in a folder of their own.
         self.session = 0
         self._spares: list[tuple[int, str]] = []

@@ -37,6 +37,7 @@ from typing import Any, Self
 
 from arraychest.errors import ChestFormatError, ClosedChestError, DeadlockError
 from arraychest.sharing.contexts import current_context
+from arraychest.sharing.interrupts import Lock, let_through
 from arraychest.sharing.open_folder import OpenFolder
 
 FILE_NAME = "locks"
@@ -101,7 +102,7 @@ class LockFile:
             self.close()
             raise ChestFormatError(f"expected a file with one name at {path}, found another")
         _open_files.add(self)
-        self._held = {COMMIT: threading.Lock(), NUMBERS: threading.Lock()}
+        self._held = {COMMIT: Lock(), NUMBERS: Lock()}
 
     def close(self) -> None:
         """Let go of everything; a second call does nothing."""
@@ -169,8 +170,9 @@ class LockFile:
     def holding(self, byte: int) -> Iterator[None]:
         """Hold `COMMIT` or `NUMBERS`; the threads of this chest exclude each other, too."""
         with self._held[byte]:
-            self.take(byte)
             try:
+                with let_through():
+                    self.take(byte)
                 yield
             finally:
                 if self._fd >= 0:
