@@ -1,14 +1,22 @@
 """A dictionary of NumPy arrays that keeps what fits in RAM and spills the rest to disk."""
 
 import logging
+import sys
+
+if sys.platform not in ("linux", "darwin"):
+    raise ImportError(
+        "arraychest needs Linux or macOS: on Windows it runs in WSL (the Windows Subsystem for "
+        "Linux)"
+    )
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.lazy import LazyArray
-from arraychest.chest import Chest, Stats, open, repair
+from arraychest.chest import Chest, open, repair
 from arraychest.engine.drafts import Creation, Part
 from arraychest.engine.entry import Entry
 from arraychest.engine.handle import Handle
+from arraychest.engine.stats import Stats
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestError,
@@ -29,8 +37,10 @@ from arraychest.errors import (
 )
 from arraychest.formats.compression import COMPRESS_ABOVE
 from arraychest.formats.pack import PACK_THRESHOLD
+from arraychest.group import Group
 from arraychest.integrity.inspection import Finding, Report
 from arraychest.memoize.cached import Cached, CacheStats
+from arraychest.memoize.options import Kept, caching_disabled
 from arraychest.progress import Progress
 from arraychest.sharing.locks import KeyLock
 from arraychest.values.registry import register
@@ -60,7 +70,9 @@ __all__ = [
     "Entry",
     "FileSystemError",
     "Finding",
+    "Group",
     "Handle",
+    "Kept",
     "KeyLock",
     "KeyTypeError",
     "LazyArray",
@@ -74,7 +86,13 @@ __all__ = [
     "Stats",
     "UnreadableValueError",
     "ValueTypeError",
+    "caching_disabled",
     "open",
     "register",
     "repair",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, and nothing else."""
+    return [*__all__, "__all__", "__doc__", "__version__"]

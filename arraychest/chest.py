@@ -9,51 +9,42 @@ import importlib
 import itertools
 import os
 import weakref
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    Mapping,
-    MutableMapping,
-    ValuesView,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, NamedTuple, Self, cast, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 
-from arraychest.arrays.mmap import MmapMode
+from arraychest.dictionary import MISSING, Dictionary, near_keys
 from arraychest.engine.append import append as append_blocks
 from arraychest.engine.drafts import Creation, edited
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
 from arraychest.engine.handle import Handle, handle_of
-from arraychest.engine.session import Options
+from arraychest.engine.options import DEFAULTS, ChestOptions, checked_options, with_options
+from arraychest.engine.stats import Stats, stats_of
 from arraychest.engine.transaction import Transaction
 from arraychest.engine.update import update_from
 from arraychest.errors import AbsentKeyError
-from arraychest.formats.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
+from arraychest.formats.compression import Asked, parse_compression
+from arraychest.group import Group
 from arraychest.integrity.inspection import Report, verify
 from arraychest.integrity.rebuild import rebuild_if_lost
 from arraychest.integrity.repair import repair as repair_findings
 from arraychest.memoize.cached import Cached, P, R, cached
 from arraychest.memoize.flights import Flights
+from arraychest.memoize.options import DEFAULTS as CACHE_DEFAULTS
+from arraychest.memoize.options import CacheOptions
+from arraychest.memoize.reducing import reduce
 from arraychest.memory.budget import Budget
-from arraychest.parallel import default_threads
 from arraychest.progress import Asked as ProgressAsked
 from arraychest.progress import is_asked, measured
 from arraychest.sharing.locks import KeyLock
 from arraychest.sharing.open_folder import folder_at
 from arraychest.storage.folder import Mode
-from arraychest.storage.quota import EvictBy, OnFull, Quota
-from arraychest.units import format_bytes, parse_bytes
-from arraychest.values.accept import OnPut, Own
-from arraychest.values.equality import same
+from arraychest.units import format_bytes
 from arraychest.values.keys import group_of
-
-_MISSING: Any = object()
 
 
 class _Unsaid:
@@ -63,40 +54,7 @@ class _Unsaid:
 _UNSAID = _Unsaid()
 
 
-class Stats(NamedTuple):
-    """What a chest has done since it was opened, and what it holds now.
-
-    Attributes
-    ----------
-    hits, misses, absent
-        Gets answered from memory or by a view kept open; gets that went to disk; gets of keys
-        that are not there.  Approximate while several threads get at once.
-    spills, faults
-        Values stored, and values brought back by a get.
-    bytes_spilled, bytes_faulted
-        Bytes of them.  What is faulted in is mapped: only the pages touched are read.
-    charged, budget
-        Bytes kept in RAM now, and how many may be.
-    resident
-        Values in RAM that are not stored yet.
-    evictions
-        Entries removed to stay within ``max_disk``, by this chest.
-    """
-
-    hits: int
-    misses: int
-    absent: int
-    spills: int
-    faults: int
-    bytes_spilled: int
-    bytes_faulted: int
-    charged: int
-    budget: int
-    resident: int
-    evictions: int
-
-
-class Chest(MutableMapping[Any, Any]):
+class Chest(Dictionary):
     """A dictionary of NumPy arrays that spills to disk.
 
     Values stay in RAM up to a memory budget; beyond it they are written to files in the
@@ -105,11 +63,12 @@ class Chest(MutableMapping[Any, Any]):
     Parameters
     ----------
     data
-        A mapping to start with; each of its values is put.
+        The chest's folder, as a str or a path: ``Chest("work.chest")``.  Or a mapping to start
+        with, each of whose values is put.
     path
-        The chest's folder.  None: a private, temporary one, made at the first spill where
-        `tempfile` puts things (``TMPDIR``) and removed when the chest is closed, dropped or
-        garbage collected, or the interpreter exits.
+        The chest's folder, where `data` is a mapping or None.  None: a private, temporary one,
+        made at the first spill where `tempfile` puts things (``TMPDIR``) and removed when the chest
+        is closed, dropped or garbage collected, or the interpreter exits.
     available_memory
         Budget for the values kept in RAM: bytes, a size (``"2 GiB"``), a share of what the
         process may use (``"50%"``, ``0.5``), or None: up to 60 % of it, less as other processes
@@ -215,108 +174,36 @@ class Chest(MutableMapping[Any, Any]):
     >>> chest.close()
     """
 
-    def __new__(
-        cls,
-        data: object = None,  # noqa: ARG004  # as `__init__`
-        path: object = None,
-        *args: object,  # noqa: ARG004
-        **options: object,  # noqa: ARG004
-    ) -> Self:
-        """A chest; of a faster class where there is no path."""
-        kind: Any = _PrivateChest if cls is Chest and path is None else cls
-        return cast(Self, super().__new__(kind))
-
     def __init__(
         self,
-        data: Mapping[Any, Any] | None = None,
+        data: Mapping[Any, Any] | str | os.PathLike[str] | None = None,
         path: str | os.PathLike[str] | None = None,
         available_memory: int | float | str | None = None,
         *,
         mode: Mode = "a",
-        mmap_mode: MmapMode = "r",
-        on_put: OnPut = "freeze",
-        allow_pickle: bool = False,
-        durable: bool = False,
-        on_miss: Callable[[Any], object] | None = None,
-        on_overflow: Callable[[Any], object] | None = None,
-        allow_network: bool = False,
-        checksums: bool | None = None,
-        max_disk: int | float | str | None = None,
-        on_full: OnFull = "refuse",
-        evict_by: EvictBy = "lru",
-        compression: Asked = "auto",
-        compress_above: int | float | str = COMPRESS_ABOVE,
-        compression_threads: int | None = None,
-        dump: Callable[[Any, Any], object] | None = None,
-        load: Callable[[Any], Any] | None = None,
-        key_to_filename: Callable[[Any], str] | None = None,
+        **options: Unpack[ChestOptions],
     ) -> None:
-        _check_choice("mode", mode, ("r", "a", "w", "x"))
-        _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
-        if mmap_mode == "r+" and mode == "r":
-            raise ValueError('expected mmap_mode="r" or "c" with mode="r", found "r+"')
-        _check_choice("on_put", on_put, ("freeze", "copy", "share"))
-        _check_choice("on_full", on_full, ("refuse", "evict"))
-        _check_choice("evict_by", evict_by, ("lru", "cost"))
-        if max_disk is None and on_full == "evict":
-            raise ValueError('expected max_disk with on_full="evict", found None')
-        quota = None
-        if max_disk is not None:
-            quota = Quota(parse_bytes(max_disk), on_full == "evict", evict_by)
-        how = parse_compression(compression)
-        if how == "auto" and mmap_mode == "r+":
-            how = "never"  # each get would undo it
-        if compression_threads is not None and compression_threads < 1:
-            raise ValueError(
-                f"expected compression_threads to be 1 or more, found {compression_threads}"
-            )
-        compressing = Compression(
-            how, parse_bytes(compress_above), compression_threads or default_threads()
-        )
-        if path is None and mode == "r":
-            raise ValueError('expected a path with mode="r", found None')
+        if isinstance(data, str | os.PathLike):
+            if path is not None:
+                raise TypeError(
+                    f"expected one path, found {os.fspath(data)!r} and {os.fspath(path)!r}"
+                )
+            data, path = None, data
         if data is not None and not isinstance(data, Mapping):
-            raise TypeError(f"expected a mapping as data, found {type(data).__name__}")
+            raise TypeError(f"expected a path, or a mapping as data, found {type(data).__name__}")
+        checked = checked_options(mode, options, has_path=path is not None)
+        # For those who open it again: pickles, and forked workers.
         self._arguments = {
             "available_memory": available_memory,
             "mode": "r" if mode == "r" else "a",
-            "mmap_mode": mmap_mode,
-            "on_put": on_put,
-            "allow_pickle": allow_pickle,
-            "durable": durable,
-            "on_miss": on_miss,
-            "on_overflow": on_overflow,
-            "allow_network": allow_network,
-            "checksums": checksums,
-            "max_disk": max_disk,
-            "on_full": on_full,
-            "evict_by": evict_by,
-            "compression": compression,
-            "compress_above": compress_above,
-            "compression_threads": compression_threads,
-            "dump": dump,
-            "load": load,
-            "key_to_filename": key_to_filename,
+            **options,
         }
         folder = None if path is None else folder_at(path)
-        options = Options(
-            mode,
-            mmap_mode,
-            on_put,
-            Own(allow_pickle, dump, load),
-            durable,
-            on_miss,
-            on_overflow,
-            allow_network,
-            path is not None if checksums is None else checksums,
-            quota,
-            compressing,
-            key_to_filename,
-        )
-        self._engine = Engine(folder, Budget(available_memory), options)
+        self._engine = Engine(folder, Budget(available_memory), checked)
         # The hot path's own name for it: the same dict object for the chest's whole life.
         self._index = self._engine.index.slots
-        self._counter = self._engine.counter
+        # None where no other process changes the chest, so that a get need not ask whether one has.
+        self._counter = None if folder is None else self._engine.counter
         self._flights = Flights(self._engine)
         self._finalizer = weakref.finalize(self, self._engine.finalize)
         if data is not None:
@@ -345,7 +232,7 @@ class Chest(MutableMapping[Any, Any]):
         """
         engine = self._engine
         counter = self._counter
-        if counter.words[0] != counter.seen_word:
+        if counter is not None and counter.words[0] != counter.seen_word:
             return engine.get(key)
         # No lock: one look-up in a dict is atomic, and a slot's value is only ever replaced by
         # another complete one.  The count serves as the CLOCK's reference bit as well; losing a
@@ -359,7 +246,12 @@ class Chest(MutableMapping[Any, Any]):
             if value is not None:
                 slot.hits += 1
                 return value
-        return engine.get(key)
+        try:
+            return engine.get(key)
+        except AbsentKeyError as error:
+            if isinstance(key, str):
+                error.near = functools.partial(_near, weakref.ref(self), key)
+            raise
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Put a value.
@@ -428,7 +320,9 @@ class Chest(MutableMapping[Any, Any]):
         """Whether the chest has the key; reads no value."""
         engine = self._engine
         counter = self._counter
-        if counter.words[0] == counter.seen_word and key in self._index:
+        if counter is not None and counter.words[0] != counter.seen_word:
+            return engine.contains(key)
+        if key in self._index:
             return True
         return engine.contains(key)
 
@@ -451,30 +345,7 @@ class Chest(MutableMapping[Any, Any]):
         """The same keys; holds on to the chest, which is closed once nobody does."""
         yield from keys
 
-    def items(self) -> ItemsView[Any, Any]:
-        """A view of the keys and values; a key deleted while it is iterated over is left out."""
-        return _Items(self)
-
-    def values(self) -> ValuesView[Any]:
-        """A view of the values; one deleted while it is iterated over is left out."""
-        return _Values(self)
-
-    def __eq__(self, other: object) -> bool:
-        """Whether `other` is a mapping with the same keys and equal values; reads every value.
-
-        Arrays are equal if their dtypes and elements are, also in lists, dicts and so on.
-        """
-        if self is other:
-            return True
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        if len(self) != len(other):
-            return False
-        return all(key in other and same(self[key], other[key]) for key in self)
-
-    __hash__ = None  # type: ignore[assignment]  # as dict's
-
-    def pop(self, key: Any, default: Any = _MISSING) -> Any:
+    def pop(self, key: Any, default: Any = MISSING) -> Any:
         """Remove a key and return its value, or `default` if there is none; one atomic step.
 
         Raises
@@ -487,7 +358,7 @@ class Chest(MutableMapping[Any, Any]):
         try:
             return self._engine.pop(key)
         except AbsentKeyError:
-            if default is _MISSING:
+            if default is MISSING:
                 raise
             return default
 
@@ -495,27 +366,64 @@ class Chest(MutableMapping[Any, Any]):
         """Remove the key inserted last and return it with its value.  Raises AbsentKeyError."""
         while True:
             key = self._engine.last_key()
-            value = self.pop(key, _MISSING)
-            if value is not _MISSING:
+            value = self.pop(key, MISSING)
+            if value is not MISSING:
                 return key, value
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """The value of `key`, which becomes `default` if there is none; one atomic step."""
+        """The value of `key`, which becomes `default` if there is none; one atomic step.
+
+        What is returned is a copy of what is stored, unless it is an array: a list that is put
+        this way and then appended to does not change in the chest.  Put the changed list again:
+        ``names = chest.get(key, []); names.append(x); chest[key] = names``.
+        """
         while True:
             try:
                 return self[key]
             except AbsentKeyError:
                 self._engine.put_any(key, default, only_absent=True)
 
-    def discard(self, key: Any) -> None:
-        """Remove a key if it is there."""
-        with contextlib.suppress(AbsentKeyError):
-            self._engine.delete(key)
+    def __or__(self, other: Mapping[Any, Any]) -> Chest:
+        """A new temporary chest with the values of both; of a key in both, the other's.
 
-    def clear(self) -> None:
-        """Remove every key.  Reads no value."""
-        for key in list(self):
-            self.discard(key)
+        Arrays are shared, and stored values linked or copied, as `update` does.
+        """
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return _joined(self, other)
+
+    def __ror__(self, other: Mapping[Any, Any]) -> Chest:
+        """As ``Chest(other) | self``."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return _joined(other, self)
+
+    def group(self, prefix: Any) -> Group:
+        """The entries whose keys begin with `prefix`, as a mapping with the rest of these keys.
+
+        Parameters
+        ----------
+        prefix
+            A str that ends with ``"/"``: keys are str that begin with it, and in the group they
+            have the rest as their name.  Any other key, or a tuple of them: keys are tuples that
+            begin with it.  Of ``("run", 5)`` the group ``"run"`` has the key 5, of
+            ``("run", 5, "x")`` it has ``(5, "x")``.
+
+        Returns
+        -------
+        Group
+            It holds nothing itself: what is put into it is in the chest.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest({("run", 1): np.zeros(2), "other": np.ones(3)})
+        >>> run = chest.group("run")
+        >>> run[2] = np.ones(2)
+        >>> list(run), ("run", 2) in chest
+        ([1, 2], True)
+        """
+        return Group(self, prefix)
 
     def update(  # type: ignore[override]  # chest's signature: `overwrite` is its own
         self,
@@ -833,43 +741,12 @@ class Chest(MutableMapping[Any, Any]):
     # --- memoised functions --------------------------------------------------------------------
 
     @overload
-    def cache(
-        self,
-        func: Callable[P, R],
-        *,
-        ignore: Iterable[str] = ...,
-        key: Callable[..., Any] | None = ...,
-        version: Any = ...,
-        helpers: bool = ...,
-        ignore_state: Iterable[str] = ...,
-        expires_after: float | dt.timedelta | None = ...,
-        verbose: int = ...,
-    ) -> Cached[P, R]: ...
+    def cache(self, func: Callable[P, R], **options: Unpack[CacheOptions]) -> Cached[P, R]: ...
     @overload
     def cache(
-        self,
-        func: None = None,
-        *,
-        ignore: Iterable[str] = ...,
-        key: Callable[..., Any] | None = ...,
-        version: Any = ...,
-        helpers: bool = ...,
-        ignore_state: Iterable[str] = ...,
-        expires_after: float | dt.timedelta | None = ...,
-        verbose: int = ...,
+        self, func: None = None, **options: Unpack[CacheOptions]
     ) -> Callable[[Callable[P, R]], Cached[P, R]]: ...
-    def cache(
-        self,
-        func: Callable[P, R] | None = None,
-        *,
-        ignore: Iterable[str] = (),
-        key: Callable[..., Any] | None = None,
-        version: Any = None,
-        helpers: bool = True,
-        ignore_state: Iterable[str] = (),
-        expires_after: float | dt.timedelta | None = None,
-        verbose: int = 0,
-    ) -> Any:
+    def cache(self, func: Callable[P, R] | None = None, **options: Unpack[CacheOptions]) -> Any:
         """Keep the results of a function, by what it is and what it is given; a decorator.
 
         A result is an entry of the chest, under the function's name and what the call is in
@@ -899,8 +776,20 @@ class Chest(MutableMapping[Any, Any]):
             count in any case.)
         expires_after
             How long a result is good, in seconds or as a timedelta.
+        validate
+            Called with a `Kept` (age, seconds that it took, bytes) before a kept result is used.
+            Where it returns something false, the result is computed again.
+        mmap_mode
+            How the arrays of its results come: ``"r"``, read-only; ``"c"``, private and writable:
+            only the pages are copied that are written to.  None: as the chest's.
+        strict
+            Whether a result that cannot be kept is a ValueTypeError; otherwise it is returned, with
+            one warning.
+        enabled
+            Whether results are looked for and kept at all; see also `arraychest.caching_disabled`.
         verbose
-            1: say on standard error what is computed, and how long it took; 2: and what was kept.
+            1: log what is computed, and how long it took; 2: and what was kept.  The logger is
+            ``"arraychest.cache"``; where a program has set up no logging, standard error has it.
 
         Returns
         -------
@@ -933,18 +822,62 @@ class Chest(MutableMapping[Any, Any]):
         >>> smooth.stats().hits, smooth.stats().misses
         (1, 1)
         """
-        options = {
-            "ignore": ignore,
-            "key": key,
-            "version": version,
-            "helpers": helpers,
-            "ignore_state": ignore_state,
-            "expires_after": expires_after,
-            "verbose": verbose,
-        }
         if func is None:
             return functools.partial(self.cache, **options)
         return cached(self._engine, self._flights, self, func, **options)
+
+    def reduce(
+        self,
+        *,
+        bytes: int | float | str | None = None,  # noqa: A002  # what is limited
+        entries: int | None = None,
+        age: float | dt.timedelta | None = None,
+        everything: bool = False,
+    ) -> int:
+        """Remove results of cached functions until the rest is within limits.
+
+        The results that were not used for the longest time go first.
+
+        Parameters
+        ----------
+        bytes
+            Most bytes that the results may take on disk: a number, or a size (``"10 GiB"``).
+        entries
+            Most results.
+        age
+            Remove what was not used for so long, in seconds or as a timedelta.
+        everything
+            Count and remove all entries of the chest, not only results of cached functions.
+
+        Returns
+        -------
+        int
+            How many were removed.
+
+        Raises
+        ------
+        ValueError
+            A limit is negative.
+        SpillError
+            What is in RAM could not be stored before; nothing was removed.
+
+        Notes
+        -----
+        O(entries), some 20 us each.  When a value was used last says its file's time, which a get
+        that goes to disk sets; small values share files, and one time.
+
+        Examples
+        --------
+        >>> chest = Chest()
+        >>> @chest.cache
+        ... def squared(x):
+        ...     return x * x
+        >>> [squared(n) for n in range(5)]
+        [0, 1, 4, 9, 16]
+        >>> chest.reduce(entries=2), len(chest)
+        (3, 2)
+        """
+        return reduce(self._engine, bytes=bytes, entries=entries, age=age, everything=everything)
 
     def __copy__(self) -> Self:
         """The chest itself: what a copy of it would hold is the same."""
@@ -1230,20 +1163,7 @@ class Chest(MutableMapping[Any, Any]):
 
     def stats(self) -> Stats:
         """What the chest has done and holds.  O(keys met since it was opened)."""
-        counters = self._engine.committer.counters
-        return Stats(
-            hits=self._engine.hits(),
-            misses=counters.misses,
-            absent=counters.absent,
-            spills=counters.spills,
-            faults=counters.faults,
-            bytes_spilled=counters.bytes_spilled,
-            bytes_faulted=counters.bytes_faulted,
-            charged=self.memory_usage,
-            budget=self._engine.budget.bytes,
-            resident=self._engine.resident.count,
-            evictions=counters.evictions,
-        )
+        return stats_of(self._engine)
 
     @property
     def inmem(self) -> Mapping[Any, Any]:
@@ -1520,7 +1440,7 @@ def open(  # noqa: A001  # as numpy, zarr and shelve name theirs
     path: str | os.PathLike[str],
     mode: Mode = "a",
     available_memory: int | float | str | None = None,
-    **options: Any,
+    **options: Unpack[ChestOptions],
 ) -> Chest:
     """Open the chest in a folder; `mode` and the rest are `Chest`'s.
 
@@ -1593,54 +1513,25 @@ def _reopen(kind: type[Chest], path: str, arguments: dict[str, Any]) -> Chest:
     return kind(path=path, **arguments)
 
 
-class _PrivateChest(Chest):
-    """A temporary chest, which no other process changes: a get need not ask whether one has."""
-
-    def __getitem__(self, key: Any) -> Any:
-        # As `Chest.__getitem__`, without the commit counter: 40 of 140 ns.
-        try:
-            slot = self._index[key]
-        except KeyError:
-            pass
-        else:
-            value = slot.value
-            if value is not None:
-                slot.hits += 1
-                return value
-        return self._engine.get(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._index or self._engine.contains(key)
+def _near(chest: weakref.ref[Chest], key: str) -> list[str]:
+    alive = chest()
+    return [] if alive is None or alive.closed else near_keys(alive, key)
 
 
-class _Items(ItemsView[Any, Any]):
-    """Items of a chest; a key that is deleted while they are read does not come."""
-
-    def __init__(self, chest: Chest) -> None:
-        super().__init__(chest)
-        self._chest = chest
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for key in self._chest:
-            value = self._chest.get(key, _MISSING)
-            if value is not _MISSING:
-                yield key, value
+def _joined(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> Chest:
+    chest = Chest()
+    try:
+        chest.update(first)
+        chest.update(second)
+    except BaseException:
+        chest.close()
+        raise
+    return chest
 
 
-class _Values(ValuesView[Any]):
-    """Values of a chest; that of a key that is deleted meanwhile does not come."""
-
-    def __init__(self, chest: Chest) -> None:
-        super().__init__(chest)
-        self._chest = chest
-
-    def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in _Items(self._chest))
-
-
-def _check_choice(name: str, found: object, expected: tuple[str, ...]) -> None:
-    if found not in expected:
-        raise ValueError(f"expected {name} to be one of {', '.join(expected)}, found {found!r}")
+with_options(Chest.__init__, ChestOptions, DEFAULTS)
+with_options(open, ChestOptions, DEFAULTS)
+with_options(Chest.cache, CacheOptions, CACHE_DEFAULTS)
 
 
 def _dask(module: str) -> Any:

@@ -7,13 +7,36 @@ place, so that code written for those keeps working: ``except KeyError`` catches
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
 
 class ArrayChestError(Exception):
     """Root of the errors that arraychest raises on purpose."""
 
 
 class AbsentKeyError(ArrayChestError, KeyError):
-    """The chest has no such key.  Nothing was changed."""
+    """The chest has no such key.  Nothing was changed.
+
+    Where the key is a str, and the chest has few keys, the message names those that are near.
+    """
+
+    # Looked for only where somebody reads the message: a miss is mostly no error to its caller.
+    near: Callable[[], list[str]] | None = None
+
+    def __str__(self) -> str:
+        told = super().__str__()
+        found: list[str] = []
+        if self.near is not None:
+            with contextlib.suppress(Exception):
+                found = self.near()
+        return f"{told}; did you mean {' or '.join(map(repr, found))}?" if found else told
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process nobody can look.
+        state = {name: value for name, value in self.__dict__.items() if name != "near"}
+        return type(self), self.args, state
 
 
 class KeyTypeError(ArrayChestError, TypeError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from arraychest.platform.memory import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,10 +18,7 @@ _MOST_THREADS = 4
 
 def default_threads() -> int:
     """One for each core that this process may run on, up to four."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return min(cores, _MOST_THREADS)
+    return min(cores(), _MOST_THREADS)
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], nthreads: int) -> Iterator[R]:

@@ -18,5 +18,5 @@ answer.  `bench.report` judges:
 
 A peer is added as a class in `bench.peers` with the methods that it can do; a workload as a class
 in `bench.workloads`.  Results of full runs are kept in ``bench/results/``, as ``--json`` writes
-them; README.md carries the table of the newest (``--markdown``).
+them; the guide carries the table of the newest (``--markdown``), and README.md a few rows of it.
 """

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     if options.markdown is not None:
         document = json.loads(options.markdown.read_text(encoding="utf-8"))
-        print(report.markdown(document), end="")
+        print(report.markdown(document), report.short(document), sep="\n", end="")
         return 0
     # SIGTERM ends the program as Ctrl-C does, so that the temporary folder is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -176,7 +176,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG or SVG)")
     parser.add_argument(
-        "--markdown", type=Path, metavar="JSON", help="print README's table of that run, and end"
+        "--markdown", type=Path, metavar="JSON", help="print the tables of that run, and end"
     )
     parser.add_argument("--dir", type=Path, help="where files go for the while; default: temporary")
     parser.add_argument("--check", action="store_true", help="end with 1 if a goal is missed")

@@ -18,8 +18,10 @@ from bench.race import Race
 # and of what an entry costs among a million by what it costs among a thousand.
 GOAL_OF_BEST, GOAL_OF_LIMIT, GOAL_GROWTH = 1.05, 1.3, 1.5
 
-# Between these two lines README.md carries `markdown` of the newest file in bench/results/.
+# Between these lines the guide's page of benchmarks carries `markdown` of the newest file in
+# bench/results/, and README.md its `short` form.
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+SHORT_BEGIN, SHORT_END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 # Blocks, catalogs and headers differ by so much where the values take the same.
 _SAME_SIZE = 1.02
@@ -269,11 +271,45 @@ def _step(document: Mapping[str, Any], verdict: Verdict) -> Mapping[str, Any]:
     return found
 
 
-# --- in README.md --------------------------------------------------------------------------------
+# --- in the documentation -------------------------------------------------------------------------
+
+
+# What the short table shows: of each workload one or two rows, also such where a peer is faster.
+_SHORT = (
+    ("hits", "get"),
+    ("reload", "first element"),
+    ("spill-write", "array"),
+    ("pipeline", "in all"),
+    ("scan", "epoch"),
+    ("small", "put and flush"),
+    ("small", "get, reopened"),
+    ("windows", "window of 64 × 64"),
+    ("memoise", "hit"),
+    ("dask", "transpose, rechunk, tensordot"),
+)
+
+
+def short(document: Mapping[str, Any]) -> str:
+    """The table that README.md carries, between `SHORT_BEGIN` and `SHORT_END`."""
+    found = {(each.workload, each.label): each for each in verdicts(document)}
+    titles = {workload["name"]: workload["title"] for workload in document["workloads"]}
+    lines = [
+        SHORT_BEGIN,
+        "| workload | | arraychest | best peer | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for workload, label in filter(found.__contains__, _SHORT):
+        verdict = found[workload, label]
+        step = _step(document, verdict)
+        peers = next(each["peers"] for each in document["workloads"] if each["name"] == workload)
+        best = figure(median_of(peers[verdict.best], verdict.step), step)
+        cells = (titles[workload], label, figure(verdict.ours, step), f"{verdict.best} {best}")
+        lines.append("| " + " | ".join([*cells, _times(verdict.ratio)]) + " |")
+    return "\n".join([*lines, SHORT_END]) + "\n"
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The table that README.md carries, between `BEGIN` and `END`."""
+    """The table that the guide's page of benchmarks carries, between `BEGIN` and `END`."""
     lines = [
         BEGIN,
         f"`{document['command']}`, {document['date'][:10]}, on "

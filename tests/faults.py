@@ -21,13 +21,25 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import pytest
+
 import arraychest.arrays.mmap
 import arraychest.catalog.connection
 import arraychest.engine.blocks
 import arraychest.engine.drafts
 import arraychest.files.files
+import arraychest.files.place
+import arraychest.files.private
+import arraychest.files.room
+import arraychest.files.spares
+import arraychest.files.unfinished
+import arraychest.files.writing
 import arraychest.formats.manifest
 import arraychest.monitor.live
+import arraychest.platform.choice
+import arraychest.platform.cloning
+import arraychest.platform.leases
+import arraychest.platform.space
 import arraychest.sharing.commit_counter
 import arraychest.sharing.locks
 import arraychest.sharing.open_folder
@@ -47,11 +59,45 @@ OPERATIONS = frozenset({
     "makedirs", "listdir", "scandir", "walk", "posix_fadvise",
 })  # fmt: skip
 
+# The operation by which space for a file is reserved.
+RESERVING = "posix_fallocate" if arraychest.platform.space.HAS_FALLOCATE else "pwrite"
+# The one by which the bytes of another file are copied.
+COPYING = "sendfile" if arraychest.platform.cloning.HAS_SENDFILE else "pread"
+
+# For what a system must have that a test is about.
+needs_spares = pytest.mark.skipif(
+    not arraychest.platform.leases.HAS_LEASES, reason="without leases no file is overwritten"
+)
+needs_fallocate = pytest.mark.skipif(
+    not arraychest.platform.space.HAS_FALLOCATE, reason="room is reserved by writing"
+)
+needs_ficlone = pytest.mark.skipif(
+    not arraychest.platform.choice.IS_LINUX, reason="blocks are shared in another way, or not"
+)
+
+
+def reserved_to(name: str, args: tuple[Any, ...]) -> int:
+    """Where the room ends that an operation reserves; 0 if it reserves none."""
+    if name != RESERVING:
+        return 0
+    _, second, third = args
+    return third + (second if name == "posix_fallocate" else len(second))
+
+
 _HOSTS = (
     arraychest.engine.blocks,
     arraychest.storage.block_writer,
     arraychest.sharing.commit_counter,
     arraychest.files.files,
+    arraychest.files.place,
+    arraychest.files.private,
+    arraychest.files.room,
+    arraychest.files.spares,
+    arraychest.files.unfinished,
+    arraychest.files.writing,
+    arraychest.platform.cloning,
+    arraychest.platform.leases,
+    arraychest.platform.space,
     arraychest.storage.folder,
     arraychest.storage.reading,
     arraychest.sharing.locks,

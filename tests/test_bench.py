@@ -283,7 +283,7 @@ def test_what_is_not_known_is_refused_with_what_is(arguments, named, capsys):
     assert named in capsys.readouterr().err
 
 
-# --- README.md -----------------------------------------------------------------------------------
+# --- the documentation ---------------------------------------------------------------------------
 
 
 def test_the_table_for_readme_is_made_of_the_figures_alone(tmp_path, capsys):
@@ -308,18 +308,20 @@ def test_the_table_for_readme_is_made_of_the_figures_alone(tmp_path, capsys):
     assert capsys.readouterr().out != table
 
 
-def test_readme_carries_the_table_of_the_newest_run():
+@pytest.mark.parametrize("page", ["README.md", "arraychest/guide/benchmarks.md"])
+def test_the_documentation_carries_the_figures_of_the_newest_run(page):
     pytest.importorskip("rich")
     from bench import report
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if report.BEGIN not in readme:
-        pytest.skip(f"README.md has no {report.BEGIN} yet")
+    text = (ROOT / page).read_text(encoding="utf-8")
     runs = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in (ROOT / "bench" / "results").glob("*.json")
     ]
     newest = max(runs, key=lambda run: run["date"])
     assert newest["scale"] == "full"
-    start, end = readme.index(report.BEGIN), readme.index(report.END) + len(report.END)
-    assert readme[start:end] == report.markdown(newest).rstrip("\n")
+    whole = (report.BEGIN, report.END, report.markdown(newest))
+    short = (report.SHORT_BEGIN, report.SHORT_END, report.short(newest))
+    begin, end, table = short if page == "README.md" else whole
+    start, behind = text.index(begin), text.index(end) + len(end)
+    assert text[start:behind] == table.rstrip("\n")

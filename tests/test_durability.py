@@ -29,8 +29,8 @@ import numpy as np
 import pytest
 
 import arraychest
-import arraychest.files.files
 from arraychest import Chest
+from arraychest.platform import leases
 from tests.faults import Say, in_child, injected
 from tests.support import audit
 from tests.test_crash import LARGE, SMALL, array_in, filled, orphans
@@ -395,10 +395,9 @@ def cuts_of(
     top.mkdir()
     disk = Disk(top, syncs=syncs)
     options: Any = {"mmap_mode": "r+"} if name == "in place" else {}
-    files = arraychest.files.files
     try:
         with pytest.MonkeyPatch.context() as patch, injected(disk):
-            patch.setattr(files, "fcntl", _NoLeases())
+            patch.setattr(leases, "fcntl", _NoLeases())
             work = Work(disk, other)
             work.chest = arraychest.open(top / "chest", "a", "64 MiB", durable=durable, **options)
             try:

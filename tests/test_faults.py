@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import os
 import resource
@@ -24,7 +25,18 @@ import pytest
 import arraychest
 from arraychest import Chest, CorruptEntryError, SpillError
 from arraychest.catalog.catalog import Catalog
-from tests.faults import Countdown, Failing, Say, in_child, injected, raising
+from tests.faults import (
+    RESERVING,
+    Countdown,
+    Failing,
+    Say,
+    in_child,
+    injected,
+    needs_fallocate,
+    needs_spares,
+    raising,
+    reserved_to,
+)
 from tests.support import assert_identical, audit, fill_disk, run_python, start_program
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -48,7 +60,7 @@ WHICH = [errno.errorcode[number] for number in ERRORS]
 
 # Where a spill can be refused: (name of the operation, whether a small value comes by it).
 POINTS = {
-    "reserving": lambda name, args: name == "posix_fallocate",
+    "reserving": lambda name, args: name == RESERVING,
     "writing": lambda name, args: name == "pwritev",
     "creating": lambda name, args: name == "open" and bool(args[1] & os.O_CREAT),
     "beginning": lambda name, args: name == "sql BEGIN" and "IMMEDIATE" in args[0],
@@ -137,7 +149,7 @@ def test_a_failed_spill_of_a_value_tree_is_told_and_tried_again(path, point, com
 
 def test_a_failure_in_the_background_is_told_by_the_next_put_once(path):
     def failing(name: str, args: Any, call: Callable[[], Any]) -> Any:
-        if name == "posix_fallocate" and refusing:
+        if name == RESERVING and refusing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return call()
 
@@ -163,7 +175,7 @@ def test_a_failure_in_the_background_is_told_by_the_next_put_once(path):
 
 
 def test_a_put_for_which_no_room_can_be_made_leaves_everything_as_it_was(path):
-    fault = Failing(errno.ENOSPC, "posix_fallocate")
+    fault = Failing(errno.ENOSPC, RESERVING)
     with arraychest.open(path, "w", 4 * BYTES) as chest, injected(fault):
         expected = {}
         for number in range(40):
@@ -203,7 +215,7 @@ def test_a_put_for_which_no_room_can_be_made_leaves_everything_as_it_was(path):
 
 
 def test_lowering_the_budget_on_a_full_disk_is_told(path):
-    fault = Failing(errno.ENOSPC, "posix_fallocate")
+    fault = Failing(errno.ENOSPC, RESERVING)
     with arraychest.open(path, "w", 10 * BYTES) as chest, injected(fault):
         for number in range(5):
             chest[number] = filled(number, LARGE)
@@ -218,7 +230,7 @@ def test_lowering_the_budget_on_a_full_disk_is_told(path):
 
 def test_one_value_that_cannot_be_stored_does_not_keep_others_from_it(path):
     def refuse_large(name: str, args: Any, call: Callable[[], Any]) -> Any:
-        if refusing and name == "posix_fallocate" and args[2] > 2 * BYTES:
+        if refusing and reserved_to(name, args) > 2 * BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return call()
 
@@ -246,7 +258,7 @@ def test_small_values_stay_together_where_large_ones_are_tried_alone(path, monke
         commit(self, **options)
 
     def failing_once(name: str, args: Any, call: Callable[[], Any]) -> Any:
-        if refusing and name == "posix_fallocate":
+        if refusing and name == RESERVING:
             refusing.pop()
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return call()
@@ -403,11 +415,12 @@ def test_a_write_that_takes_no_bytes_is_an_error_not_a_loop(path):
         on = False
 
 
+@needs_fallocate
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 def test_a_file_system_that_cannot_reserve_is_written_to_all_the_same(path, number):
     with (
         arraychest.open(path, "w", BYTES) as chest,
-        injected(Failing(number, "posix_fallocate")),
+        injected(Failing(number, RESERVING)),
     ):
         for key in range(4):
             chest[key] = filled(key, LARGE)
@@ -422,8 +435,8 @@ def test_a_file_system_without_leases_is_written_to_all_the_same(path, monkeypat
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(fd, command, *args)
 
-    real = arraychest.files.files.fcntl.fcntl
-    monkeypatch.setattr(arraychest.files.files.fcntl, "fcntl", refuse)
+    real = fcntl.fcntl
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
     with arraychest.open(path, "w", BYTES) as chest:
         for _ in range(3):
             for key in range(4):
@@ -791,6 +804,7 @@ def audit_open(chest: Chest) -> None:
     audit(str(path))
 
 
+@needs_spares
 def test_a_file_that_became_a_spare_while_it_was_linked_is_not_linked(path, other):
     """What was looked up before it was renamed would be overwritten under its new name."""
     link = os.link

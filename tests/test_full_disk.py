@@ -17,8 +17,9 @@ import pytest
 
 import arraychest
 from arraychest.errors import SpillError
-from arraychest.files.files import RESERVE, RESERVE_BYTES
-from tests.faults import Say, in_child
+from arraychest.files.names import RESERVE
+from arraychest.files.room import RESERVE_BYTES
+from tests.faults import Say, in_child, needs_spares
 from tests.support import audit, fill_disk
 
 LARGE, SMALL = 12_500, 100  # elements: 100,000 bytes, 800 bytes
@@ -141,6 +142,7 @@ OPERATIONS = (
 )  # fmt: skip
 
 
+@needs_spares
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.__name__)
 def test_whatever_finds_no_room_gives_up_all_spares_first(tiny_disk, operation):
     path = tiny_disk / "chest"
@@ -158,6 +160,7 @@ def test_whatever_finds_no_room_gives_up_all_spares_first(tiny_disk, operation):
     in_a_child(child)
 
 
+@needs_spares
 def test_spares_of_another_session_are_given_up_and_it_goes_on(tiny_disk):
     path = tiny_disk / "chest"
 
@@ -187,8 +190,8 @@ def test_a_spare_that_goes_while_it_is_written_is_written_anew(tmp_path, monkeyp
         for number in range(4):
             del chest[number]
         chest.flush()
-        files = chest._engine._store.files
-        opened = files._open_spare
+        spares = chest._engine._store.files.spares
+        opened = spares.open
 
         def open_and_lose(spare: str) -> int | None:
             fd = opened(spare)
@@ -196,7 +199,7 @@ def test_a_spare_that_goes_while_it_is_written_is_written_anew(tmp_path, monkeyp
                 each.unlink()
             return fd
 
-        monkeypatch.setattr(files, "_open_spare", open_and_lose)
+        monkeypatch.setattr(spares, "open", open_and_lose)
         chest["new"] = filled(7)
         chest.flush()
         assert numbers(chest) == {"new": 7}
@@ -352,6 +355,7 @@ def test_more_deletions_than_the_reserve_takes_at_once_are_committed_in_parts(ti
     in_a_child(child)
 
 
+@needs_spares
 def test_two_sessions_delete_in_turn_from_one_reserve(tiny_disk):
     path = tiny_disk / "chest"
 

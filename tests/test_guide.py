@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.support import PRELOAD
 from tests.support_docs import blocks, commands, prose, python_blocks, run_blocks
 from tests.test_docs import README
 
+ROOT = Path(__file__).parent.parent
 FOLDER = Path(arraychest.__file__).parent / "guide"
 GUIDES = sorted(FOLDER.glob("*.md"))
 
@@ -24,7 +26,30 @@ def elsewhere(tmp_path, monkeypatch, no_pool):
 
 
 def test_there_is_a_guide_for_each_use():
-    assert {"pipelines", "out-of-core", "reopening"} <= {guide.stem for guide in GUIDES}
+    uses = {
+        "tutorial",
+        "pipelines",
+        "cached-functions",
+        "out-of-core",
+        "reopening",
+        "dask",
+        "xarray",
+    }
+    assert uses <= {guide.stem for guide in GUIDES}
+
+
+def test_every_guide_is_in_the_navigation_of_the_site():
+    script = ROOT / ".ci" / "reference"
+    if not script.exists():
+        pytest.skip("tested beside a wheel, without the script")
+    sections = runpy.run_path(str(script), run_name="imported")["SECTIONS"]
+    named = [name for names in sections.values() for name in names]
+    assert sorted(named) == sorted(guide.stem for guide in GUIDES)
+
+
+def test_the_readme_is_short():
+    if README.exists():
+        assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @pytest.mark.slow

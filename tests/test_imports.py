@@ -19,15 +19,16 @@ ROOT = Path(arraychest.__file__).parent
 # The rooms, which are the folders and modules of the package, floor by floor from the ground.  A
 # room imports rooms of lower floors only.  "" is the package itself.
 FLOORS = (
+    {"platform"},
     {"errors", "parallel", "progress", "text", "units"},
     {"formats", "markup"},
     {"arrays"},
     {"sharing", "values"},
-    {"catalog", "files"},
+    {"catalog", "dictionary", "files"},
     {"memory", "monitor"},
     {"storage"},
     {"engine"},
-    {"exchange", "integrity", "show"},
+    {"exchange", "group", "integrity", "show"},
     {"memoize"},
     {"integrations"},
     {"chest"},

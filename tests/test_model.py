@@ -26,9 +26,11 @@ from hypothesis.stateful import (
 
 import arraychest
 from arraychest.engine import commit, engine, flusher
-from arraychest.files import files
+from arraychest.files import files, place, room, spares, writing
 from arraychest.formats import pack
 from arraychest.memory import memtable
+from arraychest.platform import space
+from tests.faults import RESERVING
 from tests.support import assert_identical, audit
 
 # Equal keys of different types among them.
@@ -63,7 +65,7 @@ def copy_of(value: Any) -> Any:
 
 
 class FaultyOs:
-    """The module `os` as `arraychest.files.files` sees it, whose writes fail on command."""
+    """The module `os` as `arraychest.files` sees it, whose writes fail on command."""
 
     def __init__(self) -> None:
         self.failing: dict[str, int] = {}
@@ -97,7 +99,8 @@ class ChestMachine(RuleBasedStateMachine):
         self.stamp = 0
         self.kept: list[tuple[np.ndarray, np.ndarray]] = []
         self.undo = contextlib.ExitStack()
-        self.replace(files, "os", self.faults)
+        for module in (files, place, room, space, spares, writing):
+            self.replace(module, "os", self.faults)
         if self.narrow:
             for module, name, value in NARROW:
                 self.replace(module, name, value)
@@ -364,7 +367,7 @@ class ChestMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.faults.failing)
     @rule(
-        call=st.sampled_from(["posix_fallocate", "pwritev", "open"]),
+        call=st.sampled_from([RESERVING, "pwritev", "open"]),
         number=st.sampled_from([errno.ENOSPC, errno.EIO, errno.EMFILE]),
     )
     def let_writes_fail(self, call, number):

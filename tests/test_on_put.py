@@ -14,6 +14,7 @@ import pytest
 
 import arraychest
 from arraychest.errors import SpillError
+from tests.faults import RESERVING
 from tests.support import assert_identical
 
 N = 1000
@@ -186,7 +187,7 @@ class TestEveryKindOfArray:
 
 
 def test_a_put_that_cannot_make_room_leaves_the_array_writable(make_chest, monkeypatch):
-    monkeypatch.setattr("arraychest.files.files.os.posix_fallocate", full)
+    monkeypatch.setattr(f"os.{RESERVING}", full)
     chest = make_chest(available_memory=NBYTES * 3)
     kept = [chest.setdefault(at, owner()) for at in range(2)]
     for size in (2 * N, 10 * N):

@@ -15,6 +15,7 @@ import pytest
 
 import arraychest
 from arraychest.errors import ChestFormatError, ChestInUseError, ReadOnlyChestError
+from tests.faults import RESERVING
 from tests.support import assert_identical, audit, listing, run_python
 
 SMALL, LARGE = 100, 20_000
@@ -385,7 +386,7 @@ class TestTheEnd:
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("arraychest.files.files.os.posix_fallocate", full)
+        monkeypatch.setattr(f"os.{RESERVING}", full)
         with pytest.raises(arraychest.SpillError) as caught:
             chest.close()
         assert isinstance(caught.value, OSError)
@@ -586,7 +587,7 @@ class TestUpdateFromAChest:
         def refuse(*_, **__):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-        monkeypatch.setattr("arraychest.files.files.os.link", refuse)
+        monkeypatch.setattr("os.link", refuse)
         with arraychest.Chest(path=path) as mine:
             mine.update(theirs)
             assert list(mine) == list(theirs)

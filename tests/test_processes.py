@@ -23,7 +23,7 @@ import pytest
 import arraychest
 from arraychest import Chest, ChestInUseError, CorruptEntryError, ReadOnlyChestError
 from arraychest.catalog.changes import ChangeFeed
-from arraychest.files.files import Files
+from arraychest.files.place import Place
 from arraychest.sharing.locks import LockFile
 from tests.faults import Say, die, in_child, injected
 from tests.support import IMPORT_ROOT, audit, run_python
@@ -464,7 +464,7 @@ def test_two_processes_that_make_temporary_chests_at_once_both_have_one(monkeypa
         if not once.is_set():
             once.set()
             # Our lock file is there, and not locked yet.
-            run_python("import arraychest.files.files as f; f.make_private_folder()[1].close()")
+            run_python("import arraychest.files.private as f; f.make_private_folder()[1].close()")
         return real(self, byte)
 
     monkeypatch.setattr(LockFile, "try_take", slow)
@@ -1074,7 +1074,7 @@ def test_who_looks_at_a_catalog_that_is_open_leaves_its_locks_alone(path, look):
 def test_a_folder_of_spares_that_goes_while_a_chest_is_opened_is_no_error(path, monkeypatch):
     arraychest.open(path).close()
     os.makedirs(f"{path}/spare/1")
-    entries = Files._entries
+    entries = Place.entries
 
     def entries_then_gone(files, name):
         found = entries(files, name)
@@ -1082,6 +1082,6 @@ def test_a_folder_of_spares_that_goes_while_a_chest_is_opened_is_no_error(path, 
             os.rmdir(f"{path}/spare/1")
         return found
 
-    monkeypatch.setattr(Files, "_entries", entries_then_gone)
+    monkeypatch.setattr(Place, "entries", entries_then_gone)
     arraychest.open(path, "r").close()
     assert not os.path.exists(f"{path}/spare/1")

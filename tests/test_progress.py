@@ -19,7 +19,7 @@ from arraychest.engine import session
 from arraychest.memory import budget
 from arraychest.progress import Meter, measured
 from arraychest.sharing.mounts import FileSystem
-from tests.faults import injected
+from tests.faults import RESERVING, injected
 from tests.support import assert_identical, audit
 
 LARGE = 400_000  # elements of three megabytes
@@ -242,7 +242,7 @@ def spill_failing(path: str, times: int) -> int:
 
     def refusing(name, args, call):
         nonlocal failed
-        if name == "posix_fallocate" and failed < times:
+        if name == RESERVING and failed < times:
             failed += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return call()
@@ -279,7 +279,7 @@ def test_where_warnings_are_errors_a_failed_spill_ends_no_thread(path, caplog):
 
 def test_who_waits_for_a_spill_is_given_the_error_and_no_warning(path, recwarn):
     def refusing(name, args, call):
-        if name == "posix_fallocate":
+        if name == RESERVING:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return call()
 

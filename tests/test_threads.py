@@ -21,7 +21,7 @@ import pytest
 import arraychest
 from arraychest import Chest, ClosedChestError, SpillError
 from arraychest.catalog.changes import ChangeFeed
-from tests.faults import injected, raising
+from tests.faults import RESERVING, injected, raising
 from tests.support import assert_identical, audit
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -909,7 +909,7 @@ def test_room_that_the_caller_made_itself_is_no_failure(tmp_path, monkeypatch):
     path = tmp_path / "chest"
 
     def failing(name: str, args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
-        if name == "posix_fallocate":
+        if name == RESERVING:
             raise OSError(28, os.strerror(28))
         return call()
 

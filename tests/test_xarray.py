@@ -368,7 +368,7 @@ def test_on_a_full_disk_the_old_dataset_stays(path):
     dataset = xr.Dataset({"x": ("i", np.arange(40_000.0)), "z": ("i", np.arange(40_000))})
     before = saved(dataset, path)
     found = opened(path, chunks={"i": 15_000})
-    for name in ("write", "writev", "posix_fallocate", "sql COMMIT"):
+    for name in ("write", "writev", faults.RESERVING, "sql COMMIT"):
         action = faults.Failing(errno.ENOSPC, name)
         with dask.config.set(scheduler="sync"), faults.injected(action):
             try:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arraychest.platform.pages import release_pages
+
 # So much of a map may be resident while a part of it is copied.
 _COPIED_BYTES = 4 << 20
 
@@ -97,7 +99,7 @@ def release(array: np.ndarray) -> None:
         array = array.base
     # What was written to a private map is in its pages only.
     if is_map(array.base) and not array.flags.writeable:
-        madvise(array.ctypes.data, array.nbytes, mmap.MADV_DONTNEED)
+        release_pages(array.ctypes.data, array.nbytes)
 
 
 def copied_out(part: np.ndarray) -> np.ndarray:
@@ -153,8 +155,6 @@ _mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
-madvise = _libc.madvise
-madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _munmap = _libc.munmap
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import os
 import pathlib
@@ -28,6 +27,7 @@ from arraychest.catalog.schema import (
     make,
 )
 from arraychest.errors import ChestFormatError, SpillError
+from arraychest.platform.locks import share_as_process
 from arraychest.sharing.open_folder import OpenFolder
 
 P = ParamSpec("P")
@@ -259,7 +259,7 @@ class Database:
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 fd = os.open(FILE_NAME + suffix, flags, dir_fd=self._folder.fd)
                 _locked.append((fd, count, first))
-                fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
+                share_as_process(fd, first, count)
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -634,7 +634,7 @@ def _after_fork_in_child() -> None:
     # chests SQLite goes on as if they were locked.
     for fd, count, first in _locked:
         with contextlib.suppress(OSError):
-            fcntl.lockf(fd, fcntl.LOCK_SH, count, first)
+            share_as_process(fd, first, count)
     _after_fork()
 
 

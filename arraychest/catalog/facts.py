@@ -20,7 +20,7 @@ _BY_GENERATION = ("digest", "cost")
 _GOOD_DIGEST = "AND typeof(digest) = 'blob' AND length(digest) < 100"
 _GOOD_COST = (
     "AND typeof(seconds) = 'real' AND seconds BETWEEN 0 AND 1e300"
-    " AND typeof(expires) IN ('real', 'null')"
+    " AND typeof(expires) IN ('real', 'null') AND typeof(at) IN ('real', 'null')"
 )
 
 
@@ -45,14 +45,14 @@ class FactTables:
             f"SELECT part, digest FROM digest WHERE gen = ? {_GOOD_DIGEST}", generation
         )
         costs = self.database.read(
-            f"SELECT seconds, expires FROM cost WHERE gen = ? {_GOOD_COST}", generation
+            f"SELECT seconds, expires, at FROM cost WHERE gen = ? {_GOOD_COST}", generation
         )
         return Facts(generation, dict(digests), Cost(*costs[0]) if costs else None)
 
     def costs(self) -> dict[int, Cost]:
         """What the values took to compute, by generation, of all that were computed."""
-        rows = self.database.read(f"SELECT gen, seconds, expires FROM cost WHERE true {_GOOD_COST}")
-        return {generation: Cost(seconds, expires) for generation, seconds, expires in rows}
+        sql = f"SELECT gen, seconds, expires, at FROM cost WHERE true {_GOOD_COST}"
+        return {generation: Cost(*cost) for generation, *cost in self.database.read(sql)}
 
     @in_room()
     def add_digest(self, code: bytes, generation: int, part: int, digest: bytes) -> None:
@@ -91,7 +91,7 @@ def add_facts(connection: sqlite3.Connection, facts: Facts) -> None:
         )
     if facts.cost is not None:
         connection.execute(
-            "INSERT OR REPLACE INTO cost VALUES (?, ?, ?)", (facts.generation, *facts.cost)
+            "INSERT OR REPLACE INTO cost VALUES (?, ?, ?, ?)", (facts.generation, *facts.cost)
         )
 
 

@@ -100,10 +100,13 @@ class Cost(NamedTuple):
         How long it took.
     expires
         When it is no longer good, in seconds since 1970; None: never.
+    at
+        When it was computed, in seconds since 1970; None: that is not known.
     """
 
     seconds: float
     expires: float | None = None
+    at: float | None = None
 
     def has_expired(self, now: float) -> bool:
         """Whether it is no longer good at a time."""

@@ -47,6 +47,7 @@ digest      gen      the generation of a value
 cost        gen      the generation of a value
             seconds  how long it took to compute
             expires  when it is no longer good, in seconds since 1970; NULL: never
+            at       when it was computed, in seconds since 1970; NULL: that is not known
 change      n        the number of a commit; only the last ones are kept (see `changes`)
             session  who made it
             keys     canonical codes of the keys it changed (see `changes.pack_codes`); NULL: too
@@ -98,7 +99,7 @@ CREATE TABLE checksum(
 CREATE TABLE digest(
     gen INTEGER NOT NULL, part INTEGER NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY(gen, part)) WITHOUT ROWID;
-CREATE TABLE cost(gen INTEGER PRIMARY KEY, seconds REAL NOT NULL, expires REAL);
+CREATE TABLE cost(gen INTEGER PRIMARY KEY, seconds REAL NOT NULL, expires REAL, at REAL);
 CREATE TABLE change(n INTEGER PRIMARY KEY, session INTEGER NOT NULL, keys BLOB, gone BLOB);
 CREATE TABLE session(number INTEGER PRIMARY KEY);
 CREATE TABLE meta(name TEXT PRIMARY KEY NOT NULL, value) WITHOUT ROWID;

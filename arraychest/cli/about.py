@@ -124,6 +124,7 @@ def _about_chest(chest: arraychest.Chest) -> dict[str, Any]:
         if entry.nbytes > largest[0]:
             largest = entry.nbytes, key if isinstance(key, str) else repr(key)
     path = str(chest.path)
+    stats = chest.stats()
     return {
         "path": path,
         "values": count,
@@ -135,6 +136,7 @@ def _about_chest(chest: arraychest.Chest) -> dict[str, Any]:
         "dtypes": dict(dtypes.most_common(8)),
         "largest": largest[1],
         "changed": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_changed(path))),
+        "budget here": f"{format_bytes(stats.budget)}: {stats.budget_reason}",
     }
 
 

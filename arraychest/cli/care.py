@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import arraychest
+from arraychest.cli.errors import CommandError
 from arraychest.cli.printing import readable
 from arraychest.units import format_bytes
 
@@ -50,6 +51,22 @@ def add_commands(commands: Any) -> None:
     compact.add_argument("path", metavar="PATH", help="the chest's folder")
     compact.set_defaults(run=_compact)
 
+    reduce = commands.add_parser(
+        "reduce",
+        help="remove results of cached functions until the rest is within limits",
+        description="Removes results of cached functions, those first that were not used for the "
+        "longest time, until the rest is within all limits that are given.",
+        epilog="Example: arraychest reduce work.chest --bytes '10 GiB'",
+    )
+    reduce.add_argument("path", metavar="PATH", help="the chest's folder")
+    reduce.add_argument("--bytes", metavar="SIZE", help="most bytes on disk")
+    reduce.add_argument("--entries", metavar="N", type=int, help="most results")
+    reduce.add_argument("--days", metavar="N", type=float, help="remove what was not used so long")
+    reduce.add_argument(
+        "--everything", action="store_true", help="count and remove all entries, not only results"
+    )
+    reduce.set_defaults(run=_reduce)
+
 
 def _verify(arguments: argparse.Namespace) -> int:
     with arraychest.open(arguments.path, "r") as chest:
@@ -80,6 +97,22 @@ def _compact(arguments: argparse.Namespace) -> int:
     with arraychest.open(arguments.path, "a") as chest:
         given = chest.compact(progress=sys.stderr.isatty())
     print(f"{format_bytes(given)} given back")
+    return 0
+
+
+def _reduce(arguments: argparse.Namespace) -> int:
+    if arguments.bytes is None and arguments.entries is None and arguments.days is None:
+        raise CommandError("expected --bytes, --entries or --days, found none")
+    # Read first: a wrong path makes no chest.
+    arraychest.open(arguments.path, "r").close()
+    with arraychest.open(arguments.path, "a") as chest:
+        removed = chest.reduce(
+            bytes=arguments.bytes,
+            entries=arguments.entries,
+            age=None if arguments.days is None else arguments.days * 86_400,
+            everything=arguments.everything,
+        )
+    print(f"{removed} {'entry' if removed == 1 else 'entries'} removed")
     return 0
 
 

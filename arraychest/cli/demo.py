@@ -399,7 +399,7 @@ def _print_memory(journal: Journal) -> None:
             f"{format_bytes(start)} before the first tile."
         )
     else:
-        print("Anonymous memory: not available, this system has no RssAnon in /proc/self/status.")
+        print("Anonymous memory: this system does not say how much there is.")
 
 
 # --- large arrays ------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import numpy as np
 
 import arraychest
 from arraychest.cli.errors import CommandError
-from arraychest.cli.sampling import anonymous_bytes
 from arraychest.cli.terrain import LEVELS, Grid, level_name, window
+from arraychest.platform.pages import anonymous_bytes
 from arraychest.units import format_bytes
 
 # Side of the window that the fresh process reads, in cells.

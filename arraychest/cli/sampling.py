@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import arraychest
+from arraychest.platform.pages import anonymous_bytes
 from arraychest.units import format_bytes
 
 # Between two looks at memory, seconds.  A peak of one tile's temporaries lasts about as long.
@@ -46,21 +47,6 @@ class Journal(NamedTuple):
     put: int
     arrays: int
     stats: arraychest.Stats
-
-
-def anonymous_bytes() -> int | None:
-    """Memory of this process that no file backs, in bytes; None where Linux is not there to say.
-
-    Not the resident set size: that counts mapped files too, which the kernel takes back at will.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            for line in status:
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return None
 
 
 class Sampler:

@@ -12,7 +12,6 @@ What a task has written to in a private map is its own, and stays.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import weakref
@@ -20,10 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from arraychest.arrays.mmap import madvise
-
-# From Linux 5.4 on; an older one refuses it, and pages stay until their map ends.
-_MADV_PAGEOUT = 21
+from arraychest.platform.pages import page_out, resident_bytes
 
 _PAUSE_SECONDS = 0.002
 
@@ -32,13 +28,6 @@ _EARLIER = 0.93
 
 # Pages are released if they are this share of what the worker may have.
 _WORTH_IT = 1 / 32
-
-
-def resident_bytes() -> tuple[int, int]:
-    """What this process has in RAM, as dask reads it, and how much of it are pages of files."""
-    with open("/proc/self/statm", "rb") as file:
-        _, resident, of_files, *_ = file.read().split()
-    return int(resident) * mmap.PAGESIZE, int(of_files) * mmap.PAGESIZE
 
 
 def root_of(array: np.ndarray) -> np.ndarray:
@@ -121,7 +110,7 @@ class MappedPages:
         """
         _, before = resident_bytes()
         for _, root in self._maps():
-            madvise(root.ctypes.data, root.nbytes, _MADV_PAGEOUT)
+            page_out(root.ctypes.data, root.nbytes)
             if until and resident_bytes()[0] <= until:
                 break
         _, after = resident_bytes()

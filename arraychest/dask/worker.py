@@ -35,8 +35,9 @@ from arraychest.arrays.mmap import is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.dask import settings
 from arraychest.dask.files import ResultFiles, Written
-from arraychest.dask.pages import MappedPages, resident_bytes
+from arraychest.dask.pages import MappedPages
 from arraychest.dask.pickling import Pickled, pickled, unpickled
+from arraychest.platform.pages import resident_bytes
 
 logger = logging.getLogger("distributed.spill.arraychest")
 logger.addFilter(RateLimiterFilter("max-spill is reached"))

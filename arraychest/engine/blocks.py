@@ -17,7 +17,7 @@ from arraychest.arrays.blocked import BlockedArray
 from arraychest.catalog.record import BLOCKED_OFFSET, Row
 from arraychest.engine.commit import Committer
 from arraychest.errors import ArrayChestError, SpillError, ValueTypeError
-from arraychest.files.files import ONCE
+from arraychest.files.names import ONCE
 from arraychest.formats import manifest
 from arraychest.formats.form import describe, form_text
 from arraychest.formats.manifest import Chunks, Manifest

@@ -36,7 +36,7 @@ from arraychest.catalog.record import (
 )
 from arraychest.engine.following import Follower
 from arraychest.errors import ArrayChestError, QuotaError, SpillError
-from arraychest.files.files import FULL
+from arraychest.files.room import FULL
 from arraychest.formats import npy, tree
 from arraychest.formats.b2nd import WORKING_BYTES
 from arraychest.formats.compression import Compression, How

@@ -27,11 +27,12 @@ from arraychest.errors import (
     SpillError,
     ValueTypeError,
 )
-from arraychest.files.files import open_draft
+from arraychest.files.writing import open_draft
 from arraychest.formats import npy, pack
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.pack import PACK_THRESHOLD
-from arraychest.sharing.locks import KeyLock, hold_file, let_go_of_file
+from arraychest.platform.locks import lock_file, unlock_file
+from arraychest.sharing.locks import KeyLock
 from arraychest.storage.reading import value_name
 from arraychest.values.accept import copied
 from arraychest.values.keys import encode_key, group_of
@@ -164,7 +165,7 @@ class _Draft:
             self.array.setflags(write=False)
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            let_go_of_file(fd)
+            unlock_file(fd)
             os.close(fd)
 
 
@@ -222,7 +223,7 @@ class Creation:
         if os.getpid() != self._owner:
             return  # a forked child has filled its part; the array is its parent's to seal
         try:
-            hold_file(draft._fd)
+            lock_file(draft._fd)
         except BaseException:
             draft.discard()
             raise
@@ -274,7 +275,7 @@ class Part:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise AbsentKeyError(key) from error
         try:
-            hold_file(self._fd, shared=True)
+            lock_file(self._fd, shared=True)
             size = os.fstat(self._fd).st_size
             if size != known.stored or form.nbytes > size - known.offset:
                 raise CorruptEntryError(
@@ -294,7 +295,7 @@ class Part:
         if base is not None:
             detach(base, self._fd)
             self.array.setflags(write=False)
-            let_go_of_file(self._fd)
+            unlock_file(self._fd)
             os.close(self._fd)
 
     def __enter__(self) -> np.ndarray:

@@ -22,13 +22,14 @@ from arraychest.arrays import provenance
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.lazy import LazyArray
-from arraychest.arrays.mmap import is_map
+from arraychest.arrays.mmap import MmapMode, is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.catalog.record import GENERATION, KEY, PACK, STORED, Cost, Facts, RawRow, Row
 from arraychest.engine.blocks import taken_over
 from arraychest.engine.commit import facts_of, logger
 from arraychest.engine.entry import Entry
-from arraychest.engine.session import Options, Session
+from arraychest.engine.options import Options
+from arraychest.engine.session import Session
 from arraychest.errors import (
     AbsentKeyError,
     ArrayChestError,
@@ -215,6 +216,24 @@ class Engine(Session):
                 for part in found.parts
             ]
             found = Tree(found.structure, parts)
+        return value_of(found, key, self.options.own)
+
+    def get_as(self, key: Any, mmap_mode: MmapMode) -> Any:
+        """As `get`, with arrays that are read-only (``"r"``) or private and writable (``"c"``).
+
+        Whatever is compressed is a plain array in RAM.  Of private arrays only the pages are copied
+        that are written to, if the value is stored.
+        """
+        if mmap_mode == self.options.mmap_mode:
+            return self.get_plain(key)
+        row = self.stored_row(key)
+        if mmap_mode == "c" and row is not None and self.own_changes() is None:
+            with contextlib.suppress(CorruptEntryError):  # replaced meanwhile, or found below
+                return value_of(self.open_store().loaded_privately(row, key), key, self.options.own)
+        found = self._find(key)
+        parts = found.parts if type(found) is Tree else [found]
+        made = [_plain(part, writable=mmap_mode == "c") for part in parts]
+        found = Tree(found.structure, made) if type(found) is Tree else made[0]
         return value_of(found, key, self.options.own)
 
     def _find(self, key: Any) -> Any:
@@ -1079,6 +1098,15 @@ class Engine(Session):
                 if expired:
                     found.append((key, slot.version))
         return found
+
+
+def _plain(value: Any, *, writable: bool) -> Any:
+    """A plain array of its own in place of an array; anything else as it is."""
+    if not isinstance(value, np.ndarray | CompressedArray | BlockedArray):
+        return value
+    found = np.array(value) if writable else np.asarray(value)
+    found.setflags(write=writable)
+    return found
 
 
 def _let_go_oldest(kept: deque[Slot]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
@@ -38,3 +38,9 @@ class Face(Protocol):
     def transaction(self) -> AbstractContextManager[Any]: ...  # noqa: D102
 
     def to_dask(self, key: Any, chunks: Any) -> Any: ...  # noqa: D102
+
+
+def in_chest(chest: Face, key: Any) -> tuple[Face, Any]:
+    """The chest itself and its own key, also where `chest` is a group of it (`Chest.group`)."""
+    full_key = getattr(chest, "full_key", None)
+    return (chest, key) if full_key is None else (cast(Any, chest).chest, full_key(key))

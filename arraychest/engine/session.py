@@ -11,13 +11,13 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from arraychest.arrays.mmap import MmapMode
 from arraychest.catalog.connection import has_inherited, is_foreign
 from arraychest.engine.commit import Committer, logger
 from arraychest.engine.counters import Account
 from arraychest.engine.flusher import Flusher, warn
+from arraychest.engine.options import Options
 from arraychest.errors import (
     ArrayChestWarning,
     ChestFormatError,
@@ -26,8 +26,7 @@ from arraychest.errors import (
     ReadOnlyChestError,
     SpillError,
 )
-from arraychest.files.files import make_private_folder
-from arraychest.formats.compression import Compression
+from arraychest.files.private import make_private_folder
 from arraychest.memory.budget import Budget
 from arraychest.memory.memtable import Index
 from arraychest.memory.pool import Pool
@@ -39,29 +38,10 @@ from arraychest.sharing.locks import FILE_NAME as LOCKS_NAME
 from arraychest.sharing.locks import LockFile
 from arraychest.sharing.mounts import check_file_system, file_system_of
 from arraychest.sharing.open_folder import OpenFolder
-from arraychest.storage.folder import Mode, attach, empty_folder, open_folder
-from arraychest.storage.quota import Quota
+from arraychest.storage.folder import attach, empty_folder, open_folder
 from arraychest.storage.store import Store
-from arraychest.values.accept import OnPut, Own
 
 T = TypeVar("T")
-
-
-class Options(NamedTuple):
-    """How a chest was opened."""
-
-    mode: Mode
-    mmap_mode: MmapMode
-    on_put: OnPut
-    own: Own
-    durable: bool
-    on_miss: Callable[[Any], object] | None
-    on_overflow: Callable[[Any], object] | None
-    allow_network: bool
-    checksums: bool
-    quota: Quota | None
-    compression: Compression
-    key_to_filename: Callable[[Any], str] | None
 
 
 class Session:

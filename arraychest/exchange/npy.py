@@ -32,6 +32,7 @@ from arraychest.exchange.names import INDEX
 from arraychest.exchange.records import MAX_INDEX_BYTES, Encoding
 from arraychest.formats import npy
 from arraychest.formats.form import Form, literal
+from arraychest.platform.space import reserve
 from arraychest.progress import Meter
 
 # Characters of a header: a structured dtype of hundreds of fields takes some 20,000.
@@ -117,7 +118,7 @@ class FolderWriter:
         head = npy.header(form)
         with open(path, "xb") as file:
             # Room first: the chunks are written through a map, where a full disk is SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, len(head) + form.nbytes)
+            reserve(file.fileno(), 0, len(head) + form.nbytes)
             file.write(head)
             chunks = chunks_of(value)
             if chunks is None:

@@ -15,7 +15,7 @@ from dask.highlevelgraph import HighLevelGraph
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.engine.append import before_append, finish, longer, remove_thrown_away
 from arraychest.engine.blocks import begin
-from arraychest.engine.face import Face
+from arraychest.engine.face import Face, in_chest
 from arraychest.engine.handle import handle_of
 from arraychest.errors import ValueTypeError
 from arraychest.formats.form import describe
@@ -91,6 +91,7 @@ def store(
     ...     print(chest["x"])
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
+    chest, key = in_chest(chest, key)
     chest._engine.begin_writing()
     chunks = _chunks(x)
     what = print_of_array(x)
@@ -176,6 +177,7 @@ def append(x: da.Array, chest: Face, key: Any, axis: int = 0, **options: Any) ->
     ValueTypeError, SpillError, QuotaError
         As `Chest.append`: the key has the value it had.
     """
+    chest, key = in_chest(chest, key)
     engine = chest._engine
     engine.begin_writing()
     with chest.lock(key):

@@ -155,7 +155,10 @@ def _blocks(frame: pd.DataFrame) -> Iterable[tuple[Any, Any]]:
     pandas has a public way to make a frame of blocks, and none to get at them; pyarrow, joblib and
     dask do as is done here.
     """
-    for block in frame._mgr.blocks:
+    # Together and in one order whatever order the columns were added in: equal frames are one
+    # argument of a cached function.
+    together = sorted(frame._mgr.consolidate().blocks, key=lambda block: block.mgr_locs.as_array[0])
+    for block in together:
         places, values = block.mgr_locs.as_array, block.values
         if isinstance(values.dtype, np.dtype) and not isinstance(values, np.ndarray):
             values = pandas_arrays.plain_dates(values)

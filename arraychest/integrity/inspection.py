@@ -22,7 +22,7 @@ from arraychest.catalog.damaged import DamagedRows
 from arraychest.catalog.record import Pack, Row
 from arraychest.engine.engine import Engine
 from arraychest.errors import ArrayChestError, ChestFormatError
-from arraychest.files.files import SPARE
+from arraychest.files.names import SPARE
 from arraychest.formats import checksums, directory, manifest, npy, pack
 from arraychest.formats.directory import Listed
 from arraychest.formats.form import Form, parse_form

@@ -9,7 +9,8 @@ from arraychest.catalog.connection import Database, found_version
 from arraychest.catalog.record import Pack, Row
 from arraychest.catalog.schema import FILE_NAME, FORMAT_VERSION
 from arraychest.errors import ChestFormatError
-from arraychest.files.files import QUARANTINE, SPARE, Files
+from arraychest.files.files import Files
+from arraychest.files.names import QUARANTINE, SPARE
 from arraychest.formats import pack
 from arraychest.integrity.inspection import Finding
 from arraychest.integrity.salvage import listed_rows

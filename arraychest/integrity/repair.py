@@ -16,7 +16,8 @@ from arraychest.catalog.record import Pack, Row
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
 from arraychest.errors import SpillError
-from arraychest.files.files import PACKS, QUARANTINE, Files
+from arraychest.files.files import Files
+from arraychest.files.names import PACKS, QUARANTINE
 from arraychest.formats import pack
 from arraychest.formats.form import parse_form
 from arraychest.integrity.inspection import Finding, Inspection, Report, bytes_to_read

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from arraychest.arrays.mmap import map_file
 from arraychest.catalog.record import BLOCKED_OFFSET, Pack, Row
-from arraychest.files.files import BLOCKS, SPARE
+from arraychest.files.names import BLOCKS, SPARE
 from arraychest.formats import directory, manifest, npy, pack
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.directory import Listed

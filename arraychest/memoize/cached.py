@@ -11,30 +11,21 @@ and computes it should the first one fail or die.
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import copy
-import datetime as dt
 import functools
 import hashlib
 import importlib
-import pickle
 import sys
 import time
 import types
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, Unpack
 
-import numpy as np
-
-from arraychest.arrays.blocked import BlockedArray
-from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.ownership import is_held
 from arraychest.arrays.provenance import digest_of
 from arraychest.catalog.record import Cost
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
+from arraychest.engine.handle import Handle, handle_of
 from arraychest.errors import (
     AbsentKeyError,
     ClosedChestError,
@@ -43,6 +34,17 @@ from arraychest.errors import (
     ValueTypeError,
 )
 from arraychest.memoize.flights import Flights
+from arraychest.memoize.held import afresh, are_ours
+from arraychest.memoize.options import CacheOptions, Kept, checked, is_disabled, say, verbose
+from arraychest.memoize.sending import (
+    Temporary,
+    again,
+    attribute,
+    by_value,
+    of_main,
+    pickled_by_value,
+    temporary,
+)
 from arraychest.values.accept import OnPut
 
 P = ParamSpec("P")
@@ -88,20 +90,16 @@ class Cached(Generic[P, R]):
     not met before; what is stored is mapped, not read.
     """
 
+    # For `sending`, which cannot import this module.
+    is_cached = True
+
     def __init__(
         self,
         engine: Engine,
         flights: Flights,
         chest: Any,
         func: Callable[P, R],
-        *,
-        ignore: Iterable[str] = (),
-        key: Callable[..., Any] | None = None,
-        version: Any = None,
-        helpers: bool = True,
-        ignore_state: Iterable[str] = (),
-        expires_after: float | dt.timedelta | None = None,
-        verbose: int = 0,
+        **options: Unpack[CacheOptions],
     ) -> None:
         # As long as the rest of the package: for those who memoise.
         from arraychest.memoize.arguments import Parameters
@@ -113,10 +111,7 @@ class Cached(Generic[P, R]):
                 f"expected a function to cache, found {type(func).__name__}: of a classmethod or "
                 "staticmethod, decorate the function first"
             )
-        if isinstance(expires_after, dt.timedelta):
-            expires_after = expires_after.total_seconds()
-        if expires_after is not None and not expires_after > 0:
-            raise ValueError(f"expected expires_after to be positive, found {expires_after}")
+        asked = checked(options)
         # As an attribute of a class: bound methods, partials and such have their first argument.
         # A partial is a method from Python 3.14 on, and warns of it in 3.13: here it never is.
         self._binds = hasattr(type(func), "__get__") and not isinstance(
@@ -130,44 +125,33 @@ class Cached(Generic[P, R]):
             if not hasattr(type(self), name):
                 setattr(self, name, value)
         self.__wrapped__ = func
-        if isinstance(ignore, Iterable) and not isinstance(ignore, str):
-            ignore = tuple(ignore)
-        if isinstance(ignore_state, str):
-            raise TypeError(
-                f"expected a list of names for ignore_state, found the string {ignore_state!r}"
-            )
-        ignore_state = tuple(ignore_state)
         self._engine = engine
         self._flights = flights
         # A chest that nobody holds is closed.
         self._chest = chest
-        self._options = {
-            "ignore": ignore,
-            "key": key,
-            "version": version,
-            "helpers": helpers,
-            "ignore_state": ignore_state,
-            "expires_after": expires_after,
-            "verbose": verbose,
-        }
+        self._options = asked
         self.func = func
         self._name = _name_of(func)
         # Defaults are among the arguments, unless `key` says what counts of what was given.
-        defaults = key is not None
+        ignore_state = asked["ignore_state"]
         self._print = FunctionPrint(
-            func, version=version, helpers=helpers, defaults=defaults, ignored=ignore_state
+            func,
+            version=asked["version"],
+            helpers=asked["helpers"],
+            defaults=asked["key"] is not None,
+            ignored=ignore_state,
         )
         self._watch = StateWatch(self._name, self._print, ignore_state)
         # What the classes of the arguments do is code, too.
         self._counts: dict[str, Any] = {
-            "classes": version is None and helpers,
+            "classes": asked["version"] is None and asked["helpers"],
             "ignored": ignore_state,
         }
-        self._parameters = Parameters(func, ignore)
-        self._key = key
+        self._parameters = Parameters(func, asked["ignore"])
+        self._key = asked["key"]
         self._fingerprint = value_fingerprint
-        self._expires_after = expires_after
-        self._verbose = verbose
+        self._verbose = asked["verbose"]
+        self._told_unkept = False
         # Shared by all functions of the chest: the same one may be decorated twice.
         self._costs = flights.costs
         self._hits = self._misses = 0
@@ -179,10 +163,13 @@ class Cached(Generic[P, R]):
         Raises
         ------
         ValueTypeError
-            An argument cannot be told by its content, or the result cannot be stored.
+            An argument cannot be told by its content; or, with ``strict=True``, the result cannot
+            be stored.
         Exception
             Whatever the function raises; it is not kept.
         """
+        if self._passes_through():
+            return self.func(*args, **kwargs)
         key, args_, kwargs_ = self._called(args, kwargs)
         found, value = self._found(key)
         if found:
@@ -219,6 +206,24 @@ class Cached(Generic[P, R]):
         if not self._is_good(key):
             self(*args_, **kwargs_)
         return self._engine.entry(key)
+
+    def handle(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle:
+        """What stands for the result of a call, which is computed if it is missing.
+
+        The result is not loaded.  A handle is a few hundred bytes when pickled, and gives the
+        result in another process, too: ``handle.array()``.
+
+        Raises
+        ------
+        AbsentKeyError
+            The result was computed, and could not be kept.
+        SpillError
+            It could not be stored.
+        """
+        key, args_, kwargs_ = self._called(args, kwargs)
+        if not self._is_good(key):
+            self(*args_, **kwargs_)
+        return handle_of(self._engine, key)
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Remove the result of a call; returns whether there was one."""
@@ -262,14 +267,14 @@ class Cached(Generic[P, R]):
         module = getattr(self, "__module__", "")
         chest = self._chest
         if self._engine.temporary:
-            chest = _Temporary(type(chest), self._flights.token)
-            _temporary[self._flights.token] = self._chest
+            chest = Temporary(type(chest), self._flights.token)
+            temporary[self._flights.token] = self._chest
         parts = chest, self.func, self._options
-        if _attribute(module, name) is not self or _by_value.get():
-            return _again, parts
+        if attribute(module, name) is not self or by_value.get():
+            return again, parts
         if module not in ("__main__", "__mp_main__"):
             return name
-        return _of_main, (name, *_pickled_by_value(parts))
+        return of_main, (name, *pickled_by_value(parts))
 
     def __repr__(self) -> str:
         return f"<{self._name}, cached in {self._engine.path or 'a temporary chest'}>"
@@ -298,7 +303,7 @@ class Cached(Generic[P, R]):
             if self._key is None:
                 given = call.fingerprint(digest_of, **self._counts)
             else:
-                args, kwargs = _afresh(call.args, call.kwargs)
+                args, kwargs = afresh(call.args, call.kwargs)
                 given = self._fingerprint(self._key(*args, **kwargs), digest_of, **self._counts)
         except ValueTypeError as error:
             raise ValueTypeError(f"an argument of {self._name}: {error}") from error
@@ -308,8 +313,10 @@ class Cached(Generic[P, R]):
     def _found(self, key: str) -> tuple[bool, Any]:
         """Whether a result is there, and it."""
         try:
-            value = self._engine.get_plain(key)
             cost = self._cost(key)
+            if not self._may_be_used(key, cost):
+                return False, None
+            value = self._value(key)
         except AbsentKeyError:
             return False, None
         except (
@@ -319,19 +326,40 @@ class Cached(Generic[P, R]):
             logger.warning("the result of %s is computed again: %s", self._name, error)
             return False, None
         if cost is not None:
-            if cost.has_expired(time.time()):
-                return False, None
             self._seconds_saved += cost.seconds
         self._hits += 1
         if self._verbose > 1:
-            self._say(f"{key} was kept")
+            verbose.info(f"{key} was kept")
         return True, value
 
     def _is_good(self, key: str) -> bool:
         if not self._engine.contains(key):
             return False
-        cost = self._cost(key)
-        return cost is None or not cost.has_expired(time.time())
+        try:
+            return self._may_be_used(key, self._cost(key))
+        except AbsentKeyError:
+            return False
+
+    def _may_be_used(self, key: str, cost: Cost | None) -> bool:
+        """Whether a result is still good; raises AbsentKeyError where it may have gone."""
+        if cost is not None and cost.has_expired(time.time()):
+            return False
+        validate = self._options["validate"]
+        if validate is None:
+            return True
+        nbytes = self._engine.entry(key).nbytes
+        seconds, at = (0.0, None) if cost is None else (cost.seconds, cost.at)
+        return bool(validate(Kept(0.0 if at is None else time.time() - at, seconds, nbytes)))
+
+    def _passes_through(self) -> bool:
+        """Whether the function is called as if nothing cached it."""
+        return not self._options["enabled"] or is_disabled()
+
+    def _value(self, key: str) -> Any:
+        mode = self._options["mmap_mode"]
+        if mode is None:
+            return self._engine.get_plain(key)
+        return self._engine.get_as(key, mode)
 
     def _cost(self, key: str) -> Cost | None:
         """What a result took to compute; asked for once, and again once it has expired."""
@@ -346,7 +374,7 @@ class Cached(Generic[P, R]):
     @contextlib.contextmanager
     def _timed(self, key: str, args: tuple[Any, ...]) -> Iterator[_Timed]:
         if self._verbose:
-            self._say(f"{key} is computed")
+            verbose.info(f"{key} is computed")
         timed = _Timed()
         before = self._watch.before(args)
         started = time.perf_counter()
@@ -359,7 +387,7 @@ class Cached(Generic[P, R]):
         if before is not None:
             self._watch.after(before)
         if self._verbose:
-            self._say(f"{key} took {timed.seconds:.3g} s")
+            verbose.info(f"{key} took {timed.seconds:.3g} s")
 
     def _kept(self, key: str, result: list[Any], seconds: float) -> Any:
         """Keep a result; returns what the chest gives of it, or where it keeps none the result.
@@ -370,14 +398,20 @@ class Cached(Generic[P, R]):
         if engine.closed or not engine.may_write():
             self._flights.tell_unkept()
             return result[0]
-        expires = None if self._expires_after is None else time.time() + self._expires_after
-        cost = Cost(seconds, expires)
+        now, after = time.time(), self._options["expires_after"]
+        cost = Cost(seconds, None if after is None else now + after, now)
         # An argument, a global or an attribute stays what it is, also where it is what is returned.
-        on_put: OnPut = "freeze" if _are_ours(result) else "copy"
+        on_put: OnPut = "freeze" if are_ours(result) else "copy"
         try:
             engine.put_any(key, result[0], cost=cost, on_put=on_put)
         except ValueTypeError as error:
-            raise ValueTypeError(f"the result of {self._name} cannot be kept: {error}") from error
+            message = f"the result of {self._name} cannot be kept: {error}"
+            if self._options["strict"]:
+                raise ValueTypeError(message) from error
+            if not self._told_unkept:
+                self._told_unkept = True
+                say(f"{message}; it is returned, and computed again at the next call")
+            return result[0]
         except (OSError, ClosedChestError) as error:
             logger.warning("the result of %s is not kept: %s", self._name, error)
             return result[0]
@@ -386,7 +420,7 @@ class Cached(Generic[P, R]):
             if not engine.temporary and engine.own_changes() is None:
                 # Before anybody else may compute it: other processes see what is stored.
                 engine.spill(key)
-            return engine.get_plain(key)
+            return self._value(key)
         except (AbsentKeyError, ClosedChestError):
             return result[0]
         except (OSError, CorruptEntryError) as error:
@@ -395,9 +429,6 @@ class Cached(Generic[P, R]):
             with contextlib.suppress(AbsentKeyError, ClosedChestError, OSError):
                 engine.delete(key)
             return result[0]
-
-    def _say(self, text: str) -> None:
-        sys.stderr.write(f"[arraychest] {text}\n")
 
 
 class CachedCoroutine(Cached[P, R]):
@@ -409,6 +440,8 @@ class CachedCoroutine(Cached[P, R]):
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         """As of a function; to be awaited.  Other tasks go on while it waits for a result."""
+        if self._passes_through():
+            return await self.func(*args, **kwargs)  # type: ignore[misc]
         key, args_, kwargs_ = self._called(args, kwargs)
         found, value = self._found(key)
         if found:
@@ -510,80 +543,6 @@ def cached(
     return made
 
 
-# --- in other processes ----------------------------------------------------------------------
-
-
-class _Temporary(NamedTuple):
-    """What stands for a temporary chest in another process."""
-
-    kind: type[Any]
-    token: bytes
-
-
-# The temporary chests of functions that were pickled here, also where this is a forked child of
-# the process that did; and what stands for the chests of other processes.
-_temporary: weakref.WeakValueDictionary[bytes, Any] = weakref.WeakValueDictionary()
-_stand_ins: dict[type[Any], Any] = {}
-
-# Whether a function is being pickled by its value.
-_by_value: contextvars.ContextVar[bool] = contextvars.ContextVar("by_value", default=False)
-
-
-def _again(chest: Any, func: Callable[..., Any], options: dict[str, Any]) -> Any:
-    if isinstance(chest, _Temporary):
-        known = _temporary.get(chest.token)
-        chest = _stand_in(chest.kind) if known is None else known
-    return chest.cache(func, **options)
-
-
-def _stand_in(kind: type[Any]) -> Any:
-    """A chest that keeps nothing, as another process's temporary one cannot be written to."""
-    if kind not in _stand_ins:
-        made = kind()
-        made._engine.keep_nothing()
-        _stand_ins[kind] = made
-    return _stand_ins[kind]
-
-
-def _of_main(name: str, pickled: bytes | None, why_not: str) -> Any:
-    """The cached function of this name of the script that runs here, or the one that was sent."""
-    found = _attribute("__main__", name)
-    if isinstance(found, Cached):
-        return found
-    if pickled is None:
-        raise AttributeError(
-            f"expected a cached function {name} in the script that runs in this process, found "
-            f"none; it was not sent by its value, too: {why_not}"
-        )
-    return _again(*pickle.loads(pickled))  # noqa: S301  # as trusted as what it came in
-
-
-def _pickled_by_value(parts: tuple[Any, ...]) -> tuple[bytes | None, str]:
-    """What `_again` takes, pickled by cloudpickle; or None, and why it could not be."""
-    cloudpickle = None
-    for name in ("cloudpickle", "joblib.externals.cloudpickle"):
-        if cloudpickle is None:
-            with contextlib.suppress(ImportError):
-                cloudpickle = importlib.import_module(name)
-    if cloudpickle is None:
-        return None, "cloudpickle is not installed where it was pickled"
-    token = _by_value.set(True)
-    try:
-        return cloudpickle.dumps(parts), ""
-    except Exception as error:  # whatever the reduction of any object that the function uses raises
-        return None, f"{type(error).__name__}: {error}"
-    finally:
-        _by_value.reset(token)
-
-
-def _attribute(module: str, name: str) -> Any:
-    """What a module has under a name, maybe that of an attribute of a class; None if nothing."""
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
 def _name_of(func: Any) -> str:
     while isinstance(func, functools.partial):
         func = func.func
@@ -592,48 +551,3 @@ def _name_of(func: Any) -> str:
     # What `multiprocessing` calls a script's module in a child that it spawns.
     module = "__main__" if module == "__mp_main__" else module
     return f"{module}.{name}" if module else str(name)
-
-
-def _afresh(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments to be looked at, in which iterators over lists are others over the same lists."""
-    told: dict[int, Any] = {}
-
-    def tell(value: Any) -> Any:
-        if type(value) is not _LIST_ITERATOR:
-            return value
-        # One given twice is one.
-        return told.setdefault(id(value), copy.copy(value))
-
-    return tuple(map(tell, args)), {name: tell(value) for name, value in kwargs.items()}
-
-
-_LIST_ITERATOR: type = type(iter([]))
-
-# What has no arrays in it.
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, type(...)})
-
-
-def _are_ours(values: Any) -> bool:
-    """Whether nothing refers to these values but what they are in, nor to any array in them.
-
-    Then the chest may keep the arrays themselves.  What an object holds, nobody can say.
-    """
-    for value, held in zip(values, is_held(values), strict=True):
-        kind = type(value)
-        if kind in _PLAIN or isinstance(value, np.generic):
-            continue
-        if kind is np.ndarray:
-            # A view is copied in any case, unless nothing else refers to what it is a view of.
-            if held:
-                return False
-        elif kind is list or kind is tuple:
-            if (held and value) or not _are_ours(value):
-                return False
-        elif kind is dict:
-            if (held and value) or not _are_ours(value.values()):
-                return False
-        elif kind is not CompressedArray and kind is not BlockedArray:
-            return False
-    return True

@@ -9,13 +9,11 @@ of the machine, read anew from time to time.
 from __future__ import annotations
 
 import numbers
-import os
-import resource
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
-from arraychest.units import parse_bytes
+from arraychest.platform.memory import MemoryReading, memory_readings
+from arraychest.units import format_bytes, parse_bytes
 
 # Seconds between two readings of memory for the adaptive budget; one reading takes some 100 us.
 REFRESH_SECONDS = 0.25
@@ -35,102 +33,21 @@ _FLOOR_BYTES = 32 << 20
 _SCARCE_SHARE = 0.25
 
 
-class MemoryReading(NamedTuple):
-    """What the process may use in all, and what of it is free now, in bytes."""
-
-    limit: int
-    available: int
-
-
 MemoryReader = Callable[[], MemoryReading]
 
 
 def read_memory(root: str = "/") -> MemoryReading:
-    """Read the host's memory, the cgroups' and the process's limits.
+    """The least of what limits this process, and the least of what is free.
 
     Parameters
     ----------
     root
         Where ``proc`` and ``sys`` are found; tests put a tree of their own there.
     """
-    # Not before it is needed: a fifth of what the import of all of arraychest takes.
-    import psutil
-
-    host = psutil.virtual_memory()
-    readings = [(host.total, host.available), *_read_cgroups(root), *_read_rlimits()]
-    limits, available = zip(*readings, strict=True)
-    return MemoryReading(min(limits), max(0, min(available)))
-
-
-def _read_rlimits() -> Iterator[tuple[int, int]]:
-    for name, used in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
-        soft, _ = resource.getrlimit(name)
-        if soft != resource.RLIM_INFINITY:
-            import psutil
-
-            yield soft, soft - getattr(psutil.Process().memory_info(), used, 0)
-
-
-def _read_cgroups(root: str) -> Iterator[tuple[int, int]]:
-    """Limit and free bytes of every memory cgroup that the process is in, innermost first."""
-    for line in _lines(os.path.join(root, "proc/self/cgroup")):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-            mounts = _mounts(root, "cgroup2", "")
-        elif "memory" in controllers.split(","):
-            names = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
-            mounts = _mounts(root, "cgroup", "memory")
-        else:
-            continue
-        for mount, mount_root in mounts:
-            # Inside a container the path may start with the container's own, which is the mount.
-            inner = os.path.relpath(path, mount_root) if path.startswith(mount_root) else "."
-            parts = [part for part in inner.split("/") if part not in (".", "..", "")]
-            for depth in range(len(parts), -1, -1):
-                yield from _read_cgroup(os.path.join(mount, *parts[:depth]), *names)
-
-
-def _read_cgroup(folder: str, limit: str, usage: str, cache: str) -> Iterator[tuple[int, int]]:
-    try:
-        most = int(next(_lines(os.path.join(folder, limit))))
-        used = int(next(_lines(os.path.join(folder, usage))))
-    except (StopIteration, ValueError):
-        return  # "max", or no such controller here
-    if most >= 1 << 60:
-        return  # version 1 says so of a group without a limit
-    for line in _lines(os.path.join(folder, "memory.stat")):
-        name, _, value = line.partition(" ")
-        if name == cache:
-            # Page cache that the kernel drops before it would refuse memory.
-            used -= int(value)
-    yield most, most - used
-
-
-def _mounts(root: str, kind: str, controller: str) -> Iterator[tuple[str, str]]:
-    """Where a cgroup hierarchy is mounted, and which of its groups the mount shows."""
-    for line in _lines(os.path.join(root, "proc/self/mountinfo")):
-        fields, _, tail = line.partition(" - ")
-        words, tail_words = fields.split(" "), tail.split(" ")
-        if (
-            len(words) > 4
-            and tail_words[0] == kind
-            and (not controller or controller in tail_words[-1].split(","))
-        ):
-            yield os.path.join(root, words[4].lstrip("/")), words[3]
-
-
-def _lines(path: str) -> Iterator[str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            yield from (line.rstrip("\n") for line in file)
-    except OSError:
-        return
+    readings = list(memory_readings(root))
+    least = min(readings, key=lambda reading: reading.limit)
+    available = min(reading.available for reading in readings)
+    return least._replace(available=max(0, available))
 
 
 class Budget:
@@ -150,14 +67,26 @@ class Budget:
         The size is none of these.
     """
 
-    __slots__ = ("_next_reading", "_read", "adaptive", "bytes", "high", "limit", "low")
+    __slots__ = (
+        "_asked",
+        "_next_reading",
+        "_read",
+        "adaptive",
+        "bytes",
+        "high",
+        "limit",
+        "low",
+        "source",
+    )
 
     def __init__(self, size: int | float | str | None, read: MemoryReader | None = None) -> None:
         # Looked up at call time, so that replacing `budget.read_memory` reaches every chest.
         self._read = read or (lambda: read_memory())
         self.adaptive = size is None
         self._next_reading = 0.0
+        self._asked = size
         self.limit = 0
+        self.source = ""
         if size is None:
             self._adapt(charged=0)
         else:
@@ -183,7 +112,8 @@ class Budget:
             return parse_bytes(size)
         if not 0 < fraction <= 1:
             raise ValueError(f"expected a share of memory above 0 % and up to 100 %, found {size}")
-        self.limit = self._read().limit
+        reading = self._read()
+        self.limit, self.source = reading.limit, reading.source
         return int(fraction * self.limit)
 
     def _set(self, nbytes: int) -> None:
@@ -193,7 +123,7 @@ class Budget:
 
     def _adapt(self, charged: int) -> None:
         reading = self._read()
-        self.limit = reading.limit
+        self.limit, self.source = reading.limit, reading.source
         # What we hold already is ours; of what is free, the reserve stays for others.  An
         # overdrawn reserve is taken out of what we hold.
         free = reading.available - int(reading.limit * _RESERVE_SHARE)
@@ -216,6 +146,20 @@ class Budget:
     def nominal(self) -> int:
         """Bytes that the budget would be if nobody else needed memory."""
         return int(self.limit * _ADAPTIVE_SHARE) if self.adaptive else self.bytes
+
+    @property
+    def reason(self) -> str:
+        """Why the budget is what it is, for people to read."""
+        if not self.limit:
+            return f"available_memory={self._asked!r}"
+        of_limit = f"{format_bytes(self.limit)}, {self.source}"
+        if not self.adaptive:
+            share = f"{self._asked:.3g}" if isinstance(self._asked, float) else self._asked
+            return f"available_memory={share!s} of {of_limit}"
+        if self.bytes < self.nominal:
+            needed = format_bytes(self.nominal - self.bytes)
+            return f"{_ADAPTIVE_SHARE:.0%} of {of_limit}, less {needed} that others need now"
+        return f"{_ADAPTIVE_SHARE:.0%} of {of_limit}"
 
     @property
     def is_scarce(self) -> bool:

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -52,6 +51,8 @@ from arraychest.monitor.published import (
     open_page,
     page_names,
 )
+from arraychest.platform.locks import lock_file
+from arraychest.platform.space import reserve
 from arraychest.sharing.open_folder import OpenFolder
 
 logger = logging.getLogger("arraychest")
@@ -164,12 +165,10 @@ class Live:
                 os.close(folder)
         except FileNotFoundError:
             return False  # removed by who closed the last chest
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(self._fd, wait=False):
             self._remove()  # somebody is sweeping, and found it before it was locked
             return False
-        os.posix_fallocate(self._fd, 0, PAGE_BYTES)
+        reserve(self._fd, 0, PAGE_BYTES)
         return True
 
     def _remove(self) -> None:
@@ -239,7 +238,7 @@ def _sweep(folder: int) -> None:
             continue
         try:
             # Locked until it is gone: who has just made it finds that out.
-            if is_free(fd, fcntl.LOCK_EX):
+            if is_free(fd):
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=folder)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from arraychest.catalog.schema import FILE_NAME as CATALOG_NAME
 from arraychest.errors import ChestFormatError
+from arraychest.platform.locks import lock_file
 from arraychest.sharing.open_folder import folder_at
 
 FOLDER = "live"
@@ -234,13 +234,12 @@ def open_page(folder: int | None, name: str) -> int | None:
     return None
 
 
-def is_free(fd: int, kind: int) -> bool:
+def is_free(fd: int, *, shared: bool = False) -> bool:
     """Whether nobody else has locked a page: its owner is gone.  The caller has, then."""
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        return lock_file(fd, shared=shared, wait=False)
     except OSError:
         return False
-    return True
 
 
 def _read_page(folder: int | None, name: str) -> bytes | None:
@@ -249,7 +248,7 @@ def _read_page(folder: int | None, name: str) -> bytes | None:
     if fd is None:
         return None
     try:
-        if not os.fstat(fd).st_size or is_free(fd, fcntl.LOCK_SH):
+        if not os.fstat(fd).st_size or is_free(fd, shared=True):
             return None
         for _ in range(3):  # one that was being written meanwhile is read again
             data = os.pread(fd, PAGE_BYTES, 0)

@@ -22,6 +22,7 @@ import numpy as np
 
 from arraychest.arrays.mmap import map_file
 from arraychest.errors import ChestFormatError
+from arraychest.platform.space import reserve
 from arraychest.sharing.open_folder import OpenFolder
 
 FILE_NAME = "commits"
@@ -132,7 +133,7 @@ def open_counter(folder: OpenFolder, *, writable: bool) -> CommitCounter:
             if not writable:
                 raise FileNotFoundError(errno.ENOENT, "expected a commit counter", path)
             # Its block is taken now: a store into a hole of a full disk would be a bus error.
-            os.posix_fallocate(fd, 0, nbytes)
+            reserve(fd, 0, nbytes)
         base = map_file(fd, nbytes, "r+" if writable else "r")
     finally:
         os.close(fd)

@@ -1,9 +1,8 @@
 """Locks between processes: byte ranges of one file, held by the kernel for whoever opened it.
 
-They are *open file description* locks (fcntl(2), ``F_OFD_SETLKW``): a waiter sleeps in the kernel,
-and a process that dies, however it dies, lets go of what it held.  Unlike the older POSIX locks
-they belong to one opening of the file and not to the process, so that two chests in one process
-exclude each other too.
+A waiter sleeps in the kernel, and a process that dies, however it dies, lets go of what it held.
+They belong to one opening of the file, so that two chests in one process exclude each other too;
+see `platform.locks`.
 
 ======================  ==================================================================
 bytes                   who holds them
@@ -22,11 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import stat
-import struct
 import sys
 import threading
 import weakref
@@ -36,6 +32,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from arraychest.errors import ChestFormatError, ClosedChestError, DeadlockError
+from arraychest.platform.locks import ByteLocks, lock_file, open_byte_locks
 from arraychest.sharing.contexts import current_context
 from arraychest.sharing.interrupts import Lock, let_through
 from arraychest.sharing.open_folder import OpenFolder
@@ -48,13 +45,12 @@ KEY = 1 << 60
 PACK = 1 << 62
 _SESSIONS = 1 << 32
 
-# struct flock on 64-bit Linux: type, whence, start, length, process id (0 for these locks).
-_FLOCK = struct.Struct("hh4xqqi4x")
 # A forked child shares its parent's openings, and with them the locks: as long as it kept one, a
 # lock of a parent that died would stay.
 _open_files: weakref.WeakSet[LockFile] = weakref.WeakSet()
 
-_REFUSED = (errno.EAGAIN, errno.EACCES)
+# What the system says where a link, a folder, a pipe or a socket lies in the place of a file.
+_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP)
 
 
 class LockFile:
@@ -87,31 +83,24 @@ class LockFile:
 
     def _open(self, folder: OpenFolder, *, create: bool) -> None:
         folder.check()
-        path = os.path.join(folder.path, FILE_NAME)
-        # NOFOLLOW: a stranger's chest may hold a link to a file of ours in its place.
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            flags |= os.O_CREAT if create else 0
-            self._fd = os.open(FILE_NAME, flags, 0o666, dir_fd=folder.fd)
+            self._bytes: ByteLocks = open_byte_locks(folder.fd, FILE_NAME, create=create)
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            if error.errno not in _NO_FILE:
                 raise
-            raise ChestFormatError(f"expected a file at {path}, found something else") from error
-        status = os.fstat(self._fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            self.close()
-            raise ChestFormatError(f"expected a file with one name at {path}, found another")
+            path = os.path.join(folder.path, FILE_NAME)
+            raise ChestFormatError(
+                f"expected a file with one name at {path}, found something else"
+            ) from error
         _open_files.add(self)
         self._held = {COMMIT: Lock(), NUMBERS: Lock()}
 
     def close(self) -> None:
         """Let go of everything; a second call does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._bytes.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        if hasattr(self, "_bytes"):
             self.close()
 
     def unlink(self, folder: OpenFolder) -> None:
@@ -122,49 +111,43 @@ class LockFile:
     @property
     def is_closed(self) -> bool:
         """Whether it was closed."""
-        return self._fd < 0
+        return self._bytes.fd < 0
 
     @property
     def identity(self) -> tuple[int, int]:
         """The file, whatever leads to it: its device and inode."""
-        status = os.fstat(self._fd)
+        status = os.fstat(self._bytes.fd)
         return status.st_dev, status.st_ino
 
     @property
     def has_name(self) -> bool:
         """Whether the file is still there: a lock on one that was removed keeps nobody out."""
-        return os.fstat(self._fd).st_nlink > 0
+        return os.fstat(self._bytes.fd).st_nlink > 0
 
     @property
     def owner(self) -> int:
         """The user who owns the file."""
-        return os.fstat(self._fd).st_uid
+        return os.fstat(self._bytes.fd).st_uid
 
     def take(self, byte: int, *, shared: bool = False) -> None:
         """Wait for a lock and hold it.  A lock held already is changed to the kind asked for."""
-        self._set(fcntl.F_OFD_SETLKW, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, byte)
+        self._bytes.take(byte, shared=shared)
 
     def try_take(self, byte: int) -> bool:
         """Hold a lock unless somebody else does; False if so."""
-        try:
-            self._set(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, byte)
-        except OSError as error:
-            if error.errno not in _REFUSED:
-                raise
-            return False
-        return True
+        return self._bytes.try_take(byte)
 
     def let_go(self, byte: int) -> None:
         """Undo `take`."""
-        self._set(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, byte)
+        self._bytes.let_go(byte)
 
     def is_held(self, byte: int) -> bool:
         """Whether somebody else holds a lock."""
-        return self._is_held(byte, 1)
+        return self._bytes.is_held(byte, 1)
 
     def any_session(self) -> bool:
         """Whether any other session is alive."""
-        return self._is_held(SESSION, _SESSIONS)
+        return self._bytes.is_held(SESSION, _SESSIONS)
 
     @contextlib.contextmanager
     def holding(self, byte: int) -> Iterator[None]:
@@ -175,27 +158,8 @@ class LockFile:
                     self.take(byte)
                 yield
             finally:
-                if self._fd >= 0:
+                if not self.is_closed:
                     self.let_go(byte)
-
-    def _is_held(self, byte: int, count: int) -> bool:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, count, 0)
-        kind, *_ = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked))
-        return bool(kind != fcntl.F_UNLCK)
-
-    def _set(self, command: int, kind: int, byte: int) -> None:
-        fcntl.fcntl(self._fd, command, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-
-
-def hold_file(fd: int, *, shared: bool = False) -> None:
-    """Wait for a lock on an open file as a whole."""
-    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
-
-
-def let_go_of_file(fd: int) -> None:
-    """Undo `hold_file`, for a file that stays mapped: a map keeps its opening, and so the lock."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
 def hold_folder(fd: int, *, shared: bool = True) -> bool:
@@ -204,12 +168,9 @@ def hold_folder(fd: int, *, shared: bool = True) -> bool:
     A file system that has no such locks grants them all.
     """
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_file(fd, shared=shared, wait=False)
     except OSError:
         return True
-    return True
 
 
 def is_at(fd: int, path: str, parent: int | None = None) -> bool:
@@ -464,5 +425,4 @@ def _after_fork_in_child() -> None:
         each.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,12 +12,14 @@ import re
 from typing import NamedTuple
 
 from arraychest.errors import FileSystemError
+from arraychest.platform.folders import MOUNT_TABLE, mounted
 
-# As /proc/self/mountinfo names them.
+# As Linux and macOS name them; what is behind macFUSE macOS does not say.
 NETWORK = frozenset({
-    "9p", "acfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fhgfs", "gfs", "gfs2",
-    "glusterfs", "gpfs", "ibrix", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "panfs",
-    "pvfs2", "smb2", "smb3", "smbfs", "snfs", "vboxsf", "virtiofs", "vmhgfs", "weka", "wekafs",
+    "9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fhgfs", "gfs",
+    "gfs2", "glusterfs", "gpfs", "ibrix", "lustre", "macfuse", "ncpfs", "nfs", "nfs4", "ocfs2",
+    "orangefs", "osxfuse", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "snfs", "vboxsf",
+    "virtiofs", "vmhgfs", "webdav", "weka", "wekafs",
 })  # fmt: skip
 
 # Those in user space that store elsewhere.
@@ -26,8 +28,6 @@ _NETWORK_FUSE = re.compile(
     r"|cvmfs|moosefs|mfs|lizardfs|seaweed|hdfs|alluxio|vmhgfs|smb|afp|onedrive|google|dropbox).*)",
     re.IGNORECASE,
 )
-
-_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class FileSystem(NamedTuple):
@@ -50,7 +50,7 @@ class FileSystem(NamedTuple):
         return self.kind in NETWORK or _NETWORK_FUSE.fullmatch(self.kind) is not None
 
 
-def file_system_of(path: str, mounts: str = "/proc/self/mountinfo") -> FileSystem | None:
+def file_system_of(path: str, mounts: str = MOUNT_TABLE) -> FileSystem | None:
     """The file system that a path lies on, or would; None if the system does not say.
 
     Parameters
@@ -58,29 +58,19 @@ def file_system_of(path: str, mounts: str = "/proc/self/mountinfo") -> FileSyste
     path
         Need not exist.
     mounts
-        The table of what is mounted (proc(5)).  Some 50 us.
+        The table of what is mounted (proc(5)); tests have one of their own.
     """
-    try:
-        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return None
     wanted = os.path.realpath(path)
     found = None
-    for line in lines:
-        before, separator, after = line.partition(" - ")
-        fields = before.split(" ")
-        if not separator or len(fields) < 5 or not after:
-            continue
-        mount_point = _ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), fields[4])
+    for kind, mount_point in mounted(mounts):
         inside = wanted == mount_point or wanted.startswith(mount_point.rstrip("/") + "/")
         # The last one of a place covers those before.
         if inside and (found is None or len(mount_point) >= len(found.mount_point)):
-            found = FileSystem(after.split(" ")[0], mount_point)
+            found = FileSystem(kind, mount_point)
     return found
 
 
-def check_file_system(path: str, *, mounts: str = "/proc/self/mountinfo") -> None:
+def check_file_system(path: str, *, mounts: str = MOUNT_TABLE) -> None:
     """Refuse to write to a chest on a network file system.
 
     Raises

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from arraychest.errors import SpillError
+from arraychest.platform.folders import path_of
 
 CATALOG_NAME = "catalog.sqlite"
 
@@ -195,11 +196,8 @@ def folder_at(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
 
 def where(fd: int, path: str) -> str:
     """Where an open folder lies now, as far as the system can tell; otherwise `path`."""
-    with contextlib.suppress(OSError):
-        found = os.readlink(f"/proc/self/fd/{fd}")
-        if _leads_to(found, fd):
-            return found
-    return path
+    found = path_of(fd)
+    return found if found is not None and _leads_to(found, fd) else path
 
 
 def _leads_to(path: str, fd: int) -> bool:

@@ -25,7 +25,9 @@ import numpy as np
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.errors import CorruptEntryError, SpillError, ValueTypeError
-from arraychest.files.files import READ_FLAGS, UNFINISHED, Files, Put
+from arraychest.files.files import Files
+from arraychest.files.names import READ_FLAGS, UNFINISHED
+from arraychest.files.writing import Put
 from arraychest.formats import b2nd, blosc, checksums, manifest, npy
 from arraychest.formats.compression import Compression
 from arraychest.formats.form import Form

@@ -10,17 +10,9 @@ from typing import Literal
 
 from arraychest.catalog.connection import read_head
 from arraychest.errors import ChestFormatError, ChestInUseError
-from arraychest.files.files import (
-    DATA,
-    PACKS,
-    QUARANTINE,
-    RESERVE,
-    SPARE,
-    UNFINISHED,
-    Files,
-    check_folders,
-    sync_folder,
-)
+from arraychest.files.files import Files
+from arraychest.files.names import DATA, PACKS, QUARANTINE, RESERVE, SPARE, UNFINISHED
+from arraychest.files.place import check_folders, sync_folder
 from arraychest.monitor.published import FOLDER as LIVE_NAME
 from arraychest.sharing.commit_counter import FILE_NAME as COUNTER_NAME
 from arraychest.sharing.locks import ATTACHED, PRIVATE, LockFile

@@ -23,12 +23,14 @@ from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.mmap import MmapMode, map_file, release
 from arraychest.catalog.record import Pack, RawRow, Row
 from arraychest.errors import CorruptEntryError, PickleRefusedError
-from arraychest.files.files import DATA, PACKS, READ_FLAGS, Files
+from arraychest.files.files import Files
+from arraychest.files.names import DATA, PACKS, READ_FLAGS
 from arraychest.formats import manifest, npy, pack, tree
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.form import Form, parse_form
 from arraychest.formats.frame import Layout
 from arraychest.parallel import default_threads
+from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
 from arraychest.values.accept import Dumped, copied
@@ -113,7 +115,7 @@ class Loader:
     ) -> None:
         self._files = files
         self._packs = packs
-        self._allow_pickle = allow_pickle
+        self.allow_pickle = allow_pickle
         self._mode = mmap_mode
         self._nthreads = nthreads
         self._keep = keep
@@ -164,7 +166,7 @@ class Loader:
             form = parse_form(row.form)
         except ValueError as error:
             raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-        if form.kind == "pickle" and not self._allow_pickle:
+        if form.kind == "pickle" and not self.allow_pickle:
             raise PickleRefusedError(
                 f"the value of key {key!r} in {path} is an array of Python objects, stored with "
                 "pickle: open the chest with allow_pickle=True if you trust who wrote it"
@@ -405,7 +407,7 @@ class Loader:
         with contextlib.suppress(OSError):
             fd = self._files.open(file_name(row))
             try:
-                os.posix_fadvise(fd, row.offset, row.stored, os.POSIX_FADV_WILLNEED)
+                will_read(fd, row.offset, row.stored)
             finally:
                 os.close(fd)
 

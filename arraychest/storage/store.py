@@ -35,12 +35,15 @@ from arraychest.catalog.record import (
     Row,
 )
 from arraychest.errors import ChestFormatError, CorruptEntryError
-from arraychest.files import files as value_files
-from arraychest.files.files import DATA, PACKS, SPARE, Files, Put
+from arraychest.files.files import Files
+from arraychest.files.names import DATA, PACKS, SPARE
+from arraychest.files.room import RESERVE_BYTES
+from arraychest.files.writing import Put, write_all
 from arraychest.formats import b2nd, blosc, checksums, directory, npy, pack, tree
 from arraychest.formats.blosc import Choice
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.tree import Tree
+from arraychest.parallel import default_threads
 from arraychest.sharing.commit_counter import open_counter, unmoved
 from arraychest.sharing.interrupts import Lock
 from arraychest.sharing.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
@@ -55,7 +58,7 @@ _MOVE_BYTES = 4 << 20
 
 
 # From here on a chest is large enough to keep a reserve, which is at most a third of it all.
-_RESERVE_FROM = 2 * value_files.RESERVE_BYTES
+_RESERVE_FROM = 2 * RESERVE_BYTES
 
 # A pack is no larger than this share of a quota, where the least recently used one makes room.
 _PACKS_OF_QUOTA = 32
@@ -109,7 +112,7 @@ class Store:
         self.folder = folder
         self.files = Files(folder, durable=durable)
         if quota is not None:
-            self.files.most_spare_bytes = 0
+            self.files.spares.most_bytes = 0
         # So that what goes with one pack is a small part of all.
         self._most_pack_bytes = pack.PACK_BYTES
         if quota is not None and quota.evicts:
@@ -279,7 +282,7 @@ class Store:
                     session = self.catalog.changes.begin_session()
                     if self.locks is not None and self.shared:
                         self.locks.take(SESSION + session)
-                self.files.session = session
+                self.files.spares.session = session
                 self._next_generation = session << 32
                 self.catalog.database.raise_interrupt()
             first = self._next_generation
@@ -301,7 +304,7 @@ class Store:
         """
         if self._keeps_reserve:
             packed = sum(known.bytes for known in list(self._packs.values()))
-            if self.files.reserve_is_due or self.bytes_written + packed >= _RESERVE_FROM:
+            if self.files.room.reserve_is_due or self.bytes_written + packed >= _RESERVE_FROM:
                 self.files.hold_reserve()
 
     def write(
@@ -463,8 +466,8 @@ class Store:
         try:
             # Not sealed yet, also where it began as a copy of a file that is.
             tail = bytes(npy.TRAILER_BYTES)
-            value_files.write_all(fd, [tail], [len(tail)], end + listed)
-            value_files.write_all(fd, [head], [len(head)], 0)
+            write_all(fd, [tail], [len(tail)], end + listed)
+            write_all(fd, [head], [len(head)], 0)
         except BaseException:
             os.close(fd)
             self.remove_draft(row)
@@ -474,7 +477,7 @@ class Store:
     def fill(self, fd: int, row: Row, array: np.ndarray, form: Form) -> None:
         """Write an array's elements to a file that `create` made."""
         body = npy.payload(array, form)
-        value_files.write_all(fd, body, list(map(len, body)), row.offset)
+        write_all(fd, body, list(map(len, body)), row.offset)
 
     def seal(self, row: Row, fd: int) -> None:
         """Complete a file that `create` made: from here on it is as one that `write` wrote."""
@@ -485,7 +488,7 @@ class Store:
         code = KeyCode(row.key, row.exact)
         listed = _directory_of_one(row.stamp, row.generation, row.seq, nbytes, code, row.form, sums)
         tail = [listed, npy.trailer(row.stamp, end, len(listed))]
-        value_files.write_all(fd, tail, list(map(len, tail)), end)
+        write_all(fd, tail, list(map(len, tail)), end)
         self.files.sync(value_name(row), fd)
         self.bytes_written += row.stored
 
@@ -924,7 +927,7 @@ class Store:
         self.files.remove(names, keep_spares=False)
         self.files.remove_unfinished(all_of_them=True)
         self.files.drop_reserve()
-        self.files.reserve_is_due = False
+        self.files.room.reserve_is_due = False
         self.catalog.database.raise_interrupt()
 
     def become_reader(self) -> None:
@@ -938,6 +941,18 @@ class Store:
         self._append_lock = Lock()
         self._packs_lock = Lock()
         self.catalog.database.reopen_in_child()
+
+    def loaded_privately(self, row: Row, key: Any) -> Any:
+        """A stored value whose arrays are private and writable, and not kept open here."""
+        loader = Loader(
+            self.files,
+            self._packs,
+            allow_pickle=self.loader.allow_pickle,
+            mmap_mode="c",
+            nthreads=default_threads(),
+            keep=False,
+        )
+        return loader.load(row, key)
 
     def has_pack(self, identity: int) -> bool:
         """Whether the catalog, or a write under way, knows a pack."""

@@ -700,3 +700,16 @@ def test_what_is_stored_in_a_transaction_is_there_in_it_and_afterwards_with_all_
         assert np.array_equal(chest["x"], ARRAY)
         assert np.array_equal(chest["y"], ARRAY)
         assert chest.verify().ok
+
+
+def test_a_group_of_a_chest_is_taken_as_the_chest_is(path, tmp_path):
+    with arraychest.open(path) as chest:
+        group = chest.group("run")
+        store(da.ones((100, 100), chunks=50), group, "x")
+        assert float(group.to_dask("x").sum().compute()) == 10_000
+        append(da.ones((50, 100), chunks=50), group, "x")
+        assert group["x"].shape == (150, 100)
+        group.persist(da.zeros(10), "y")
+        assert list(chest) == [("run", "x"), ("run", "y")]
+        chest["other"] = np.zeros(3)
+        assert group.export(tmp_path / "run.npz") == 2

@@ -26,7 +26,7 @@ from arraychest import (
     SpillError,
     ValueTypeError,
 )
-from tests.faults import Say, die, in_child, injected
+from tests.faults import COPYING, RESERVING, Say, die, in_child, injected, needs_ficlone
 from tests.support import audit, run_python
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -129,7 +129,7 @@ class TestEdit:
         ):
             pass
 
-    @pytest.mark.parametrize("name", ["posix_fallocate", "sendfile", "pwritev", "open"])
+    @pytest.mark.parametrize("name", [RESERVING, COPYING, "pwritev", "open"])
     def test_a_disk_that_fails_leaves_the_old_value(self, chest, name):
         chest["x"] = filled(1, LARGE)
         chest.flush()
@@ -979,6 +979,7 @@ def edit_a_stored_value(path):
         assert chest.verify().ok
 
 
+@needs_ficlone
 def test_an_edit_shares_blocks_where_the_file_system_can(tmp_path, monkeypatch):
     """No file system at hand can: a stand-in copies what the kernel would share."""
     cloned = []
@@ -992,8 +993,8 @@ def test_an_edit_shares_blocks_where_the_file_system_can(tmp_path, monkeypatch):
     def no_copy(*args: object) -> int:
         raise AssertionError("copied, too")
 
-    monkeypatch.setattr("arraychest.files.files.fcntl.ioctl", clone)
-    monkeypatch.setattr("arraychest.files.files.os.sendfile", no_copy)
+    monkeypatch.setattr("fcntl.ioctl", clone)
+    monkeypatch.setattr("os.sendfile", no_copy)
     edit_a_stored_value(tmp_path / "chest")
     assert cloned
 
@@ -1003,7 +1004,7 @@ def test_an_edit_copies_where_blocks_cannot_be_shared(tmp_path, monkeypatch, ref
     def refuse(fd: int, request: int, source: int) -> int:
         raise OSError(refusal, os.strerror(refusal))
 
-    monkeypatch.setattr("arraychest.files.files.fcntl.ioctl", refuse)
+    monkeypatch.setattr("fcntl.ioctl", refuse)
     edit_a_stored_value(tmp_path / "chest")
 
 
@@ -1014,12 +1015,12 @@ def test_blocks_are_not_shared_where_writing_to_them_could_find_no_room(tmp_path
         raise AssertionError("shared")
 
     little = os.statvfs_result((4096, 4096, 100, 70, 70, 100, 100, 100, 0, 255))
-    monkeypatch.setattr("arraychest.files.files.fcntl.ioctl", clone)
+    monkeypatch.setattr("fcntl.ioctl", clone)
     with arraychest.open(tmp_path / "chest", "w") as chest:
         chest["x"] = np.arange(20_000.0)  # 160,000 bytes; 280 KiB are free, not twice as much
         chest.flush()
         with monkeypatch.context() as patch:
-            patch.setattr("arraychest.files.files.os.fstatvfs", lambda fd: little)
+            patch.setattr("os.fstatvfs", lambda fd: little)
             with chest.edit("x") as array:
                 array[0] = -1
         assert chest["x"][1] == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import arraychest
 from arraychest import AbsentKeyError, Chest, ReadOnlyChestError, SpillError, ValueTypeError
-from tests.faults import Say, die, in_child, injected
+from tests.faults import RESERVING, Say, die, in_child, injected
 from tests.support import audit
 
 LARGE = arraychest.PACK_THRESHOLD // 8 + 10
@@ -154,7 +154,7 @@ class TestNothing:
         expected = BEFORE if chest.path and not chest._engine.temporary else {**BEFORE, "a": 1}
         assert contents(chest) == expected
 
-    @pytest.mark.parametrize("name", ["pwritev", "posix_fallocate", "open"])
+    @pytest.mark.parametrize("name", ["pwritev", RESERVING, "open"])
     def test_when_the_disk_fails(self, chest, name):
         chest.flush()
 

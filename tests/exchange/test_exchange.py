@@ -33,7 +33,7 @@ from arraychest.cli import exchange as commands
 from arraychest.cli.errors import CommandError
 from arraychest.exchange import arrays
 from arraychest.exchange.names import Names
-from tests.faults import Failing, injected
+from tests.faults import RESERVING, Failing, injected
 from tests.support import assert_identical, listing
 from tests.values import test_keys
 from tests.values.test_values import DTYPES, filled
@@ -658,7 +658,7 @@ def test_an_import_that_does_not_fit_leaves_the_chest_as_it_was(path, tmp_path, 
         chest.flush()
         with pytest.raises(ValueTypeError, match=r"'x'.*overwrite"):
             chest.import_from(tmp_path / "out")
-        with injected(Failing(28, "posix_fallocate")), pytest.raises(arraychest.SpillError):
+        with injected(Failing(28, RESERVING)), pytest.raises(arraychest.SpillError):
             chest.import_from(tmp_path / "out", overwrite=True)
         assert list(chest) == ["x"]
         assert_identical(chest["x"], np.arange(3))

@@ -788,7 +788,7 @@ def test_a_compressed_result_comes_back_as_an_array(path, make_chest, computed):
 
 def test_the_error_of_a_result_that_cannot_be_kept_names_the_function(chest, make_chest):
     with pytest.raises(ValueTypeError, match=r"result of .*opaque cannot be kept.*allow_pickle"):
-        chest.cache(opaque)(1)
+        chest.cache(opaque, strict=True)(1)
     assert not len(chest)
     pickling = make_chest(allow_pickle=True)
     assert isinstance(pickling.cache(opaque)(1), object)
@@ -1205,20 +1205,40 @@ def test_time_saved_is_known_after_reopening(path, make_chest):
             assert (cached.stats().seconds_saved >= 0.02) == bool(again)
 
 
-def test_verbose_says_what_happens(chest, capsys):
+def test_verbose_says_what_happens(chest, caplog):
+    def said() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return [line for line in lines if line.startswith("tests.")]
+
+    caplog.set_level(logging.INFO, "arraychest.cache")
     quiet, loud, louder = (chest.cache(ramp, verbose=n, version=n) for n in range(3))
     quiet(1), quiet(1)
-    assert capsys.readouterr() == ("", "")
+    assert said() == []
     loud(1), loud(1)
-    lines = capsys.readouterr().err.splitlines()
+    lines = said()
     assert len(lines) == 2
     assert "is computed" in lines[0]
     assert " s" in lines[1]
     assert all(loud.key(1) in line for line in lines)
     louder(1), louder(1)
-    lines = capsys.readouterr().err.splitlines()
+    lines = said()
     assert len(lines) == 3
     assert "was kept" in lines[2]
+
+
+def test_verbose_is_heard_where_a_program_has_set_up_no_logging():
+    done = run_python(
+        "import arraychest\n"
+        "chest = arraychest.Chest()\n"
+        "@chest.cache(verbose=1)\n"
+        "def f():\n"
+        "    return 1\n"
+        "f()"
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("[arraychest] __main__.f(") for line in lines)
 
 
 def test_an_overwritten_result_is_what_was_put(each_chest):

@@ -22,10 +22,11 @@ from rich.console import Console
 import arraychest
 import arraychest.engine.counters
 import arraychest.monitor.live
+import arraychest.platform.space
 from arraychest.cli import main, top
 from arraychest.errors import ChestFormatError
 from arraychest.monitor.published import PAGE_BYTES, Counts, Published, published
-from tests.faults import in_child
+from tests.faults import RESERVING, in_child
 from tests.support import IMPORT_ROOT, fill_disk, listing
 
 LARGE = (200, 100)
@@ -309,7 +310,7 @@ def test_a_forked_child_publishes_nothing_and_holds_no_page(path, other):
 # --- where it cannot be --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["mkdir", "open", "posix_fallocate", "pwrite"])
+@pytest.mark.parametrize("what", ["mkdir", "open", RESERVING, "pwrite"])
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
 def test_whatever_fails_the_chest_is_not_disturbed(what, number, path, make_chest, monkeypatch):
     chest = make_chest({"x": np.zeros(LARGE)}, path)
@@ -323,6 +324,7 @@ def test_whatever_fails_the_chest_is_not_disturbed(what, number, path, make_ches
 
     with monkeypatch.context() as patch:
         patch.setattr(arraychest.monitor.live, "os", Failing())
+        patch.setattr(arraychest.platform.space, "os", Failing())
         tell(chest)
     assert chest._engine.live.due == math.inf
     assert published(path) == []

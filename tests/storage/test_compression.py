@@ -21,7 +21,7 @@ import pytest
 import arraychest
 from arraychest import Chest, CompressedArray
 from arraychest.formats import b2nd
-from tests.faults import Say, in_child, injected
+from tests.faults import RESERVING, Say, in_child, injected
 from tests.real_data import FIELDS
 from tests.support import IMPORT_ROOT, audit, run_python
 
@@ -861,7 +861,7 @@ def test_a_full_disk_loses_nothing_and_is_no_signal(tiny_disk):
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("operation", ["open", "posix_fallocate", "pwritev", "ftruncate"])
+@pytest.mark.parametrize("operation", ["open", RESERVING, "pwritev", "ftruncate"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT])
 def test_a_failure_while_a_value_is_streamed_leaves_it_in_ram(tmp_path, operation, number):
     array = smooth((1500, 2000))

@@ -1,0 +1,63 @@
+"""`Stats`: what a chest has done, and what it holds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from arraychest.engine.engine import Engine
+
+
+class Stats(NamedTuple):
+    """What a chest has done since it was opened, and what it holds now.
+
+    Attributes
+    ----------
+    hits, misses, absent
+        Gets answered from memory or by a view kept open; gets that went to disk; gets of keys
+        that are not there.  Approximate while several threads get at once.
+    spills, faults
+        Values stored, and values brought back by a get.
+    bytes_spilled, bytes_faulted
+        Bytes of them.  What is faulted in is mapped: only the pages touched are read.
+    charged, budget
+        Bytes kept in RAM now, and how many may be.
+    resident
+        Values in RAM that are not stored yet.
+    evictions
+        Entries removed to stay within ``max_disk``, by this chest.
+    budget_reason
+        Why the budget is what it is, for people to read: what limits this process (the machine, a
+        container's cgroup, ``ulimit``), or what was asked for.
+    """
+
+    hits: int
+    misses: int
+    absent: int
+    spills: int
+    faults: int
+    bytes_spilled: int
+    bytes_faulted: int
+    charged: int
+    budget: int
+    resident: int
+    evictions: int
+    budget_reason: str
+
+
+def stats_of(engine: Engine) -> Stats:
+    """The figures of one chest.  O(keys met since it was opened)."""
+    counters = engine.committer.counters
+    return Stats(
+        hits=engine.hits(),
+        misses=counters.misses,
+        absent=counters.absent,
+        spills=counters.spills,
+        faults=counters.faults,
+        bytes_spilled=counters.bytes_spilled,
+        bytes_faulted=counters.bytes_faulted,
+        charged=engine.resident.charged,
+        budget=engine.budget.bytes,
+        resident=engine.resident.count,
+        evictions=counters.evictions,
+        budget_reason=engine.budget.reason,
+    )

@@ -1,0 +1,253 @@
+"""`Group`: the entries of a chest whose keys begin alike, as a mapping of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from arraychest.dictionary import MISSING, Dictionary
+from arraychest.engine.append import append
+from arraychest.engine.drafts import Creation, edited
+from arraychest.engine.engine import Engine
+from arraychest.engine.entry import Entry
+from arraychest.engine.face import Face
+from arraychest.engine.handle import Handle, handle_of
+from arraychest.errors import AbsentKeyError
+
+if TYPE_CHECKING:
+    from arraychest.sharing.locks import KeyLock
+
+
+class Group(Dictionary):
+    """Entries of a chest whose keys begin alike; `Chest.group` makes one.
+
+    It is a mapping over the same chest, and holds nothing itself.  In the group a key is what
+    follows the prefix; the methods that take a key are `Chest`'s, and so is what they cost, but:
+    iteration looks at every key of the chest, and ``len`` does, too.
+
+    Parameters
+    ----------
+    chest
+        The chest, or another group.
+    prefix
+        As `Chest.group` takes it.
+    """
+
+    def __init__(self, chest: Any, prefix: Any) -> None:
+        if isinstance(prefix, str) and prefix.endswith("/"):
+            self._text, self._start = prefix, ()
+        else:
+            self._text = ""
+            self._start = prefix if isinstance(prefix, tuple) else (prefix,)
+            if not self._start:
+                raise ValueError("expected a prefix of one key or more, found ()")
+        self._chest = chest
+        self._prefix = prefix
+
+    @property
+    def chest(self) -> Any:
+        """The chest that the entries are in."""
+        return self._chest.chest if isinstance(self._chest, Group) else self._chest
+
+    @property
+    def _engine(self) -> Engine:
+        return cast(Engine, self._chest._engine)
+
+    @property
+    def path(self) -> str | None:
+        """The chest's folder."""
+        return cast("str | None", self._chest.path)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the chest was closed."""
+        return bool(self._chest.closed)
+
+    def group(self, prefix: Any) -> Group:
+        """The entries of this group whose keys begin with `prefix`, in turn."""
+        return Group(self, prefix)
+
+    # --- keys --------------------------------------------------------------------------------
+
+    def _outer(self, key: Any) -> Any:
+        """The key that the chest has for a key of this group."""
+        if self._text:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"expected a str as a key of the group {self._prefix!r}, found "
+                    f"{type(key).__name__}"
+                )
+            return self._text + key
+        return (*self._start, *key) if isinstance(key, tuple) else (*self._start, key)
+
+    def full_key(self, key: Any) -> Any:
+        """The key under which the chest itself has the entry."""
+        outer = self._outer(key)
+        return self._chest.full_key(outer) if isinstance(self._chest, Group) else outer
+
+    def _inner(self, key: Any) -> Any:
+        """The key of this group for a key of the chest; `MISSING` for one that is outside."""
+        if self._text:
+            if isinstance(key, str) and key.startswith(self._text):
+                return key[len(self._text) :]
+            return MISSING
+        count = len(self._start)
+        if not isinstance(key, tuple) or len(key) <= count or key[:count] != self._start:
+            return MISSING
+        rest = key[count:]
+        if len(rest) > 1:
+            return rest
+        # A tuple in this place would be taken for several keys.
+        return MISSING if isinstance(rest[0], tuple) else rest[0]
+
+    def _known(self, key: Any) -> Any:
+        """As `full_key`, for reading: of what cannot be a key there is no value."""
+        try:
+            return self.full_key(key)
+        except TypeError:
+            raise AbsentKeyError(key) from None
+
+    # --- the mapping ---------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Any:
+        """The value of `key`; raises as the chest does."""
+        return self.chest[self._known(key)]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Put a value into the chest."""
+        self.chest[self.full_key(key)] = value
+
+    def __delitem__(self, key: Any) -> None:
+        """Remove a key from the chest.  Raises AbsentKeyError."""
+        del self.chest[self._known(key)]
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the group has the key; reads no value."""
+        try:
+            return self.full_key(key) in self.chest
+        except TypeError:
+            return False
+
+    def __iter__(self) -> Iterator[Any]:
+        """The group's keys, in the order of their insertion.  O(keys of the chest)."""
+        return self._mine(iter(self._chest))
+
+    def __reversed__(self) -> Iterator[Any]:
+        """The group's keys, the last inserted first."""
+        return self._mine(reversed(self._chest))
+
+    def _mine(self, keys: Iterator[Any]) -> Iterator[Any]:
+        for key in keys:
+            inner = self._inner(key)
+            if inner is not MISSING:
+                yield inner
+
+    def __len__(self) -> int:
+        """Number of keys.  O(keys of the chest)."""
+        return sum(1 for _ in self)
+
+    def pop(self, key: Any, default: Any = MISSING) -> Any:
+        """Remove a key and return its value, or `default` if there is none; one atomic step."""
+        try:
+            return self.chest.pop(self._known(key))
+        except AbsentKeyError:
+            if default is MISSING:
+                raise
+            return default
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """The value of `key`, which becomes `default` if there is none; one atomic step."""
+        return self.chest.setdefault(self.full_key(key), default)
+
+    def update(self, other: Any = (), /, **named: Any) -> None:
+        """Put every value of another mapping, of pairs, and of keyword arguments.
+
+        In a chest with a path this is a transaction.
+        """
+        keys = getattr(other, "keys", None)
+        pairs = other if keys is None else ((key, other[key]) for key in keys())
+        self.chest.update((self.full_key(key), value) for key, value in pairs)
+        self.chest.update((self.full_key(key), value) for key, value in named.items())
+
+    def __or__(self, other: Mapping[Any, Any]) -> Any:
+        """A new temporary chest with the values of both; of a key in both, the other's."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return type(self.chest)(self) | other
+
+    # --- what a chest has beside a mapping -------------------------------------------------------
+
+    def put(self, key: Any, value: Any, **options: Any) -> None:
+        """Put a value, as `Chest.put`."""
+        self.chest.put(self.full_key(key), value, **options)
+
+    def load(self, key: Any) -> Any:
+        """The value as a plain array in RAM, as `Chest.load`."""
+        return self.chest.load(self._known(key))
+
+    def entry(self, key: Any) -> Entry:
+        """Shape, dtype, size and place of a value, as `Chest.entry`; it has the chest's key."""
+        return cast(Entry, self.chest.entry(self._known(key)))
+
+    def key_to_filename(self, key: Any) -> str | None:
+        """The file that holds a value, as `Chest.key_to_filename`."""
+        return self.entry(key).file
+
+    def spill(self, key: Any) -> None:
+        """Store a value now and drop it from RAM, as `Chest.spill`."""
+        self.chest.spill(self._known(key))
+
+    def prefetch(self, keys: Any) -> None:
+        """Map stored values, as `Chest.prefetch`."""
+        wanted: Iterable[Any] = keys if isinstance(keys, list) else [keys]
+        self.chest.prefetch([self._known(key) for key in wanted])
+
+    def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
+        """Change a value in place, as `Chest.edit`."""
+        return edited(self._engine, self._known(key))
+
+    def create(
+        self, key: Any, shape: Any, dtype: Any = float, order: Any = "C", fill: Any = None
+    ) -> Creation:
+        """Make an array on disk to be filled in place, as `Chest.create`."""
+        return Creation(self._engine, self.full_key(key), shape, dtype, order, fill)
+
+    def append(self, key: Any, array: np.ndarray, axis: int = 0) -> None:
+        """Make a blocked array longer, as `Chest.append`."""
+        append(self._engine, self.full_key(key), array, axis)
+
+    def lock(self, key: Any) -> KeyLock:
+        """A lock on a key, as `Chest.lock`."""
+        return cast("KeyLock", self.chest.lock(self.full_key(key)))
+
+    def handle(self, key: Any) -> Handle:
+        """What stands for a stored value, as `Chest.handle`."""
+        return handle_of(self._engine, self._known(key))
+
+    def to_dask(self, key: Any, chunks: Any = "auto") -> Any:
+        """A dask array over a stored array, as `Chest.to_dask`."""
+        return self.chest.to_dask(self._known(key), chunks)
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Commit what is put in the block as one step, as `Chest.transaction`."""
+        return cast(Face, self.chest).transaction()
+
+    def persist(self, x: Any, key: Any = None, **options: Any) -> Any:
+        """Compute a dask array onto disk, as `Chest.persist`."""
+        return self.chest.persist(x, None if key is None else self.full_key(key), **options)
+
+    def export(self, path: Any, format: Any = None, **options: Any) -> int:  # noqa: A002
+        """Write the group's values to a file, as `Chest.export`, under the chest's keys."""
+        keys = options.pop("keys", None)
+        wanted = [self.full_key(key) for key in (self if keys is None else keys)]
+        return int(self.chest.export(path, format, keys=wanted, **options))
+
+    def flush(self) -> None:
+        """Store everything that was put into the chest, as `Chest.flush`."""
+        self.chest.flush()
+
+    def __repr__(self) -> str:
+        return f"<arraychest.Group {self._prefix!r} of {self._chest!r}>"

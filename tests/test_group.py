@@ -1,0 +1,103 @@
+"""A group is a mapping over a part of a chest, and is taken wherever a chest is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arraychest import AbsentKeyError, Chest, Group
+
+
+@pytest.fixture(params=["run", ("run", 7), "run/", "run/a/"], ids=str)
+def prefix(request):
+    return request.param
+
+
+def test_it_has_the_keys_that_begin_so_and_no_others():
+    keys = [("run", 1), ("run", "a", 2), ("run",), ("walk", 1), "run", "run/1", ("run", (1, 2)), 5]
+    with Chest({key: np.full(1, n) for n, key in enumerate(keys)}) as chest:
+        run = chest.group("run")
+        assert list(run) == [1, ("a", 2)]
+        assert list(reversed(run)) == [("a", 2), 1]
+        assert len(run) == 2
+        assert run["a", 2][0] == 1
+        assert 1 in run
+        assert "run" not in run
+        assert [] not in run
+        for key in run:
+            assert run[key] is chest[run.full_key(key)]
+        names = chest.group("run/")
+        assert list(names) == ["1"]
+        assert 1 not in names
+        with pytest.raises(AbsentKeyError):
+            names[1]
+        with pytest.raises(TypeError, match="expected a str as a key of the group 'run/'"):
+            names[1] = np.zeros(3)
+
+
+def test_what_is_put_into_it_is_in_the_chest(prefix, path):
+    with Chest(path) as chest:
+        group = chest.group(prefix)
+        group["x"] = np.zeros(3)
+        group.update({"y": np.ones(2)}, z=np.ones(1))
+        chest["other"] = np.zeros(1)
+        assert list(group) == ["x", "y", "z"]
+        assert list(chest)[:3] == [group.full_key(key) for key in group]
+        del group["y"]
+        assert group.pop("x").size == 3
+        assert group.pop("x", None) is None
+        with pytest.raises(AbsentKeyError):
+            del group["x"]
+        assert group.popitem()[0] == "z"
+        with pytest.raises(AbsentKeyError):
+            group.popitem()
+        assert list(chest) == ["other"]
+        group["v"] = np.zeros(1)
+        group.clear()
+        assert list(chest) == ["other"]
+
+
+def test_groups_of_groups(path):
+    with Chest(path) as chest:
+        inner = chest.group("run").group(("a", 1))
+        inner["x"] = np.arange(3)
+        assert list(chest) == [("run", "a", 1, "x")]
+        assert inner.chest is chest
+        assert list(inner) == ["x"]
+        assert inner.full_key("x") == ("run", "a", 1, "x")
+        texts = chest.group("run/").group("a/")
+        texts["x"] = np.arange(3)
+        assert "run/a/x" in chest
+
+
+def test_it_does_what_a_chest_does_with_a_key(prefix, path):
+    with Chest(path) as chest:
+        group = chest.group(prefix)
+        group.put("x", np.zeros((1000, 1000)), compression="zstd")
+        group.spill("x")
+        assert group.entry("x").codec == "zstd"
+        assert group.key_to_filename("x") == chest.key_to_filename(group.full_key("x"))
+        assert type(group.load("x")) is np.ndarray
+        with group.create("y", 5) as array:
+            array[:] = 2
+        with group.edit("y") as array:
+            array[0] = 1
+        assert group["y"].tolist() == [1, 2, 2, 2, 2]
+        with group.lock("y"), group.transaction():
+            group["z"] = np.zeros(2)
+        group.append("rows", np.zeros((2, 3)))
+        group.prefetch(["y", "z"])
+        group.flush()
+        assert group.handle("y").array().tolist() == [1, 2, 2, 2, 2]
+        assert set(group) == {"x", "y", "z", "rows"}
+        with group | {"w": np.ones(2)} as both:
+            assert set(both) == {"x", "y", "z", "rows", "w"}
+        assert group == dict(group.items())
+        assert "Group" in repr(group)
+
+
+def test_an_empty_prefix_is_refused():
+    with Chest() as chest:
+        with pytest.raises(ValueError, match="expected a prefix of one key or more"):
+            chest.group(())
+        assert isinstance(chest.group(""), Group)
