@@ -97,7 +97,11 @@ class Evictor:
         for row in self._rows(store, lock):
             cost = costs.get(row.generation)
             if row.pack is not None:
-                taken = row.stored / _BYTES_PER_SECOND if cost is None else cost.seconds
+                taken = (
+                    row.stored / _BYTES_PER_SECOND
+                    if cost is None or cost.seconds is None
+                    else cost.seconds
+                )
                 seconds[row.pack] = seconds.get(row.pack, 0.0) + taken
                 if cost is None or not cost.has_expired(now):
                     good.add(row.pack)
@@ -120,7 +124,9 @@ class Evictor:
             return -math.inf
         if self._by == "lru":
             return candidate.used
-        seconds = candidate.nbytes / _BYTES_PER_SECOND if cost is None else cost.seconds
+        seconds = None if cost is None else cost.seconds
+        if seconds is None:
+            seconds = candidate.nbytes / _BYTES_PER_SECOND
         age = max(now - candidate.used / 1e9, 0.0) + 1.0
         return -age * candidate.nbytes / max(seconds, 1e-6)
 

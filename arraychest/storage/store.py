@@ -513,6 +513,11 @@ class Store:
         with self._announced() as change:
             self.catalog.facts.note_written_in_place(row.generation, change)
 
+    def note_expiry(self, row: RawRow, expires: float | None) -> None:
+        """Note until when a stored value is good.  Called in `exclusive`."""
+        with self._announced() as change:
+            self.catalog.facts.note_expiry(row, expires, change)
+
     def may_write_in_place(self, row: Row) -> bool:
         """Whether a value has a file that nothing else shares."""
         if row.pack is not None or row.is_frame or row.is_blocked:
