@@ -46,6 +46,7 @@ from arraychest.memory.budget import Budget
 from arraychest.memory.slot import Slot
 from arraychest.progress import Asked, measured
 from arraychest.sharing.contexts import current_context
+from arraychest.sharing.interrupts import held_back, let_through
 from arraychest.storage.eviction import Uses, freed_by
 from arraychest.storage.quota import FILE_OVERHEAD
 from arraychest.storage.reading import file_name, value_name
@@ -238,6 +239,10 @@ class Engine(Session):
 
     def _find(self, key: Any) -> Any:
         """What `value_of` makes the value of: not here, as it may call a user's functions."""
+        with held_back():
+            return self._find_held(key)
+
+    def _find_held(self, key: Any) -> Any:
         if monotonic() >= self.live.due:
             self.tell_if_due()
         changes = self.own_changes()
@@ -277,7 +282,8 @@ class Engine(Session):
                 self._loading.add(slot)
             try:
                 if self.options.on_miss is not None:
-                    self.options.on_miss(slot.key)
+                    with let_through():
+                        self.options.on_miss(slot.key)
                 # Not `self._store`: the chest may be closed meanwhile.
                 value = store.loader.load(Row._make(raw), slot.key)
                 logger.debug("faulted in %r", slot.key)

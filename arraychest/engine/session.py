@@ -36,6 +36,7 @@ from arraychest.memory.slot import Slot
 from arraychest.monitor.live import Live
 from arraychest.monitor.samples import History
 from arraychest.sharing.commit_counter import unmoved
+from arraychest.sharing.interrupts import Lock
 from arraychest.sharing.locks import FILE_NAME as LOCKS_NAME
 from arraychest.sharing.locks import LockFile
 from arraychest.sharing.mounts import check_file_system, file_system_of
@@ -65,8 +66,8 @@ class Session:
         self.temporary = path is None
         self.budget = budget
         self._store: Store | None = None
-        self._store_lock = threading.Lock()
-        self._close_lock = threading.Lock()
+        self._store_lock = Lock()
+        self._close_lock = Lock()
         self.closed = False
         self._closing = False
         self._discarded = False
@@ -440,8 +441,8 @@ class Session:
         self.forked = self._no_puts = self._has_parents_values = True
         self._closing = False  # another thread was about to, in the parent
         self.writer.after_fork_in_child()
-        self._store_lock = threading.Lock()
-        self._close_lock = threading.Lock()
+        self._store_lock = Lock()
+        self._close_lock = Lock()
         self.live.after_fork_in_child()
         if self._store is not None:
             self._store.become_reader()

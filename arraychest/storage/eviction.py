@@ -14,13 +14,13 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from arraychest.catalog.record import PACK, STORED, Cost, Pack, RawRow, Row
+from arraychest.sharing.interrupts import Lock
 from arraychest.storage.quota import EvictBy
 from arraychest.storage.reading import file_name, pack_name
 from arraychest.storage.store import Store
@@ -65,7 +65,7 @@ class Evictor:
         """Allow two more looks at all files: in the second those spared in the first go."""
         self._scans = 2
 
-    def oldest(self, store: Store, lock: threading.Lock, nbytes: int) -> list[Candidate]:
+    def oldest(self, store: Store, lock: Lock, nbytes: int) -> list[Candidate]:
         """The files that go first, with at least so many bytes; none if there are none."""
         found: list[Candidate] = []
         while nbytes > 0:
@@ -84,7 +84,7 @@ class Evictor:
                 nbytes -= candidate.nbytes
         return found
 
-    def _ranked(self, store: Store, lock: threading.Lock) -> list[tuple[float, str, Candidate]]:
+    def _ranked(self, store: Store, lock: Lock) -> list[tuple[float, str, Candidate]]:
         """All files, each with a number that is the lower the sooner it goes, and its name."""
         with lock:
             packs = {known.id: known for known in store.catalog.packs()}
@@ -130,7 +130,7 @@ class Evictor:
         age = max(now - candidate.used / 1e9, 0.0) + 1.0
         return -age * candidate.nbytes / max(seconds, 1e-6)
 
-    def _rows(self, store: Store, lock: threading.Lock) -> Iterator[Row]:
+    def _rows(self, store: Store, lock: Lock) -> Iterator[Row]:
         at = 0
         while True:
             with lock:
