@@ -7,7 +7,9 @@ import datetime as dt
 import functools
 import importlib
 import itertools
+import math
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +18,7 @@ from typing import Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 
+from arraychest.catalog.record import Cost
 from arraychest.dictionary import MISSING, Dictionary, near_keys
 from arraychest.engine.append import append as append_blocks
 from arraychest.engine.drafts import Creation, edited
@@ -67,8 +70,9 @@ class Chest(Dictionary):
         with, each of whose values is put.
     path
         The chest's folder, where `data` is a mapping or None.  None: a private, temporary one,
-        made at the first spill where `tempfile` puts things (``TMPDIR``) and removed when the chest
-        is closed, dropped or garbage collected, or the interpreter exits.
+        made at the first spill where `tempfile` puts things (``TMPDIR``), or on a disk where that
+        is memory, and removed when the chest is closed, dropped or garbage collected, or the
+        interpreter exits.
     available_memory
         Budget for the values kept in RAM: bytes, a size (``"2 GiB"``), a share of what the
         process may use (``"50%"``, ``0.5``), or None: up to 60 % of it, less as other processes
@@ -271,13 +275,24 @@ class Chest(Dictionary):
         """
         self._engine.put(key, value)
 
-    def put(self, key: Any, value: Any, *, compression: Asked | _Unsaid = _UNSAID) -> None:
+    def put(
+        self,
+        key: Any,
+        value: Any,
+        *,
+        compression: Asked | _Unsaid = _UNSAID,
+        expires_after: float | dt.timedelta | None = None,
+    ) -> None:
         """Put a value, as ``chest[key] = value`` does.
 
         Parameters
         ----------
         compression
             How to compress this value, if not as the chest's do; see `Chest`.
+        expires_after
+            How long the value is good, in seconds or as a timedelta; None: for ever.  After that
+            its key is absent, for all processes and also after reopening, and its room is given
+            back.  A get of such a value looks at the clock, and costs some microseconds.
 
         Raises
         ------
@@ -294,7 +309,35 @@ class Chest(Dictionary):
         ('zstd', [0.0, 0.0])
         """
         how = None if isinstance(compression, _Unsaid) else parse_compression(compression)
-        self._engine.put_any(key, value, compression=how)
+        expires = _time_after(expires_after)
+        cost = None if expires is None else Cost(None, expires)
+        self._engine.put_any(key, value, compression=how, cost=cost)
+
+    def touch(self, key: Any, expires_after: float | dt.timedelta | None = None) -> None:
+        """Let a value be good for so long from now on; None: for ever.
+
+        The time is in seconds, or a timedelta.
+        A value that is in RAM is stored first.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is no such key, or its value has expired already.
+        SpillError, ReadOnlyChestError, ClosedChestError
+            Nothing was changed.
+        RuntimeError
+            There is a transaction around it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest()
+        >>> chest.put("session", np.zeros(3), expires_after=3600)
+        >>> chest.touch("session", expires_after=7200)
+        >>> "session" in chest
+        True
+        """
+        self._engine.touch(key, _time_after(expires_after))
 
     def load(self, key: Any) -> Any:
         """The value of `key` as a plain array in RAM, or a NumPy scalar, wherever it is stored.
@@ -322,7 +365,8 @@ class Chest(Dictionary):
         counter = self._counter
         if counter is not None and counter.words[0] != counter.seen_word:
             return engine.contains(key)
-        if key in self._index:
+        slot = self._index.get(key)
+        if slot is not None and slot.value is not None:
             return True
         return engine.contains(key)
 
@@ -1516,6 +1560,17 @@ def _reopen(kind: type[Chest], path: str, arguments: dict[str, Any]) -> Chest:
 def _near(chest: weakref.ref[Chest], key: str) -> list[str]:
     alive = chest()
     return [] if alive is None or alive.closed else near_keys(alive, key)
+
+
+def _time_after(seconds: float | dt.timedelta | None) -> float | None:
+    """The time so long from now, in seconds since 1970."""
+    if isinstance(seconds, dt.timedelta):
+        seconds = seconds.total_seconds()
+    if seconds is None:
+        return None
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"expected expires_after to be positive, found {seconds}")
+    return time.time() + seconds
 
 
 def _joined(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> Chest:

@@ -160,7 +160,8 @@ def _bar(what: str) -> Iterator[Callable[[Progress], object]]:
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        # At the end the time that it took in all.
+        TimeRemainingColumn(elapsed_when_finished=True),
     ]
     # Drawn by the thread that works: a thread of its own would be one more to end.
     with Bars(*columns, console=Console(stderr=True), auto_refresh=False) as bars:

@@ -572,8 +572,10 @@ ROWS = {
         "at the end": "9e999", "before all": "-9e999", "a word": "'word'", "bytes": "x'ff'",
         "no text": "CAST(x'fffe' AS TEXT)", "long": "zeroblob(3000000)",
     }.items()},
-    "cost: of nobody": "INSERT INTO cost VALUES (-5, 1.0, 2.0)",
-    "cost: of all": "INSERT OR REPLACE INTO cost SELECT gen, 1e299, -1.0 FROM entry",
+    "cost: of nobody": "INSERT INTO cost VALUES (-5, 1.0, 2.0, 3.0)",
+    "expiry: of all": "INSERT INTO expiry SELECT 1.0, key FROM entry",
+    "expiry: no key": "INSERT INTO expiry VALUES (1.0, x'00'), ('x', 'y')",
+    "cost: of all": "INSERT OR REPLACE INTO cost SELECT gen, 1e299, -1.0, 'x' FROM entry",
 }  # fmt: skip
 
 
@@ -759,7 +761,8 @@ COLUMNS = {
     "checksum": ("file", "start", "bytes", "sums"),
     "change": ("n", "session", "keys", "gone"),
     "digest": ("gen", "part", "digest"),
-    "cost": ("gen", "seconds", "expires"),
+    "cost": ("gen", "seconds", "expires", "at"),
+    "expiry": ("expires", "key"),
     "session": ("number",),
     "meta": ("name", "value"),
 }

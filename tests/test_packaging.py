@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -13,7 +15,8 @@ import arraychest
 
 PACKAGE = Path(arraychest.__file__).parent
 # Beside the tests, wherever they are run from.
-PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
@@ -65,3 +68,35 @@ def test_types_and_guides_are_within_what_is_built():
 def test_a_script_is_a_function_that_exists(script):
     module, _, function = script.partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed():
+    """What ``.ci/quick oldest`` installs is what the lower bounds say, each of them."""
+    wanted = [*PROJECT["dependencies"], *EXTRAS["test"]]
+    allowed = {}
+    for each in wanted:
+        name, _, version = each.partition(">=")
+        name = re.sub(r"\[.*\]", "", name)
+        if not name.startswith(("mypy", "ruff", "types-")):
+            allowed[name] = [int(part) for part in version.split(".")]
+    lines = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert pinned.pop("distributed") == pinned["dask"]
+    assert pinned.keys() == allowed.keys()
+    for name, version in pinned.items():
+        parts = [int(part) for part in version.split(".")]
+        bound = allowed[name]
+        assert parts[: len(bound)] == bound, name
+        assert not any(parts[len(bound) :]), name
+
+
+def test_the_classifiers_name_what_is_supported_and_tested():
+    classifiers = PROJECT["classifiers"]
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    versions = re.findall(r"Python :: (3\.\d+)$", "\n".join(classifiers), re.MULTILINE)
+    assert versions == ["3.11", "3.12", "3.13", "3.14"]
+    assert f"python: {json.dumps(versions)}" in workflow
+    systems = [each for each in classifiers if each.startswith("Operating System")]
+    assert systems == ["Operating System :: MacOS", "Operating System :: POSIX :: Linux"]
+    assert "os: [ubuntu-latest, macos-latest]" in workflow
+    assert os.access(ROOT / ".ci" / "quick", os.X_OK)

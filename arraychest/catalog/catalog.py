@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,26 @@ from arraychest.catalog.changes import ChangeFeed
 from arraychest.catalog.connection import Database, grouped, in_room
 from arraychest.catalog.facts import (
     FactTables,
+    add_expiry,
     add_facts,
     forget_all,
+    forget_expired,
     forget_facts,
     forget_sums,
 )
-from arraychest.catalog.record import EXACT, FAR, KEY, SEQ, STAMP, Facts, Pack, RawRow, Row, checked
+from arraychest.catalog.record import (
+    EXACT,
+    FAR,
+    GENERATION,
+    KEY,
+    SEQ,
+    STAMP,
+    Facts,
+    Pack,
+    RawRow,
+    Row,
+    checked,
+)
 from arraychest.errors import ChestFormatError, CorruptEntryError
 
 # Places in the order of insertion stay within SQLite's 64 bits.
@@ -233,8 +248,15 @@ class Catalog:
                 connection.execute("DELETE FROM pack WHERE id = ?", (identity,))
             forget_sums(connection, [*dropped_packs, *dropped_files])
             forget_facts(connection, forgotten)
-            for each in facts:
-                add_facts(connection, each)
+            if facts:
+                codes = {row[GENERATION]: row[KEY] for row in (*rows, *updated)}
+                for each in facts:
+                    add_facts(connection, each)
+                    expires = None if each.cost is None else each.cost.expires
+                    if expires is not None and each.generation in codes:
+                        add_expiry(connection, expires, codes[each.generation])
+            if deleted:
+                forget_expired(connection, time.time())
 
     @in_room(removes=True)
     def clear(self, gone: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from arraychest.catalog.changes import ChangeFeed
 from arraychest.catalog.connection import Database, grouped, in_room
-from arraychest.catalog.record import Cost, Facts
+from arraychest.catalog.record import GENERATION, KEY, Cost, Facts, RawRow
 
 # The tables of what is known of a value by its generation.
 _BY_GENERATION = ("digest", "cost")
@@ -19,7 +19,7 @@ _BY_GENERATION = ("digest", "cost")
 # SQLite lets anything be anywhere; what is no fact, or too long to be one, is as good as missing.
 _GOOD_DIGEST = "AND typeof(digest) = 'blob' AND length(digest) < 100"
 _GOOD_COST = (
-    "AND typeof(seconds) = 'real' AND seconds BETWEEN 0 AND 1e300"
+    "AND (seconds IS NULL OR typeof(seconds) = 'real' AND seconds BETWEEN 0 AND 1e300)"
     " AND typeof(expires) IN ('real', 'null') AND typeof(at) IN ('real', 'null')"
 )
 
@@ -53,6 +53,39 @@ class FactTables:
         """What the values took to compute, by generation, of all that were computed."""
         sql = f"SELECT gen, seconds, expires, at FROM cost WHERE true {_GOOD_COST}"
         return {generation: Cost(*cost) for generation, *cost in self.database.read(sql)}
+
+    def next_expiry(self, now: float) -> float | None:
+        """When the next value expires after `now`, as far as is noted; None: none does."""
+        sql = "SELECT expires FROM expiry WHERE expires > ? ORDER BY expires LIMIT 1"
+        rows = self.database.read(sql, now)
+        return rows[0][0] if rows and type(rows[0][0]) is float else None
+
+    def expired(self, now: float) -> list[tuple[bytes, bytes | None]]:
+        """Canonical and exact codes of the keys whose values are no longer good.
+
+        O(what has expired and was not removed yet).
+        """
+        return self.database.read(
+            "SELECT DISTINCT entry.key, entry.exact FROM expiry"
+            " JOIN entry ON entry.key = expiry.key"
+            " JOIN cost ON cost.gen = entry.gen WHERE expiry.expires <= ?"
+            " AND typeof(cost.expires) = 'real' AND cost.expires <= ?",
+            now,
+            now,
+        )
+
+    @in_room()
+    def note_expiry(self, row: RawRow, expires: float | None, change: int | None) -> None:
+        """Note until when a stored value is good; None: for ever.  Others are told."""
+        with self._changes.telling(change, [row]) as connection:
+            generation = row[GENERATION]
+            connection.execute(
+                "INSERT INTO cost VALUES (?, NULL, ?, NULL)"
+                " ON CONFLICT (gen) DO UPDATE SET expires = excluded.expires",
+                (generation, expires),
+            )
+            if expires is not None:
+                add_expiry(connection, expires, row[KEY])
 
     @in_room()
     def add_digest(self, code: bytes, generation: int, part: int, digest: bytes) -> None:
@@ -95,6 +128,20 @@ def add_facts(connection: sqlite3.Connection, facts: Facts) -> None:
         )
 
 
+def add_expiry(connection: sqlite3.Connection, expires: float, code: bytes) -> None:
+    """Note when a key's value expires, within a transaction; forget what is long over."""
+    connection.execute("INSERT OR IGNORE INTO expiry VALUES (?, ?)", (expires, code))
+
+
+def forget_expired(connection: sqlite3.Connection, now: float) -> None:
+    """Forget what expired before, whose entries are gone, within a transaction."""
+    connection.execute(
+        "DELETE FROM expiry WHERE expires <= ? AND NOT EXISTS (SELECT 1 FROM entry JOIN cost"
+        " ON cost.gen = entry.gen WHERE entry.key = expiry.key AND cost.expires <= ?)",
+        (now, now),
+    )
+
+
 def forget_sums(connection: sqlite3.Connection, files: Sequence[int]) -> None:
     """Forget the checksums of files, by generation or pack, within a transaction."""
     for group in grouped(sorted(files)):
@@ -122,7 +169,7 @@ def forget_strays(connection: sqlite3.Connection) -> None:
 
 def forget_all(connection: sqlite3.Connection) -> None:
     """Forget all that is known of any value, within a transaction."""
-    for table in ("checksum", *_BY_GENERATION):
+    for table in ("checksum", "expiry", *_BY_GENERATION):
         connection.execute(f"DELETE FROM {table}")
 
 

@@ -92,19 +92,19 @@ class Pack(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What it took to compute a value.
+    """What it took to compute a value, and how long it is good.
 
     Attributes
     ----------
     seconds
-        How long it took.
+        How long it took; None: no function computed it.
     expires
         When it is no longer good, in seconds since 1970; None: never.
     at
         When it was computed, in seconds since 1970; None: that is not known.
     """
 
-    seconds: float
+    seconds: float | None
     expires: float | None = None
     at: float | None = None
 

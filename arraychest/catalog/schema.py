@@ -45,9 +45,12 @@ digest      gen      the generation of a value
             part     0, or of a value tree the number of an array in it, counted from 1
             digest   what the array contains (see `digests`)
 cost        gen      the generation of a value
-            seconds  how long it took to compute
+            seconds  how long it took to compute; NULL: no function has
             expires  when it is no longer good, in seconds since 1970; NULL: never
             at       when it was computed, in seconds since 1970; NULL: that is not known
+expiry      expires  when some value of a key is no longer good; `cost` says of the one that is
+                     there now
+            key      the canonical code of the key
 change      n        the number of a commit; only the last ones are kept (see `changes`)
             session  who made it
             keys     canonical codes of the keys it changed (see `changes.pack_codes`); NULL: too
@@ -99,7 +102,10 @@ CREATE TABLE checksum(
 CREATE TABLE digest(
     gen INTEGER NOT NULL, part INTEGER NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY(gen, part)) WITHOUT ROWID;
-CREATE TABLE cost(gen INTEGER PRIMARY KEY, seconds REAL NOT NULL, expires REAL, at REAL);
+CREATE TABLE cost(gen INTEGER PRIMARY KEY, seconds REAL, expires REAL, at REAL);
+CREATE TABLE expiry(
+    expires REAL NOT NULL, key BLOB NOT NULL, PRIMARY KEY (expires, key)
+) WITHOUT ROWID;
 CREATE TABLE change(n INTEGER PRIMARY KEY, session INTEGER NOT NULL, keys BLOB, gone BLOB);
 CREATE TABLE session(number INTEGER PRIMARY KEY);
 CREATE TABLE meta(name TEXT PRIMARY KEY NOT NULL, value) WITHOUT ROWID;

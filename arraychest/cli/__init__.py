@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         After ``--help`` and ``--version`` (0) and a wrong argument (2).
     """
     parser, commands = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 0
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         # By the command's own parser, whose help tells.

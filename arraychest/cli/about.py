@@ -17,7 +17,8 @@ import numpy as np
 import arraychest
 from arraychest.arrays.lazy import LazyArray
 from arraychest.cli.keys import HELP, find_key
-from arraychest.cli.printing import age_of, print_table, readable
+from arraychest.cli.naming import parts_of, type_of
+from arraychest.cli.printing import amount, print_table, readable, stored_at
 from arraychest.units import format_bytes
 
 _BINS = 48
@@ -81,17 +82,23 @@ def _info(arguments: argparse.Namespace) -> int:
         return 0
     width = max(map(len, told))
     for name, value in told.items():
-        print(f"{name:<{width}}  {_shown(name, value)}")
+        print(f"{name.replace('_', ' '):<{width}}  {_shown(name, value)}")
     for line in picture:
         print(line)
     return 0
 
 
 def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, dict):
         return ", ".join(f"{readable(str(each))} {count:,}" for each, count in value.items()) or "-"
-    if name.endswith("bytes") or name == "on disk":
-        return f"{format_bytes(value)} ({value:,} bytes)"
+    if name.endswith("bytes"):
+        return f"{format_bytes(value)} ({amount(value, 'byte', 'bytes')})"
+    if name.endswith("_at"):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    if name == "filters":
+        return ", ".join(value) or "-"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
@@ -127,16 +134,17 @@ def _about_chest(chest: arraychest.Chest) -> dict[str, Any]:
     stats = chest.stats()
     return {
         "path": path,
-        "values": count,
-        "bytes": nbytes,
-        "stored bytes": stored,
-        "on disk": _bytes_on_disk(path),
+        "entries": count,
+        "nbytes": nbytes,
+        "stored_bytes": stored,
+        "disk_bytes": _bytes_on_disk(path),
         "kinds": dict(kinds.most_common()),
         "codecs": dict(codecs.most_common()),
         "dtypes": dict(dtypes.most_common(8)),
         "largest": largest[1],
-        "changed": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_changed(path))),
-        "budget here": f"{format_bytes(stats.budget)}: {stats.budget_reason}",
+        "changed_at": _changed(path),
+        "budget_bytes": stats.budget,
+        "budget_reason": stats.budget_reason,
     }
 
 
@@ -169,22 +177,25 @@ def _about_value(
         "kind": entry.kind,
         "shape": list(entry.shape),
         "dtype": str(entry.dtype),
-        "bytes": entry.nbytes,
-        "stored bytes": entry.stored_bytes,
-        "codec": entry.codec or "-",
-        "file": entry.file or "-",
-        "age": age_of(entry),
+        "type": type_of(chest, key, entry),
+        "nbytes": entry.nbytes,
+        "stored_bytes": entry.stored_bytes,
+        "codec": entry.codec,
+        "file": entry.file,
+        "stored_at": stored_at(entry),
     }
     if entry.chunks is not None:
         told |= {
             "level": entry.clevel,
-            "filters": ", ".join(entry.filters) or "-",
+            "filters": list(entry.filters),
             "chunks": list(entry.chunks),
             "blocks": list(entry.blocks or ()),
         }
     value = chest[key] if read or entry.kind == "blocked" else None
     if isinstance(value, arraychest.BlockedArray):
         told["blocks"] = list(value.numblocks)
+    if read and entry.kind in ("tree", "dump"):
+        return told, [f"  {name}  {each}" for name, each in parts_of(value)]
     if not read or not _is_numbers(value):
         return told, []
     figures = _figures(value)
@@ -301,7 +312,7 @@ def _du(arguments: argparse.Namespace) -> int:
     found = sorted(sums.items(), key=lambda each: -each[1][2])
     if arguments.json:
         told = [
-            {arguments.by: name, "values": n, "nbytes": nbytes, "stored_bytes": stored}
+            {arguments.by: name, "entries": n, "nbytes": nbytes, "stored_bytes": stored}
             for name, (n, nbytes, stored) in found
         ]
         print(json.dumps(told, indent=1))
@@ -311,7 +322,7 @@ def _du(arguments: argparse.Namespace) -> int:
         (readable(name), str(n), format_bytes(nbytes), format_bytes(stored))
         for name, (n, nbytes, stored) in [*found, ("total", total)]
     ]
-    print_table((arguments.by, "values", "size", "stored"), rows)
+    print_table((arguments.by, "entries", "size", "stored"), rows)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import arraychest
 from arraychest.cli.errors import CommandError
-from arraychest.cli.printing import readable
+from arraychest.cli.printing import amount, readable
 from arraychest.units import format_bytes
 
 
@@ -112,7 +112,7 @@ def _reduce(arguments: argparse.Namespace) -> int:
             age=None if arguments.days is None else arguments.days * 86_400,
             everything=arguments.everything,
         )
-    print(f"{removed} {'entry' if removed == 1 else 'entries'} removed")
+    print(f"{amount(removed, 'entry', 'entries')} removed")
     return 0
 
 

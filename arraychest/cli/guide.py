@@ -42,6 +42,11 @@ def _guide(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def guide_names() -> list[str]:
+    """The names of the guides."""
+    return list(_guides())
+
+
 def _guides() -> dict[str, Traversable]:
     folder = resources.files("arraychest") / "guide"
     files = sorted(folder.iterdir(), key=lambda file: file.name)

@@ -89,7 +89,10 @@ def matches(key: Any, globs: Sequence[str]) -> bool:
     """Whether a key, as it is, as it is shown or as an export names it, matches a pattern."""
     exact = key if isinstance(key, str) else repr(key)
     told = {exact, key_text(key), names.readable(key)}
-    return any(fnmatch.fnmatchcase(text, glob) for text in told for glob in globs)
+    # As they are: in the text of a tuple or a list no bracket begins a set of characters.
+    return any(
+        glob in told or any(fnmatch.fnmatchcase(text, glob) for text in told) for glob in globs
+    )
 
 
 def parse_index(text: str) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fnmatch
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import arraychest
+from arraychest.cli.keys import matches
+from arraychest.cli.naming import type_of
 from arraychest.cli.printing import age_of, key_text, print_table, stored_at
 from arraychest.units import format_bytes
 
@@ -18,6 +19,7 @@ class _Listed(NamedTuple):
     key: Any
     text: str
     entry: arraychest.Entry
+    type: str
 
 
 _ORDERS: dict[str, Callable[[_Listed], Any]] = {
@@ -33,7 +35,7 @@ def add_commands(commands: Any) -> None:
     listing = commands.add_parser(
         "ls",
         help="list what a chest holds",
-        description="Lists keys, shapes, dtypes, sizes and codecs; reads no values. Columns are "
+        description="Lists keys, shapes, dtypes, sizes and codecs; reads no arrays. Columns are "
         "separated by tabs where the output is no terminal.",
         epilog="Examples: arraychest ls work.chest 'slope*' --sort size; "
         "arraychest ls work.chest --json",
@@ -53,9 +55,10 @@ def _list(arguments: argparse.Namespace) -> int:
         found = []
         for key in chest:
             text = key_text(key)
-            if arguments.glob is None or fnmatch.fnmatchcase(text, arguments.glob):
+            if arguments.glob is None or matches(key, [arguments.glob]):
                 with contextlib.suppress(arraychest.AbsentKeyError):  # deleted meanwhile
-                    found.append(_Listed(key, text, chest.entry(key)))
+                    entry = chest.entry(key)
+                    found.append(_Listed(key, text, entry, type_of(chest, key, entry)))
     if arguments.sort:
         found.sort(key=_ORDERS[arguments.sort], reverse=arguments.sort != "key")
     if arguments.reverse:
@@ -67,7 +70,7 @@ def _list(arguments: argparse.Namespace) -> int:
         (
             each.text,
             "x".join(map(str, each.entry.shape)) or "-",
-            _dtype(each.entry),
+            each.type,
             format_bytes(each.entry.nbytes),
             format_bytes(each.entry.stored_bytes),
             each.entry.codec or "-",
@@ -75,13 +78,8 @@ def _list(arguments: argparse.Namespace) -> int:
         )
         for each in found
     ]
-    print_table(("key", "shape", "dtype", "size", "stored", "codec", "age"), rows)
+    print_table(("key", "shape", "type", "size", "stored", "codec", "age"), rows)
     return 0
-
-
-def _dtype(entry: arraychest.Entry) -> str:
-    is_array = entry.kind in ("array", "scalar", "blocked")
-    return str(entry.dtype) if is_array else entry.kind
 
 
 def _record(each: _Listed) -> dict[str, Any]:
@@ -92,6 +90,7 @@ def _record(each: _Listed) -> dict[str, Any]:
         "kind": entry.kind,
         "shape": list(entry.shape),
         "dtype": str(entry.dtype),
+        "type": each.type,
         "nbytes": entry.nbytes,
         "stored_bytes": entry.stored_bytes,
         "codec": entry.codec,

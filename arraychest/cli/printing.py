@@ -25,6 +25,11 @@ def counted(values: int) -> str:
     return f"{values:,} value{'s' * (values != 1)}"
 
 
+def amount(count: int, one: str, many: str) -> str:
+    """How many of something, in words."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def key_text(key: Any) -> str:
     """A key as it is shown, and as `keys.find_key` takes it where it is no `repr` of a str."""
     return readable(key if isinstance(key, str) else repr(key))
@@ -65,7 +70,7 @@ def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for at, name in enumerate(head):
         table.add_column(
-            name, justify="right" if name in ("values", "size", "stored", "age") else "left"
+            name, justify="right" if name in ("entries", "size", "stored", "age") else "left"
         )
         table.columns[at].overflow = "fold"
     for row in rows:

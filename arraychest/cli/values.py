@@ -20,7 +20,7 @@ import arraychest
 from arraychest.arrays.lazy import LazyArray
 from arraychest.cli.errors import CommandError
 from arraychest.cli.keys import HELP, chosen_keys, find_key, parse_index, parse_key
-from arraychest.cli.printing import counted, readable
+from arraychest.cli.printing import counted, key_text, readable
 from arraychest.formats.compression import parse_compression
 
 # What is read of an array at a time that is not at hand as a whole.
@@ -57,10 +57,10 @@ def add_commands(commands: Any) -> None:
         description="Stores an array under a key: from a .npy, .npz or .b2nd file, a dataset of an "
         "HDF5 file (FILE:DATASET), a Zarr array, or .npy from standard input (-). Of a .npz of "
         "several arrays each is stored under KEY/NAME. The chest is made if there is none; all is "
-        "stored, or nothing.",
+        "stored, or nothing. What is there already is replaced only with --overwrite.",
         epilog="Examples:\n"
         "  arraychest put work.chest slope slope.npy\n"
-        "  arraychest put work.chest \"=('tile', 3)\" tile3.npy --codec zstd\n"
+        "  arraychest put work.chest \"=('tile', 3)\" tile3.npy --compression zstd\n"
         "  arraychest put work.chest heights model.h5:/ground/heights\n"
         "  arraychest put work.chest --each 'tiles/*.npy'      # keys: the files' names\n"
         "  other-program | arraychest put work.chest x -",
@@ -71,7 +71,10 @@ def add_commands(commands: Any) -> None:
     put.add_argument(
         "--each", action="store_true", help="only files, or patterns, stored under their names"
     )
-    put.add_argument("--codec", metavar="NAME", help="lz4, zstd, ...; none: as they are")
+    put.add_argument(
+        "--compression", metavar="NAME", help="auto, lz4, zstd, ...; none: as they are"
+    )
+    put.add_argument("--overwrite", action="store_true", help="replace values that are there")
     put.set_defaults(run=_put)
 
     rm = commands.add_parser(
@@ -219,11 +222,12 @@ def _slabs(array: Any) -> Iterator[slice]:
 
 def _put(arguments: argparse.Namespace) -> int:
     pairs = list(_pairs(arguments))
-    codec = None if arguments.codec == "none" else arguments.codec
+    asked = arguments.compression is not None
+    codec = None if arguments.compression == "none" else arguments.compression
     try:
         parse_compression(codec)
     except ValueError as error:
-        raise CommandError(f"{error}, or none") from error
+        raise CommandError(f"argument --compression: {error}, or none") from error
     is_new = not os.path.lexists(arguments.path)
     chest = arraychest.open(arguments.path, on_put="share")
     count = 0
@@ -232,7 +236,11 @@ def _put(arguments: argparse.Namespace) -> int:
             for key, file in pairs:
                 for suffix, array in _sources(file):
                     name = _below(key, suffix) if suffix else key
-                    _store(chest, name, array, codec, asked=arguments.codec is not None)
+                    if not arguments.overwrite and name in chest:
+                        raise CommandError(
+                            f"{key_text(name)} is there already; --overwrite replaces it"
+                        )
+                    _store(chest, name, array, codec, asked=asked)
                     count += 1
     except BaseException as error:
         if is_new:

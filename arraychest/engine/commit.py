@@ -12,7 +12,6 @@ import heapq
 import itertools
 import logging
 import operator
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +46,7 @@ from arraychest.formats.tree import Tree
 from arraychest.memory.memtable import Index
 from arraychest.memory.pool import Pool
 from arraychest.memory.slot import Batch, Slot
+from arraychest.sharing.interrupts import Condition, Lock
 from arraychest.storage.eviction import Candidate, Evictor, freed_by, touch
 from arraychest.storage.quota import FILE_OVERHEAD, SMALL_OVERHEAD, Quota
 from arraychest.storage.reading import pack_name, value_name
@@ -190,9 +190,9 @@ class Committer:
 
     def make_locks(self) -> None:
         """Make new locks: at first, and in a forked child, which has no other thread."""
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
-        self.commit_lock = threading.Lock()
+        self.lock = Lock()
+        self.changed = Condition(self.lock)
+        self.commit_lock = Lock()
 
     # --- beside other processes ----------------------------------------------------------------
 

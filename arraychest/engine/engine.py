@@ -46,6 +46,7 @@ from arraychest.memory.budget import Budget
 from arraychest.memory.slot import Slot
 from arraychest.progress import Asked, measured
 from arraychest.sharing.contexts import current_context
+from arraychest.sharing.interrupts import held_back, let_through
 from arraychest.storage.eviction import Uses, freed_by
 from arraychest.storage.quota import FILE_OVERHEAD
 from arraychest.storage.reading import file_name, value_name
@@ -238,6 +239,10 @@ class Engine(Session):
 
     def _find(self, key: Any) -> Any:
         """What `value_of` makes the value of: not here, as it may call a user's functions."""
+        with held_back():
+            return self._find_held(key)
+
+    def _find_held(self, key: Any) -> Any:
         if monotonic() >= self.live.due:
             self.tell_if_due()
         changes = self.own_changes()
@@ -297,7 +302,8 @@ class Engine(Session):
                     self._loading.add(slot)
             try:
                 if self.options.on_miss is not None:
-                    self.options.on_miss(slot.key)
+                    with let_through():
+                        self.options.on_miss(slot.key)
                 # Not `self._store`: the chest may be closed meanwhile.
                 value = store.loader.load(Row._make(raw), slot.key)
                 logger.debug("faulted in %r", slot.key)
@@ -399,6 +405,8 @@ class Engine(Session):
         if self.evicts and self._store is not None:
             self._uses.note(self._store, raw)
         if self._private:
+            return value
+        if self._store is not None and self.expiry.expires(self._store, raw[GENERATION]):
             return value
         if type(value) is Tree:
             if raw[PACK] is None:
@@ -511,6 +519,38 @@ class Engine(Session):
                 return None
             return store.catalog.facts.of(raw[GENERATION]).cost
 
+    def touch(self, key: Any, expires: float | None) -> None:
+        """Let a value be good until a time, in seconds since 1970; None: for ever.
+
+        Raises
+        ------
+        AbsentKeyError, SpillError, ReadOnlyChestError, ClosedChestError
+            Nothing was changed.
+        RuntimeError
+            The caller is in a transaction.
+        """
+        if self.own_changes() is not None:
+            raise RuntimeError("expected no transaction around a touch, found one")
+        self.begin_writing()
+        while True:
+            # Where it lies says the catalog, and so it does how long it is good.
+            self.spill(key)
+            with self.committer.committing() as store:
+                with self.writer.lock:
+                    slot = self.index.find(key)
+                    if slot is None:
+                        raise AbsentKeyError(key)
+                    raw = None if slot.array is not None else slot.raw
+                if raw is None:
+                    continue  # put anew meanwhile
+                store.note_expiry(raw, expires)
+                with self.writer.lock:
+                    slot.value = slot.view = None
+                    if expires is not None:
+                        self.expiry.note(key, expires)
+                store.catalog.database.raise_interrupt()
+                return
+
     def find_digest(self, generation: int, part: int) -> bytes | None:
         """What the catalog says that a stored array contains; None if it says nothing."""
         with self.writer.lock, contextlib.suppress(OSError, ArrayChestError):
@@ -564,6 +604,8 @@ class Engine(Session):
         with self.writer.lock:
             self.follow()
             index = self.index
+            if index.hidden and key in index.hidden:
+                return False
             return key in index.rows or key in self.resident.fresh or index.find(key) is not None
 
     def count(self) -> int:
@@ -574,12 +616,12 @@ class Engine(Session):
             self.check_open()
             self.follow()
             if self.index.is_counted:
-                return self.index.count(0)
+                return self.index.count(0) - len(self.index.hidden)
         # No commit is under way under this lock, so that each row has been noted on its slot.
         with self.committer.commit_lock, self.writer.lock:
             self.check_open()
             self.follow()
-            return self.index.count(self.committer.doomed_rows())
+            return self.index.count(self.committer.doomed_rows()) - len(self.index.hidden)
 
     def keys(self, *, descending: bool = False) -> Iterator[Any]:
         """The keys in the order of insertion, while others change the chest.
@@ -592,6 +634,11 @@ class Engine(Session):
         return stored if changes is None else changes.merged(stored, descending=descending)
 
     def _all_keys(self, descending: bool) -> Iterator[Any]:
+        keys = self._known_and_stored_keys(descending)
+        hidden = self.index.hidden
+        return (key for key in keys if key not in hidden) if hidden else keys
+
+    def _known_and_stored_keys(self, descending: bool) -> Iterator[Any]:
         with self.writer.lock:
             self.check_open()
             self.follow()
@@ -723,6 +770,9 @@ class Engine(Session):
         """
         if monotonic() >= self.live.due:
             self.tell_if_due()
+        if cost is not None and cost.expires is not None:
+            with self.writer.lock:
+                self.expiry.note(key, cost.expires)
         changes = self.own_changes()
         if changes is not None:
             if not (only_absent and self.contains(key)):
@@ -775,6 +825,9 @@ class Engine(Session):
             self.committer.counters.puts += 1
             slot.version = self.index.puts
             slot.value = shown if self._shows_resident or kind == "scalar" else None
+            if cost is not None and cost.expires is not None:
+                # Each get looks whether it is good still.
+                slot.value = None
             writer.put_noted(slot)
 
     def _check_quota(self, slot: Slot, nbytes: int) -> None:
@@ -893,10 +946,7 @@ class Engine(Session):
                 raise AbsentKeyError(key)
             if version is not None and slot.version != version:
                 return False
-            self.index.delete(slot)
-            self.committer.doom(slot)
-            self.committer.counters.deletes += 1
-            writer.deletion_noted()
+            self.remove_slot(slot)
         return True
 
     def pop(self, key: Any) -> Any:

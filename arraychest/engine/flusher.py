@@ -37,6 +37,7 @@ from arraychest.memory.budget import Budget
 from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES, Index
 from arraychest.memory.pool import TOGETHER_BYTES, Pool
 from arraychest.memory.slot import Slot
+from arraychest.sharing.interrupts import Condition
 from arraychest.units import format_bytes
 
 # Two writers move 8.8 GB/s into the page cache where one moves 6 to 7 and a third adds nothing.
@@ -111,9 +112,9 @@ class Flusher:
     def _take_locks(self) -> None:
         self.lock = self._committer.lock
         self.changed = self._committer.changed
-        self.job_given = threading.Condition(self.lock)
+        self.job_given = Condition(self.lock)
         # Notified where a writer finds nothing more to do.
-        self._drained = threading.Condition(self.lock)
+        self._drained = Condition(self.lock)
 
     # --- called under the lock -------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from arraychest.catalog.connection import has_inherited, is_foreign
 from arraychest.engine.commit import Committer, logger
 from arraychest.engine.counters import Account
+from arraychest.engine.expiry import Expiry
 from arraychest.engine.flusher import Flusher, warn
 from arraychest.engine.options import Options
 from arraychest.errors import (
@@ -30,9 +32,11 @@ from arraychest.files.private import make_private_folder
 from arraychest.memory.budget import Budget
 from arraychest.memory.memtable import Index
 from arraychest.memory.pool import Pool
+from arraychest.memory.slot import Slot
 from arraychest.monitor.live import Live
 from arraychest.monitor.samples import History
 from arraychest.sharing.commit_counter import unmoved
+from arraychest.sharing.interrupts import Lock
 from arraychest.sharing.locks import FILE_NAME as LOCKS_NAME
 from arraychest.sharing.locks import LockFile
 from arraychest.sharing.mounts import check_file_system, file_system_of
@@ -62,8 +66,8 @@ class Session:
         self.temporary = path is None
         self.budget = budget
         self._store: Store | None = None
-        self._store_lock = threading.Lock()
-        self._close_lock = threading.Lock()
+        self._store_lock = Lock()
+        self._close_lock = Lock()
         self.closed = False
         self._closing = False
         self._discarded = False
@@ -76,6 +80,7 @@ class Session:
         self.counter = unmoved()
         self.resident = Pool()
         self.index = Index(self.resident, returnable=options.mmap_mode == "r")
+        self.expiry = Expiry(self.index)
         self.committer = Committer(
             self.index,
             self.resident,
@@ -154,6 +159,8 @@ class Session:
         database = catalog.database
         database.on_snapshot = lambda: self.writer.call_at_rest(database.end_snapshot)
         self.index.attach(catalog, empty=empty)
+        if not empty:
+            self.expiry.look(store, time.time())
 
     def _make_store(self, folder: OpenFolder, locks: LockFile | None, alone: bool) -> Store:
         options = self.options
@@ -205,6 +212,20 @@ class Session:
         if counter.words[0] != counter.seen_word and self._store is not None:
             self._leave_to_parent()
             self.committer.follow(self._store)
+            self.expiry.look(self._store, time.time())
+        if self.expiry.due != math.inf and self.expiry.due <= time.time():
+            self._remove_expired()
+
+    def _remove_expired(self) -> None:
+        delete = None if self._no_puts else self.remove_slot
+        self.expiry.remove(self._store, time.time(), delete)
+
+    def remove_slot(self, slot: Slot) -> None:
+        """Remove a key.  Called under the lock."""
+        self.index.delete(slot)
+        self.committer.doom(slot)
+        self.committer.counters.deletes += 1
+        self.writer.deletion_noted()
 
     def tell_if_due(self) -> None:
         """Tell other processes of the chest, if it is time.  The lock is not held."""
@@ -424,8 +445,8 @@ class Session:
         self.forked = self._no_puts = self._has_parents_values = True
         self._closing = False  # another thread was about to, in the parent
         self.writer.after_fork_in_child()
-        self._store_lock = threading.Lock()
-        self._close_lock = threading.Lock()
+        self._store_lock = Lock()
+        self._close_lock = Lock()
         self.live.after_fork_in_child()
         if self._store is not None:
             self._store.become_reader()

@@ -9,6 +9,7 @@ import tempfile
 from arraychest.errors import ChestFormatError
 from arraychest.sharing.locks import ATTACHED, PRIVATE, LockFile
 from arraychest.sharing.open_folder import OpenFolder
+from arraychest.sharing.temporary import temporary_folder
 
 _PREFIX = "arraychest-"
 
@@ -16,10 +17,10 @@ _PREFIX = "arraychest-"
 def make_private_folder() -> tuple[OpenFolder, LockFile]:
     """A new folder for a temporary chest, and the lock that marks it as in use.
 
-    It lies where `tempfile` puts things: set ``TMPDIR`` to have it elsewhere.  Folders whose
-    owner died without removing them are removed on the way.
+    It lies in `temporary_folder`: set ``TMPDIR`` to have it elsewhere.  Folders whose owner died
+    without removing them are removed on the way.
     """
-    parent = tempfile.gettempdir()
+    parent = temporary_folder()
     for name in os.listdir(parent):
         if name.startswith(_PREFIX):
             _remove_if_abandoned(os.path.join(parent, name))

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 
 from arraychest.files.names import SPARE
 from arraychest.files.place import Place
 from arraychest.platform.leases import HAS_LEASES, end_lease, take_lease
+from arraychest.sharing.interrupts import Lock
 from arraychest.sharing.open_folder import OpenFolder
 
 # Spares kept at most, in bytes: enough for what one burst of spills frees and takes again.
@@ -46,7 +46,7 @@ class Spares:
         self._chest = chest
         self.session = 0
         self.most_bytes = SPARE_BYTES
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._spares: list[tuple[int, str]] = []
         self._bytes = 0
 

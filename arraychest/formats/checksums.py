@@ -27,6 +27,7 @@ longer than its bytes.
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -41,8 +42,8 @@ PIECE_BYTES = 1 << 20
 # Bytes of a checksum where it is stored.
 PACKED_BYTES = 4
 
-# What one thread reads with one buffer, whose pages take as long to make as to read a MiB.
-GROUP_BYTES = 16 << 20
+# What one thread reads before its progress is told.
+GROUP_BYTES = 2 << 20
 
 # How many sums of words a piece has.  A prime just below the 512 words of a page.
 _SUMS = 509
@@ -99,15 +100,18 @@ def in_groups(fd: int, start: int, nbytes: int, nthreads: int = 1) -> Iterator[l
     """
     end = start + nbytes
     starts = range(start, end, GROUP_BYTES)
+    # One buffer for each thread: its pages take as long to make as to read a MiB.
+    own = threading.local()
 
     def group(at: int) -> list[int]:
-        return _of_group(fd, at, min(GROUP_BYTES, end - at))
+        if not hasattr(own, "buffer"):
+            own.buffer = memoryview(bytearray(min(PIECE_BYTES, max(nbytes, 1))))
+        return _of_group(fd, at, min(GROUP_BYTES, end - at), own.buffer)
 
     return in_order(group, starts, nthreads if len(starts) > 1 else 1)
 
 
-def _of_group(fd: int, start: int, nbytes: int) -> list[int]:
-    buffer = memoryview(bytearray(min(PIECE_BYTES, nbytes)))
+def _of_group(fd: int, start: int, nbytes: int, buffer: memoryview) -> list[int]:
     found = []
     while nbytes:
         wanted = min(len(buffer), nbytes)

@@ -326,7 +326,7 @@ class Cached(Generic[P, R]):
             logger.warning("the result of %s is computed again: %s", self._name, error)
             return False, None
         if cost is not None:
-            self._seconds_saved += cost.seconds
+            self._seconds_saved += cost.seconds or 0.0
         self._hits += 1
         if self._verbose > 1:
             verbose.info(f"{key} was kept")
@@ -348,7 +348,7 @@ class Cached(Generic[P, R]):
         if validate is None:
             return True
         nbytes = self._engine.entry(key).nbytes
-        seconds, at = (0.0, None) if cost is None else (cost.seconds, cost.at)
+        seconds, at = (0.0, None) if cost is None else (cost.seconds or 0.0, cost.at)
         return bool(validate(Kept(0.0 if at is None else time.time() - at, seconds, nbytes)))
 
     def _passes_through(self) -> bool:

@@ -62,7 +62,8 @@ def _candidates(engine: Engine, *, everything: bool) -> Iterator[_Candidate]:
         return
     store = engine.open_store()
     with engine.writer.lock:
-        results = store.catalog.facts.costs()
+        costs = store.catalog.facts.costs()
+    results = {generation for generation, cost in costs.items() if cost.seconds is not None}
     times: dict[str, float] = {}
     for each in listed(engine):
         row = each.row

@@ -83,6 +83,8 @@ class Index:
         Whether every entry of the catalog is known here.
     pinned
         Says of a slot whether it must stay though it holds nothing; set by the chest.
+    hidden
+        Keys whose values have expired, in a chest that may not delete them.
     hits
         Gets that were answered by slots that are gone.
     take_places
@@ -94,6 +96,7 @@ class Index:
         self.slots: dict[Any, Slot] = {}
         self.rows: dict[Any, RawRow | Batch] = {}
         self.tombstones: dict[Any, int] = {}
+        self.hidden: set[Any] = set()
         self.puts = 0
         self.complete = True
         self.pinned: Callable[[Slot], bool] = lambda _: False
@@ -143,6 +146,8 @@ class Index:
         ------
         ClosedChestError, CorruptEntryError
         """
+        if self.hidden and key in self.hidden:
+            return None
         slot = self.slots.get(key)
         if slot is not None:
             return slot

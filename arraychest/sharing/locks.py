@@ -34,6 +34,7 @@ from typing import Any, Self
 from arraychest.errors import ChestFormatError, ClosedChestError, DeadlockError
 from arraychest.platform.locks import ByteLocks, lock_file, open_byte_locks
 from arraychest.sharing.contexts import current_context
+from arraychest.sharing.interrupts import Lock, let_through
 from arraychest.sharing.open_folder import OpenFolder
 
 FILE_NAME = "locks"
@@ -92,7 +93,7 @@ class LockFile:
                 f"expected a file with one name at {path}, found something else"
             ) from error
         _open_files.add(self)
-        self._held = {COMMIT: threading.Lock(), NUMBERS: threading.Lock()}
+        self._held = {COMMIT: Lock(), NUMBERS: Lock()}
 
     def close(self) -> None:
         """Let go of everything; a second call does nothing."""
@@ -152,8 +153,9 @@ class LockFile:
     def holding(self, byte: int) -> Iterator[None]:
         """Hold `COMMIT` or `NUMBERS`; the threads of this chest exclude each other, too."""
         with self._held[byte]:
-            self.take(byte)
             try:
+                with let_through():
+                    self.take(byte)
                 yield
             finally:
                 if not self.is_closed:

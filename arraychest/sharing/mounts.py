@@ -45,6 +45,11 @@ class FileSystem(NamedTuple):
     mount_point: str
 
     @property
+    def is_memory(self) -> bool:
+        """Whether what is written to it stays in RAM."""
+        return self.kind in ("tmpfs", "ramfs")
+
+    @property
     def is_network(self) -> bool:
         """Whether other hosts may mount it, too."""
         return self.kind in NETWORK or _NETWORK_FUSE.fullmatch(self.kind) is not None

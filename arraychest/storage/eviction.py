@@ -14,13 +14,13 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from arraychest.catalog.record import PACK, STORED, Cost, Pack, RawRow, Row
+from arraychest.sharing.interrupts import Lock
 from arraychest.storage.quota import EvictBy
 from arraychest.storage.reading import file_name, pack_name
 from arraychest.storage.store import Store
@@ -65,7 +65,7 @@ class Evictor:
         """Allow two more looks at all files: in the second those spared in the first go."""
         self._scans = 2
 
-    def oldest(self, store: Store, lock: threading.Lock, nbytes: int) -> list[Candidate]:
+    def oldest(self, store: Store, lock: Lock, nbytes: int) -> list[Candidate]:
         """The files that go first, with at least so many bytes; none if there are none."""
         found: list[Candidate] = []
         while nbytes > 0:
@@ -84,7 +84,7 @@ class Evictor:
                 nbytes -= candidate.nbytes
         return found
 
-    def _ranked(self, store: Store, lock: threading.Lock) -> list[tuple[float, str, Candidate]]:
+    def _ranked(self, store: Store, lock: Lock) -> list[tuple[float, str, Candidate]]:
         """All files, each with a number that is the lower the sooner it goes, and its name."""
         with lock:
             packs = {known.id: known for known in store.catalog.packs()}
@@ -97,7 +97,11 @@ class Evictor:
         for row in self._rows(store, lock):
             cost = costs.get(row.generation)
             if row.pack is not None:
-                taken = row.stored / _BYTES_PER_SECOND if cost is None else cost.seconds
+                taken = (
+                    row.stored / _BYTES_PER_SECOND
+                    if cost is None or cost.seconds is None
+                    else cost.seconds
+                )
                 seconds[row.pack] = seconds.get(row.pack, 0.0) + taken
                 if cost is None or not cost.has_expired(now):
                     good.add(row.pack)
@@ -120,11 +124,13 @@ class Evictor:
             return -math.inf
         if self._by == "lru":
             return candidate.used
-        seconds = candidate.nbytes / _BYTES_PER_SECOND if cost is None else cost.seconds
+        seconds = None if cost is None else cost.seconds
+        if seconds is None:
+            seconds = candidate.nbytes / _BYTES_PER_SECOND
         age = max(now - candidate.used / 1e9, 0.0) + 1.0
         return -age * candidate.nbytes / max(seconds, 1e-6)
 
-    def _rows(self, store: Store, lock: threading.Lock) -> Iterator[Row]:
+    def _rows(self, store: Store, lock: Lock) -> Iterator[Row]:
         at = 0
         while True:
             with lock:

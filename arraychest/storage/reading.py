@@ -556,6 +556,11 @@ class _FrameOf:
         self._releases = not keep
 
     @property
+    def stored(self) -> int:
+        """Bytes of the frame."""
+        return self._checked.stored
+
+    @property
     def layout(self) -> Layout:
         return self._checked.layout
 

@@ -13,7 +13,6 @@ import itertools
 import operator
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +45,7 @@ from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.tree import Tree
 from arraychest.parallel import default_threads
 from arraychest.sharing.commit_counter import open_counter, unmoved
+from arraychest.sharing.interrupts import Lock
 from arraychest.sharing.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
 from arraychest.sharing.locks import PACK as PACK_BYTE
 from arraychest.sharing.open_folder import OpenFolder
@@ -168,9 +168,9 @@ class Store:
             self.catalog.database.close()
             raise
         self._next_generation = 0
-        self._session_lock = threading.Lock()
+        self._session_lock = Lock()
         # The pack being appended to, and how far it is written (its row says how far committed).
-        self._append_lock = threading.Lock()
+        self._append_lock = Lock()
         self._open_pack = 0
         self._tail = 0
         # Packs with values that are written and not committed yet, and how many batches of them.
@@ -179,7 +179,7 @@ class Store:
         self._claimed: set[int] = set()
         # Counts the changes that commits made to `_packs`.
         self._packs_version = 0
-        self._packs_lock = threading.Lock()
+        self._packs_lock = Lock()
         # By pack, place and size of directories that its row does not count yet.
         self._listed: dict[int, list[tuple[int, int]]] = {}
         self._checksums = checksums
@@ -512,6 +512,11 @@ class Store:
         """
         with self._announced() as change:
             self.catalog.facts.note_written_in_place(row.generation, change)
+
+    def note_expiry(self, row: RawRow, expires: float | None) -> None:
+        """Note until when a stored value is good.  Called in `exclusive`."""
+        with self._announced() as change:
+            self.catalog.facts.note_expiry(row, expires, change)
 
     def may_write_in_place(self, row: Row) -> bool:
         """Whether a value has a file that nothing else shares."""
@@ -938,8 +943,8 @@ class Store:
             self.locks = None
         # What the parent commits is news to this process.
         self.catalog.changes.session = 0
-        self._append_lock = threading.Lock()
-        self._packs_lock = threading.Lock()
+        self._append_lock = Lock()
+        self._packs_lock = Lock()
         self.catalog.database.reopen_in_child()
 
     def loaded_privately(self, row: Row, key: Any) -> Any:

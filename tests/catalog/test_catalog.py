@@ -177,14 +177,14 @@ def test_a_chest_of_an_unfinished_creation_is_created_anew(path):
 
 class TestFacts:
     def test_are_what_was_put_and_nothing_else(self, path):
-        facts = Facts(7, {0: b"x" * 17, 3: b"y" * 17}, Cost(1.5, 2e9))
+        facts = Facts(7, {0: b"x" * 17, 3: b"y" * 17}, Cost(1.5, None, 2e9))
         with arraychest.Chest(path=path) as chest:
             catalog = chest._engine.open_store().catalog
             catalog.commit(facts=[facts, Facts(8, {}, Cost(0.0, None))])
             assert catalog.facts.of(7) == facts
             assert catalog.facts.of(8) == Facts(8, {}, Cost(0.0, None))
             assert catalog.facts.of(9) == Facts(9, {}, None)
-            assert catalog.facts.costs() == {7: Cost(1.5, 2e9), 8: Cost(0.0, None)}
+            assert catalog.facts.costs() == {7: Cost(1.5, None, 2e9), 8: Cost(0.0, None)}
             catalog.commit(forgotten=[7])
             assert catalog.facts.of(7) == Facts(7, {}, None)
             assert catalog.facts.costs() == {8: Cost(0.0, None)}

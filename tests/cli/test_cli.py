@@ -40,7 +40,7 @@ def test_a_list_has_a_line_for_each_value_and_no_control_characters(full, capsys
     assert lines[0][:6] == ["slope", "300x400", "float64", "938 KiB", "938 KiB", "npy"]
     assert re.fullmatch(r"\d+ (s|min)", lines[0][6])
     assert lines[1][:3] == ["small", "3", "int16"]
-    assert lines[2][:3] == ["('tree', 1)", "-", "tree"]
+    assert lines[2][:3] == ["('tree', 1)", "-", "dict of 2"]
     assert lines[3][0] == repr(HOSTILE)
     assert "\x1b" not in out
     assert len(lines) == 4
@@ -141,3 +141,22 @@ def test_a_closed_pipe_is_no_error(full):
     assert listing.stderr.read() == b""
     listing.stderr.close()
     listing.wait()
+
+
+def test_keys_and_guides_are_completed(path, capsys):
+    arraychest.Chest({"slope": np.zeros(3), ("run", 1): np.zeros(3)}, path).close()
+    assert printed(capsys, "completion", "--keys", path)[1].splitlines() == ["slope", "('run', 1)"]
+    assert printed(capsys, "completion")[0] == 1
+    script = printed(capsys, "completion", "bash")[1]
+    assert "tutorial" in script
+    program = f"""{script}
+arraychest() {{ {sys.executable} -m arraychest "$@"; }}
+COMP_WORDS=(arraychest get {path} "$1"); COMP_CWORD=3; _arraychest
+printf '%s\\n' "${{COMPREPLY[@]}}"
+COMP_WORDS=(arraychest guide tut); COMP_CWORD=2; _arraychest
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(
+        ["bash", "-c", program, "bash", "sl"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["slope", "tutorial"], done.stderr

@@ -182,7 +182,7 @@ def test_files_are_put_under_their_names_from_patterns_and_from_standard_input(
     assert printed(capsys, "put", chest, "--each", tmp_path / "tile*.npy")[1].startswith("3 values")
     data = (tmp_path / "tile2.npy").read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-    assert printed(capsys, "put", chest, "stdin", "-", "--codec", "none")[1].startswith(
+    assert printed(capsys, "put", chest, "stdin", "-", "--compression", "none")[1].startswith(
         "1 value put"
     )
     with arraychest.open(chest, "r") as found:
@@ -207,7 +207,48 @@ def test_a_put_that_fails_leaves_nothing_and_makes_no_chest(tmp_path, capsys, wo
     )
     assert keys_of(work) == before
     assert "expected KEY and FILE" in printed(capsys, "put", work, "key")[2]
-    assert "codec" in printed(capsys, "put", work, "k", tmp_path / "good.npy", "--codec", "no")[2]
+    options = ["k", tmp_path / "good.npy", "--compression", "no"]
+    assert "argument --compression: expected" in printed(capsys, "put", work, *options)[2]
+
+
+def test_a_put_replaces_only_what_it_is_asked_to(tmp_path, capsys, work):
+    file = tmp_path / "new.npy"
+    np.save(file, np.arange(3))
+    code, _, err = printed(capsys, "put", work, "slope", file)
+    assert (code, err) == (1, "arraychest put: slope is there already; --overwrite replaces it\n")
+    with arraychest.open(work, "r") as chest:
+        assert chest["slope"].shape == (300, 400)
+    assert printed(capsys, "put", work, "slope", file, "--overwrite")[0] == 0
+    with arraychest.open(work, "r") as chest:
+        assert chest["slope"].tolist() == [0, 1, 2]
+
+
+def test_values_are_named_by_what_they_are(path, capsys):
+    values = {
+        "text": "hello", "none": None, "list": [1, np.zeros(3)], "dict": {"a": 1, "b": {2}},
+        "masked": np.ma.masked_array([1, 2], [True, False]), "scalar": np.float32(2),
+    }  # fmt: skip
+    arraychest.Chest(values, path).close()
+    lines = [line.split("\t") for line in printed(capsys, "ls", path)[1].splitlines()]
+    types = ["str", "None", "list of 2", "dict of 2", "MaskedArray 2", "float32"]
+    assert [line[2] for line in lines] == types
+    records = json.loads(printed(capsys, "ls", path, "--json")[1])
+    assert [record["type"] for record in records] == types
+    out = printed(capsys, "info", path, "dict")[1]
+    assert "  'a'  1\n" in out
+    assert "  'b'  set of 1\n" in out
+    told = json.loads(printed(capsys, "info", path, "list", "--json")[1])
+    assert (told["type"], type(told["stored_bytes"])) == ("list of 2", int)
+
+
+def test_a_tuple_matches_as_it_is_printed(path, capsys):
+    arraychest.Chest(
+        {("run", 1): np.zeros(1), ("run", 2): np.zeros(1), "x": np.zeros(1)}, path
+    ).close()
+    for glob, count in (("('run', 1)", 1), ("('run', *)", 2), ("run*", 2), ("*", 3)):
+        assert len(printed(capsys, "ls", path, glob)[1].splitlines()) == count
+    assert printed(capsys, "rm", path, "--match", "('run', *)", "--yes")[0] == 0
+    assert keys_of(path) == ["x"]
 
 
 # --- rm ---------------------------------------------------------------------------------------
@@ -234,9 +275,9 @@ def test_a_removal_asks_at_a_terminal_and_removes_all_or_nothing(work, capsys, m
 
 def test_a_chest_is_told_of_in_figures(work, capsys):
     told = json.loads(printed(capsys, "info", work, "--json")[1])
-    assert (told["values"], told["kinds"]) == (7, {"array": 5, "tree": 1, "blocked": 1})
+    assert (told["entries"], told["kinds"]) == (7, {"array": 5, "tree": 1, "blocked": 1})
     assert told["codecs"] == {"pack": 4, "npy": 1, "lz4": 1, "blocks": 1}
-    assert told["on disk"] > told["stored bytes"] > FIELD.nbytes
+    assert told["disk_bytes"] > told["stored_bytes"] > FIELD.nbytes
     code, out, _ = printed(capsys, "info", work)
     assert code == 0
     assert "array 5, " in out
@@ -281,7 +322,7 @@ def test_sizes_are_summed_by_prefix_and_codec(path, capsys):
     assert rows["t"][0] == "1"
     assert rows["total"][0] == "4"
     (pack,) = json.loads(printed(capsys, "du", path, "--by", "codec", "--json")[1])
-    assert (pack["codec"], pack["values"]) == ("pack", 4)
+    assert (pack["codec"], pack["entries"]) == ("pack", 4)
 
 
 # --- repair and compact -----------------------------------------------------------------------
