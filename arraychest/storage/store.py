@@ -44,6 +44,7 @@ from arraychest.formats.blosc import Choice
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.tree import Tree
 from arraychest.parallel import default_threads
+from arraychest.platform.space import sync
 from arraychest.sharing.commit_counter import open_counter, unmoved
 from arraychest.sharing.interrupts import Lock
 from arraychest.sharing.locks import ATTACHED, COMMIT, NUMBERS, SESSION, LockFile
@@ -501,7 +502,7 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             fd = self.files.open(value_name(row))
             try:
-                os.fsync(fd)
+                sync(fd)
             finally:
                 os.close(fd)
 
