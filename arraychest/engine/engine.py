@@ -697,8 +697,9 @@ class Engine(Session):
 
         This is the short way for the plain case: an array that the chest can keep as it is, a
         simple key, and room for it without a spill.  Everything else takes `put_any`.  Calls and
-        records would double its cost, so it does without; not without ``with``, as an interrupt
-        between taking the lock and a ``try`` would leave it taken for good.
+        records would double its cost, so it does without.  It is no step that holds back an
+        interrupt, which would double it as well: what changes is changed without a call in
+        between.
         """
         if (
             type(value) is np.ndarray
@@ -711,33 +712,28 @@ class Engine(Session):
         ):
             writer, resident, budget = self.writer, self.resident, self.budget
             nbytes = value.nbytes
-            with writer.lock:
+            added = False
+            with writer.lock.bare:
                 if not self._no_puts and writer.failure is None and nbytes < PACK_THRESHOLD:
                     if budget.adaptive:
                         budget.refresh(resident.charged)
                     charged = resident.charged + nbytes
-                    if charged > budget.bytes >= nbytes:
-                        writer.make_room(nbytes)
-                        charged = resident.charged + nbytes
-                    if charged <= budget.bytes and not self._no_puts:
+                    if charged <= budget.bytes:
                         slot = self._slots.get(key)
                         if slot is None:
                             added = self.index.may_be_fresh(key) and resident.add_fresh(key, value)
                         elif slot.array is not None and slot.kind == "array":
-                            resident.replace(slot, value, nbytes)
-                            slot.cost = None
-                            self.index.puts = slot.version = self.index.puts + 1
-                            slot.value = value if self._shows_resident else None
-                            added = True
-                        else:
-                            added = False
+                            # One that nothing is put with does no harm.
+                            self.index.puts = version = self.index.puts + 1
+                            shown = value if self._shows_resident else None
+                            added = resident.replace(slot, value, nbytes, version, shown)
                         if added:
                             self._counters.puts += 1
-                            # `write`, which by name takes twice as long.
-                            value.setflags(False)  # type: ignore[call-arg]
-                            if charged > budget.high:
-                                writer.put_noted(slot)
-                            return
+            if added:
+                if charged > budget.high:
+                    with writer.lock:
+                        writer.put_noted(slot)
+                return
         self.put_any(key, value)
 
     def put_any(
@@ -808,6 +804,8 @@ class Engine(Session):
                 self.check_writable()
             if only_absent:
                 self.follow()
+            if self.index.is_full:
+                self.index.cut_fresh()
             slot, new = self.index.slot_for_put(key)
             if not new and only_absent:
                 return

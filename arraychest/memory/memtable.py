@@ -282,9 +282,12 @@ class Index:
 
     def may_be_fresh(self, key: Any) -> bool:
         """Whether a small value of a key that has no slot can do without one."""
-        if len(self._resident.fresh) >= _MOST_FRESH:
-            self.cut_fresh()
-        return key not in self.rows
+        return len(self._resident.fresh) < _MOST_FRESH and key not in self.rows
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many fresh values that they should become batches."""
+        return len(self._resident.fresh) >= _MOST_FRESH
 
     def cut_fresh(self) -> None:
         """Make batches of everything fresh."""
