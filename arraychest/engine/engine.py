@@ -85,6 +85,8 @@ class Changes(Protocol):
     @property
     def context(self) -> Context: ...  # noqa: D102
 
+    is_left: bool
+
     def __contains__(self, key: Any) -> bool: ...
 
     def has(self, key: Any) -> bool: ...  # noqa: D102
@@ -170,7 +172,8 @@ class Engine(Session):
 
     def own_changes(self) -> Changes | None:
         """The transaction that the calling thread or task is in."""
-        return self._changes.get(id(current_context())) if self._changes else None
+        changes = self._changes.get(id(current_context())) if self._changes else None
+        return None if changes is None or changes.is_left else changes
 
     def begin_changes(self, changes: Changes) -> None:
         """From here on what its thread or task puts and deletes goes into a transaction.

@@ -20,7 +20,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from threading import get_ident
 from types import FrameType, TracebackType
@@ -237,6 +236,9 @@ class Condition(threading.Condition):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until notified; see `threading.Condition.wait`.
 
+        The main thread also returns after a moment, without a notification: what an interrupt kept
+        from notifying is seen all the same.
+
         Raises
         ------
         KeyboardInterrupt
@@ -244,14 +246,8 @@ class Condition(threading.Condition):
         """
         if get_ident() != _main.ident:
             return super().wait(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            check()
-            left = _LOOK_SECONDS if end is None else end - time.monotonic()
-            if left <= 0:
-                return False
-            if super().wait(min(left, _LOOK_SECONDS)):
-                return True
+        check()
+        return super().wait(_LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS))
 
 
 def _after_fork_in_child() -> None:
