@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import html
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from arraychest.text import visible
@@ -127,6 +127,12 @@ def framed(*parts: str, script: bool = False) -> str:
 def title(kind: str, rest: str) -> str:
     """The first line of a card."""
     return f'<div class="ac-title"><b>{kind}</b> <span class="ac-faint">{rest}</span></div>'
+
+
+def facts_card(kind: str, rest: str, facts: Iterable[tuple[str, str]]) -> str:
+    """A card of names and texts, a line each; texts of a stranger are safe to show."""
+    rows = "".join(f"<tr><th>{escaped(name)}</th><td>{bdi(text)}</td></tr>" for name, text in facts)
+    return framed(title(escaped(kind), rest), f"<table><tbody>{rows}</tbody></table>")
 
 
 class Bar(NamedTuple):

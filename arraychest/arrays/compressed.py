@@ -91,7 +91,10 @@ class CompressedArray(LazyArray):
             filters = [FILTER_NAMES[each] for each in layout.filters if each]
             codec = f"{CODEC_NAMES[layout.codec]}-{layout.clevel}"
             more += [("Read by", sizes_text(blocks)), ("Codec", ", ".join([codec, *filters]))]
-        return array_html("Compressed array", self.shape, self.chunks, self.dtype, more=more)
+        stored = getattr(self.reader, "stored", None)
+        return array_html(
+            "Compressed array", self.shape, self.chunks, self.dtype, stored=stored, more=more
+        )
 
     def _read(self, where: tuple[slice, ...]) -> np.ndarray:
         if self._transposed:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from arraychest.formats.form import Kind
+from arraychest.markup import facts_card
+from arraychest.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +62,22 @@ class Entry:
     def ratio(self) -> float | None:
         """Bytes of the array for each that it takes on disk; None while it is in RAM only."""
         return self.nbytes / self.stored_bytes if self.stored_bytes else None
+
+    def _repr_html_(self) -> str:
+        """What is known of the value, as notebooks show it."""
+        facts = [
+            ("Kind", self.kind),
+            ("Shape", str(self.shape)),
+            ("Dtype", str(self.dtype)),
+            ("Size", format_bytes(self.nbytes)),
+        ]
+        if self.stored_bytes:
+            stored = format_bytes(self.stored_bytes)
+            facts.append(("Stored", f"{stored} ({self.ratio:.3g} : 1)"))
+        facts.append(("Codec", self.codec or "in RAM only"))
+        if self.clevel is not None:
+            facts.append(("Level, filters", ", ".join([str(self.clevel), *self.filters])))
+            facts.append(("Chunks, blocks", f"{self.chunks}, {self.blocks}"))
+        if self.file is not None:
+            facts.append(("File", self.file))
+        return facts_card("Entry", "", facts)

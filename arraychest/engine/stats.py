@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from arraychest.engine.engine import Engine
+from arraychest.markup import facts_card
+from arraychest.units import format_bytes
 
 
 class Stats(NamedTuple):
@@ -42,6 +44,22 @@ class Stats(NamedTuple):
     resident: int
     evictions: int
     budget_reason: str
+
+    def _repr_html_(self) -> str:
+        """The figures as notebooks show them."""
+        gets = self.hits + self.misses
+        share = f"{self.hits / gets:.0%} of {gets:,} gets" if gets else "no gets yet"
+        facts = [
+            ("In RAM", f"{format_bytes(self.charged)} of {format_bytes(self.budget)}"),
+            ("Budget", self.budget_reason),
+            ("Not stored yet", f"{self.resident:,}"),
+            ("Answered from memory", share),
+            ("Absent", f"{self.absent:,}"),
+            ("Spilled", f"{self.spills:,} ({format_bytes(self.bytes_spilled)})"),
+            ("Faulted in", f"{self.faults:,} ({format_bytes(self.bytes_faulted)})"),
+            ("Evicted", f"{self.evictions:,}"),
+        ]
+        return facts_card("Stats", "", facts)
 
 
 def stats_of(engine: Engine) -> Stats:

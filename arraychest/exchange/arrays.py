@@ -24,11 +24,23 @@ T = TypeVar("T")
 class Writer(Protocol):
     """A file or folder that is being written."""
 
-    def put(self, name: str, form: Form, value: Any, meter: Meter) -> Encoding:
-        """Write an array: one of NumPy's, or anything with shape, dtype, chunks and items."""
+    def put(
+        self, name: str, form: Form, value: Any, meter: Meter, compression: str | None = None
+    ) -> Encoding:
+        """Write an array: one of NumPy's, or anything with shape, dtype, chunks and items.
+
+        Parameters
+        ----------
+        compression
+            The codec that the chest compresses it with; None: with none; ``"auto"``: the format's
+            own default.
+        """
 
     def set_attributes(self, name: str, attributes: dict[Any, Any]) -> None:
         """Give an array attributes as far as the format has any: for others than chests."""
+
+    def describe(self, name: str, attributes: dict[str, Any]) -> None:
+        """Write a dict of scalars and str as the attributes of a group, as `set_attributes`."""
 
     def finish(self, index: bytes) -> None:
         """Write the index, and close the file."""

@@ -66,7 +66,9 @@ class Hdf5Writer:
     def __init__(self, path: str) -> None:
         self._file = _h5py().File(path, "x")
 
-    def put(self, name: str, form: Form, value: Any, meter: Meter) -> Encoding:
+    def put(
+        self, name: str, form: Form, value: Any, meter: Meter, compression: str | None = None
+    ) -> Encoding:
         """See `Writer`."""
         dtype, shape = form.dtype, form.shape
         encoding: Encoding = "plain"
@@ -83,8 +85,13 @@ class Hdf5Writer:
                 chunks = None
         if encoding == "raw":
             dtype, shape = np.dtype(np.uint8), (form.nbytes,)
+        options: dict[str, Any] = {"chunks": chunks}
+        if compression not in (None, "auto") and form.nbytes and shape:
+            # What every HDF5 has, or every h5py.
+            fast = compression in ("lz4", "blosclz")
+            options |= {"compression": "lzf" if fast else "gzip", "shuffle": True}
         try:
-            target = self._file.create_dataset(name, shape, np.dtype(dtype), chunks=chunks)
+            target = self._file.create_dataset(name, shape, np.dtype(dtype), **options)
         except ValueError:
             if dtype.names is None:
                 raise
@@ -100,6 +107,11 @@ class Hdf5Writer:
             # What HDF5 does not take is in the index all the same.
             with contextlib.suppress(TypeError, ValueError, OSError, RuntimeError):
                 self._file[name].attrs[key] = value
+
+    def describe(self, name: str, attributes: dict[str, Any]) -> None:
+        """See `Writer`."""
+        self._file.require_group(name)
+        self.set_attributes(name, attributes)
 
     def finish(self, index: bytes) -> None:
         """See `Writer`."""

@@ -72,8 +72,9 @@ def readable(key: Any) -> str:
         return str(key)
     if isinstance(key, bytes):
         return key.decode("utf-8", "replace")
-    if isinstance(key, tuple):
-        return "-".join(readable(part).replace("/", "-") for part in key)
+    if isinstance(key, tuple) and key:
+        # A group for each element but the last.
+        return "/".join(readable(part).replace("/", "-") for part in key)
     if isinstance(key, frozenset):
         return "-".join(sorted(readable(part).replace("/", "-") for part in key))
     if isinstance(key, int | float | complex | np.generic | uuid.UUID | dt.date | dt.timedelta):

@@ -111,7 +111,14 @@ class FolderWriter:
         self._path = path
         os.mkdir(path)
 
-    def put(self, name: str, form: Form, value: Any, meter: Meter) -> Encoding:
+    def put(
+        self,
+        name: str,
+        form: Form,
+        value: Any,
+        meter: Meter,
+        compression: str | None = None,  # noqa: ARG002  # there is none
+    ) -> Encoding:
         """See `Writer`."""
         path = os.path.join(self._path, name + ".npy")
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -135,6 +142,9 @@ class FolderWriter:
 
     def set_attributes(self, name: str, attributes: dict[Any, Any]) -> None:
         """There are none."""
+
+    def describe(self, name: str, attributes: dict[str, Any]) -> None:
+        """There are no groups."""
 
     def finish(self, index: bytes) -> None:
         """See `Writer`."""
@@ -240,7 +250,14 @@ class NpzWriter:
     def __init__(self, path: str) -> None:
         self._zip = zipfile.ZipFile(path, "x", zipfile.ZIP_STORED)
 
-    def put(self, name: str, form: Form, value: Any, meter: Meter) -> Encoding:
+    def put(
+        self,
+        name: str,
+        form: Form,
+        value: Any,
+        meter: Meter,
+        compression: str | None = None,  # noqa: ARG002  # there is none
+    ) -> Encoding:
         """See `Writer`."""
         with self._zip.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as file:
             file.write(npy.header(form))
@@ -251,6 +268,9 @@ class NpzWriter:
 
     def set_attributes(self, name: str, attributes: dict[Any, Any]) -> None:
         """There are none."""
+
+    def describe(self, name: str, attributes: dict[str, Any]) -> None:
+        """There are no groups."""
 
     def finish(self, index: bytes) -> None:
         """See `Writer`."""

@@ -47,7 +47,9 @@ class ZarrWriter:
     def __init__(self, path: str) -> None:
         self._group = _zarr().create_group(path, zarr_format=3)
 
-    def put(self, name: str, form: Form, value: Any, meter: Meter) -> Encoding:
+    def put(
+        self, name: str, form: Form, value: Any, meter: Meter, compression: str | None = None
+    ) -> Encoding:
         """See `Writer`."""
         dtype, shape, chunks = form.dtype, form.shape, chunks_of(value)
         encoding: Encoding = "plain"
@@ -58,17 +60,29 @@ class ZarrWriter:
         # What is written at a time of raw bytes is a chunk, too.
         if chunks is None:
             chunks = box_shape(shape, dtype.itemsize, most=_CHUNK_BYTES)
-        target = self._make(name, shape, dtype, chunks)
+        target = self._make(name, shape, dtype, chunks, compression)
         write_boxes(target, value, form, encoding, chunks, meter)
         return encoding
 
-    def _make(self, name: str, shape: Any, dtype: np.dtype, chunks: tuple[int, ...]) -> Any:
+    def _make(
+        self,
+        name: str,
+        shape: Any,
+        dtype: np.dtype,
+        chunks: tuple[int, ...],
+        compression: str | None = "auto",
+    ) -> Any:
+        compressors: Any = compression
+        if compression not in (None, "auto"):
+            codecs = _zarr().codecs
+            compressors = codecs.BloscCodec(cname=compression, shuffle="shuffle")
         return self._group.create_array(
             name,
             shape=shape,
             # Of two C types of one size, such as long and long long, Zarr knows one.
             dtype=np.dtype(dtype.str),
             chunks=chunks,
+            compressors=compressors,
             # Otherwise a chunk of -0.0 would be left out, and come back as 0.0.
             config={"write_empty_chunks": True},
         )
@@ -83,6 +97,11 @@ class ZarrWriter:
                 if isinstance(key, str):
                     fit[key] = value
         self._group[name].attrs.update(fit)
+
+    def describe(self, name: str, attributes: dict[str, Any]) -> None:
+        """See `Writer`."""
+        self._group.require_group(name)
+        self.set_attributes(name, attributes)
 
     def finish(self, index: bytes) -> None:
         """See `Writer`."""

@@ -240,6 +240,11 @@ class CheckedReader:
         self._codec = ChunkCodec(self.layout)
 
     @property
+    def stored(self) -> int:
+        """Bytes of the frame."""
+        return len(self._view)
+
+    @property
     def token(self) -> bytes:
         """What tells this array from all others: a hash of the record, which has the stamp of the
         file and the checksums of what is in the array.

@@ -25,18 +25,30 @@ import numpy as np
 from arraychest.formats import frame
 from arraychest.formats.frame import CODECS, FILTERS, Layout
 
-# A block is what a window is read by, and should stay in the first cache of a core while it is
-# decompressed.  One that is longer in the last dimension serves rows: of 8192 x 16384 heights in
-# float32, compressed by lz4-9 behind shuffle and bytedelta, a window of 64 x 64 takes 156 us in
-# blocks of 32 x 128, 248 of 8 x 512, 356 of 4 x 1024 and 590 of 2 x 2048, a row 1,505, 485, 278 and
-# 165.  What is compressed differs by 3 % in size.
-BLOCK_BYTES = 16 << 10
-_ELONGATION = 1024
+# A block is what a read decompresses at the least.  A window touches few blocks where they are
+# about square, a row where they are wide, a column where they are tall, and each read decompresses
+# less where blocks are small.  Microseconds for a window of 64 x 64, a row and a column of
+# 16384 x 16384 heights in float32, compressed by lz4-9 behind shuffle and bytedelta; stored bytes
+# for one byte; milliseconds to write 128 MiB, by one thread of a busy machine:
+#
+#     blocks      chunks     window    row   column   size   write
+#      2 x 2048   32 x 16384    482    122  107,000  0.433     261
+#      8 x  512   64 x  2048    181    492   33,100  0.428
+#     16 x  256   64 x  2048    136    907   16,400  0.424
+#     64 x   64   64 x  8192    106  3,140    8,500  0.423
+#     16 x  128   64 x  2048    120  1,084   11,900  0.448
+#      8 x  256   64 x  2048    129    589   19,400  0.451     270
+#     10 x  160   80 x  1280     83    615   10,700  0.462     282
+#
+# Blocks of 4 KiB take a tenth more room.
+_BLOCK_ROWS = 10
+BLOCK_BYTES = 6 << 10
 
 # A chunk is what is compressed at a time: large enough that handing it to a thread is nothing,
-# small enough that a few of them are no matter for the budget.  Whole rows, as far as they fit: it
-# lies in one piece in the array, and a row lies in one chunk.
-CHUNK_BYTES = 2 << 20
+# small enough that a few of them are no matter for the budget.  Blosc2 looks at each block of every
+# chunk that a read touches: chunks of 2 MiB, of whole rows, take a window and a column of blocks of
+# 8 x 128 from 95 us and 12 ms to 235 us and 37 ms.
+CHUNK_BYTES = 512 << 10
 
 # Bytes a second that a disk sustains, as many do once the page cache has no more room.
 DEVICE_SPEED = 0.3e9
@@ -78,30 +90,46 @@ def may_be_framed(array: np.ndarray) -> bool:
 def geometry(shape: Sequence[int], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Chunks and blocks for an array of this shape.
 
-    Blocks reach over the last two dimensions that have room, mostly along the last; chunks are as
-    many of them as there is room for, along the last dimension first.
+    A block is some rows high and wider than high (see `_blocks`).  A chunk has about as many blocks
+    along each of the last two dimensions, and more along the outer ones where those are short.
     """
-    blocks = _grown(shape, itemsize)
-    chunks = list(blocks)
-    for at in reversed(range(len(chunks))):
-        room = max(CHUNK_BYTES // (math.prod(chunks) * itemsize), 1)
-        count = -(-shape[at] // blocks[at])
-        # Of about the same size: what the last one lacks is filled up.
-        chunks[at] *= -(-count // -(-count // room))
-    return tuple(chunks), blocks
-
-
-def _grown(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Blocks that are doubled as long as they are small enough."""
-    sizes = [1] * len(shape)
-    while math.prod(sizes) * itemsize * 2 <= BLOCK_BYTES:
-        # From the last on: an outer dimension only once those within are taken whole, but for two.
-        open_ = [at for at in reversed(range(len(sizes))) if sizes[at] < shape[at]][:2]
+    blocks = _blocks(shape, itemsize)
+    totals = [-(-n // b) for n, b in zip(shape, blocks, strict=True)]
+    counts = [1] * len(blocks)
+    room = CHUNK_BYTES // (math.prod(blocks) * itemsize)
+    while 2 * math.prod(counts) <= room:
+        open_ = [at for at in reversed(range(len(counts))) if counts[at] < totals[at]][:2]
         if not open_:
             break
-        inner, outer = open_[0], open_[-1]
-        at = inner if sizes[inner] < _ELONGATION * sizes[outer] or inner == outer else outer
-        sizes[at] = min(2 * sizes[at], shape[at])
+        at = min(open_, key=counts.__getitem__)
+        counts[at] = min(2 * counts[at], totals[at])
+    # Of about the same size: what the last one lacks is filled up.
+    even = [-(-total // -(-total // count)) for total, count in zip(totals, counts, strict=True)]
+    return tuple([b * count for b, count in zip(blocks, even, strict=True)]), blocks
+
+
+def _blocks(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Blocks of about `BLOCK_BYTES`, of `_BLOCK_ROWS` rows where there are so many.
+
+    From the last dimension on: those within are taken whole until they make a row of the block; the
+    next ones are its rows.  A dimension is divided evenly, so that little has to be filled up.
+    """
+    sizes = [1] * len(shape)
+    room = max(BLOCK_BYTES // itemsize, 1)
+    taken, in_rows = 1, False
+    for at in reversed(range(len(shape))):
+        n = shape[at]
+        rows = 1 if in_rows else min(_BLOCK_ROWS, math.prod(shape[:at]))
+        wanted = room / rows / taken
+        count = max(round(n / max(wanted, 1)), 1)
+        size = -(-n // count)
+        if count > 1 and size >= 8 and taken < 8:
+            size = -(-size // 8) * 8  # bitshuffle takes eight elements at a time
+        sizes[at] = size
+        taken *= size
+        if count > 1 and in_rows:
+            break
+        in_rows = in_rows or count > 1 or 2 * taken * rows > room
     return tuple(sizes)
 
 

@@ -35,11 +35,13 @@ from arraychest.integrity.salvage import (
     read_all,
     read_sealed,
 )
+from arraychest.markup import facts_card
 from arraychest.parallel import default_threads
 from arraychest.progress import SILENT, Asked, Meter, measured
 from arraychest.sharing.locks import hold_folder
 from arraychest.storage.reading import file_name, pack_name, value_name
 from arraychest.storage.store import generation_of
+from arraychest.units import format_bytes
 from arraychest.values.keys import decode_key
 
 Kind = Literal[
@@ -97,6 +99,10 @@ class Finding:
         return f"{self.kind}{who}, {self.file or 'catalog'}: {self.message}{done}"
 
 
+# Findings that a card shows.
+_MOST_SHOWN = 50
+
+
 class Report(NamedTuple):
     """What `Chest.verify` or `Chest.repair` found.
 
@@ -109,8 +115,8 @@ class Report(NamedTuple):
     nbytes
         Bytes that were read.
     unchecked
-        Values without a checksum: the process that stored them died before it came to it, or they
-        are written to in place (``mmap_mode="r+"``).  `repair` gives one to the former.
+        Values without a checksum: their chest was opened with ``checksums=False``, or they are
+        written to in place.
     holes
         Bytes of packs that no value uses; `Chest.compact` gives them back.
     """
@@ -132,6 +138,22 @@ class Report(NamedTuple):
             f"{len(self.findings)} findings"
         ]
         return "\n".join([*lines, *map(str, self.findings)])
+
+    def _repr_html_(self) -> str:
+        """What was found, as notebooks show it."""
+        checked = f"{self.entries:,} values, {format_bytes(self.nbytes)} read"
+        facts = [
+            ("Without checksum", f"{self.unchecked:,}"),
+            ("Holes", format_bytes(self.holes)),
+        ]
+        for each in self.findings[:_MOST_SHOWN]:
+            where = repr(each.key) if each.key is not None else each.file or ""
+            facts.append((each.kind, " · ".join(filter(None, [where, each.message, each.action]))))
+        if len(self.findings) > _MOST_SHOWN:
+            facts.append(("...", f"{len(self.findings) - _MOST_SHOWN} more"))
+        found = len(self.findings)
+        kind = "All is well" if self.ok else f"{found} finding{'s' * (found != 1)}"
+        return facts_card(kind, checked, facts)
 
 
 def verify(engine: Engine, *, read_data: bool = True, progress: Asked = False) -> Report:

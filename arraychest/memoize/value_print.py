@@ -21,6 +21,7 @@ import struct
 import sys
 import sysconfig
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -276,8 +277,7 @@ class ValuePrint(Encoder):
         if kind is object:
             raise refused(value, "one object is like the other")
         try:
-            reduce = copyreg.dispatch_table.get(kind)
-            reduced: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
+            reduced = _taken_apart(value)
         except Exception as error:
             raise refused(value, str(error)) from error
         self.out += b"O"
@@ -455,3 +455,15 @@ def is_users_origin(file: str | None) -> bool:
         for name, folder in sysconfig.get_paths().items()
         if name in ("stdlib", "platstdlib")
     )
+
+
+def _taken_apart(value: Any) -> Any:
+    """What pickle would take an object apart into; raises what that raises."""
+    reduce = copyreg.dispatch_table.get(type(value))
+    if reduce is not None:
+        return reduce(value)
+    if type(value).__module__ != "itertools":
+        return value.__reduce_ex__(4)
+    with warnings.catch_warnings():  # Python 3.12 and 3.13 say that later ones cannot
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return value.__reduce_ex__(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -103,15 +104,25 @@ def _tier_bars(engine: Engine, count: int | None) -> list[Bar]:
         return [ram, Bar("Disk", [("ac-disk", 1.0)], "size not counted")]
     text = format_bytes(stored)
     if quota is not None:
-        text += f" of {format_bytes(quota.nbytes)}"
+        text += f" of {format_bytes(quota.nbytes)} (max_disk)"
         share = stored / max(quota.nbytes, 1)
+    elif engine.path is not None and (free := _free_bytes(engine.path)) is not None:
+        # Without a limit: of what the disk has left for it, and of what it has.
+        text += f" of {format_bytes(stored + free)} on this disk"
+        share = stored / max(stored + free, 1)
     else:
-        # Without a limit, beside what is in RAM.
-        share = stored / max(stored, size)
+        share = 0.0
     number = None if count is None else max(count - resident, 0)
     if number is not None:
         text += f", {number:,} {'entry' if number == 1 else 'entries'}"
     return [ram, Bar("Disk", [("ac-disk", share)], text)]
+
+
+def _free_bytes(path: str) -> int | None:
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
 
 
 def _done(engine: Engine) -> str:

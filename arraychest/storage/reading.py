@@ -431,8 +431,8 @@ def _told(error: Exception, what: str, chest: OpenFolder | None = None) -> Corru
     return CorruptEntryError(f"expected {what}, found what is none: {error}")
 
 
-# So many chunks of a compressed array, of 2 MiB each, are read before their pages are released.
-_CHUNKS_MAPPED = 4
+# So many chunks of a compressed array, of 512 KiB each, are read before their pages are released.
+_CHUNKS_MAPPED = 16
 
 # Of a blocked array so many blocks stay open.
 _MAX_OPEN_BLOCKS = 64
@@ -554,6 +554,11 @@ class _FrameOf:
         self._path = path
         self._data = data
         self._releases = not keep
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the frame."""
+        return self._checked.stored
 
     @property
     def layout(self) -> Layout:

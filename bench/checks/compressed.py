@@ -5,17 +5,19 @@ The arrays are measured data that packages ship (see `tests.real_data`), tiled.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
 
 import arraychest
-from arraychest.formats import blosc, frame
+from arraychest.formats import b2nd, blosc, frame
 from bench.checks.harness import OURS, Bench, Contestant, Figures, Floor, Row, Samples, rows_against
 from bench.peers.base import load
 from bench.workload import MIB, expect
@@ -30,7 +32,7 @@ _VALUES = 2
 
 
 def run(bench: Bench) -> list[Row]:
-    return [*_spills(bench), *_noise(bench)]
+    return [*_spills(bench), *_noise(bench), *_parts(bench)]
 
 
 def _fields(bench: Bench) -> dict[str, np.ndarray]:
@@ -200,6 +202,76 @@ def _noise(bench: Bench) -> list[Row]:
     speeds = samples[_NPY, "put+flush"]
     rows.append(_sampling(bench, "incompressible: sampling", arrays[0], speeds))
     return rows
+
+
+# Of what a row is fastest in: two rows of a block, and whole rows of a chunk.
+_IN_ROWS = "blocks of 2 × 2048"
+
+
+def _parts(bench: Bench) -> list[Row]:
+    """Windows, rows and columns of one array, in blocks as we choose them and in ones of rows.
+
+    In processor time of one thread: a column in a block of two rows is a matter of 100 ms.
+    """
+    side = bench.pick(4096, 512)
+    down, across = np.ogrid[:side, : 4 * side]
+    heights = 400 + 90 * np.sin(down / 97) * np.cos(across / 61)
+    noise = np.random.default_rng(3).normal(size=heights.shape)
+    array = np.round(heights + noise, 2).astype(np.float32)
+    choice = blosc.Choice(
+        frame.CODECS["lz4"], 9, (frame.FILTERS["shuffle"], frame.FILTERS["bytedelta"]), (0, 4)
+    )
+    chosen = blosc.layout_of(array, choice)
+    rows_in_chunk, most = min(32, side), min(2048, 4 * side)
+    in_rows = dataclasses.replace(chosen, chunks=(rows_in_chunk, 4 * side), blocks=(2, most))
+
+    def contestant(name: str, layout: frame.Layout) -> Contestant:
+        return Contestant(name, functools.partial(_read_parts, array, layout))
+
+    samples = bench.interleave([contestant(OURS, chosen), contestant(_IN_ROWS, in_rows)])
+    # Writing by the codec alone is told, not judged: of a whole put it is a part.
+    limits = {
+        "window of 64 × 64": 0.4,
+        "row": 6.5,
+        "column": 0.2,
+        "write": None,
+        "size": 1.1,
+    }
+    rows = []
+    for measure, limit in limits.items():
+        unit = "B" if measure == "size" else "µs"
+        floors = {_IN_ROWS: None if limit is None else Floor(limit)}
+        rows += rows_against(_NAME, measure, unit, samples, floors, label=f"parts: {measure}")
+    return rows
+
+
+def _read_parts(array: np.ndarray, layout: frame.Layout, folder: Path) -> Figures:
+    """Microseconds to compress and write an array and to read parts of it, and bytes it takes."""
+    path = folder / "frame"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+
+    def put(at: int, buffers: Sequence[bytes]) -> None:
+        os.pwritev(fd, buffers, at)
+
+    try:
+        start = thread_time()
+        size = b2nd.write(array, layout, 1, put, 1)
+        figures = {"write": (thread_time() - start) * 1e6, "size": float(size)}
+    finally:
+        os.close(fd)
+    reader = b2nd.CheckedReader(np.fromfile(path, np.uint8), array.dtype, array.shape, 1, 1)
+    height, width = array.shape
+    random = np.random.default_rng(5)
+    for measure, high, wide, count in (
+        ("window of 64 × 64", 64, 64, 50), ("row", 1, width, 20), ("column", height, 1, 4)
+    ):  # fmt: skip
+        corners = random.integers(0, (height - high + 1, width - wide + 1), (count, 2)).tolist()
+        places = [(slice(i, i + high), slice(j, j + wide)) for i, j in corners]
+        start = thread_time()
+        found = [reader.read(place) for place in places]
+        figures[measure] = (thread_time() - start) / count * 1e6
+        expect(np.array_equal(found[-1], array[places[-1]]), f"{measure} differs")
+    return figures
 
 
 def _sampling(bench: Bench, measure: str, array: np.ndarray, speeds: Sequence[float]) -> Row:

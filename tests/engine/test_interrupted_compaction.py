@@ -114,6 +114,9 @@ def attempt(path: Path, at: int) -> list[tuple[str, int]]:
     return list(map(tuple, outcome.result))
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="later Pythons do not trace each opcode of each first call"
+)
 @pytest.mark.parametrize(
     "most", [16, pytest.param(1000, marks=pytest.mark.stress)], ids=["some", "each line"]
 )

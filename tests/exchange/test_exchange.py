@@ -240,7 +240,7 @@ def test_simple_keys_are_named_as_they_are(tmp_path, chest):
     for key in ("x", "a/b", ("y", 1), 7, "é 2"):
         chest[key] = np.arange(3)
     chest.export(tmp_path / "out")
-    expected = {"x.npy", "a/b.npy", "a", "y-1.npy", "7.npy", "é 2.npy", "arraychest.json"}
+    expected = {"x.npy", "a/b.npy", "a", "y", "y/1.npy", "7.npy", "é 2.npy", "arraychest.json"}
     assert set(listing(str(tmp_path / "out"))) == expected
 
 
@@ -747,3 +747,39 @@ def test_the_commands_raise_what_went_wrong_and_leave_nothing(tmp_path, path):
     with pytest.raises(CorruptEntryError):
         run("import", tmp_path / "new.chest", tmp_path / "bad.npz")
     assert sorted(os.listdir(tmp_path)) == ["bad.npz", "test.chest"]
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr"])
+def test_other_programs_find_groups_attributes_and_compression(kind, tmp_path, make_chest):
+    chest = make_chest()
+    chest.update({
+        ("run", 1): np.zeros(10), ("run", 2, "x"): np.ones(3), "a/b": np.ones(4),
+        "meta": {"unit": "m", "scale": 2.0, "count": 3}, "title": "heights",
+    })  # fmt: skip
+    chest.put("packed", np.zeros((500, 500)), compression="lz4")
+    chest.flush()
+    target = tmp_path / f"all.{kind}"
+    chest.export(target)
+    if kind == "h5":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(target) as file:
+            assert file["run/1"].shape == (10,)
+            assert file["run/2/x"].shape == (3,)
+            assert file["a/b"].shape == (4,)
+            attributes = dict(file["meta"].attrs)
+            assert file["title"].attrs["value"] == "heights"
+            assert (file["packed"].compression, file["packed"].shuffle) == ("lzf", True)
+            assert file["run/1"].compression is None
+    else:
+        zarr = pytest.importorskip("zarr")
+        group = zarr.open_group(target, mode="r")
+        assert group["run/2/x"].shape == (3,)
+        attributes = dict(group["meta"].attrs)
+        assert group["title"].attrs["value"] == "heights"
+        (codec,) = group["packed"].compressors
+        assert codec.cname.value == "lz4"
+    assert attributes == {"unit": "m", "scale": 2.0, "count": 3}
+    again = make_chest()
+    assert again.import_from(target) == 6
+    assert again == chest
+    assert list(again) == list(chest)

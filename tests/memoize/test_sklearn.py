@@ -311,6 +311,7 @@ class Logged(TransformerMixin, BaseEstimator):
     return folder
 
 
+@pytest.mark.usefixtures("resource_tracker")  # joblib starts it, on Python 3.14
 def test_a_search_on_threads_fits_once(make_chest, iris, fits):
     X, y = iris
     chest = make_chest(allow_pickle=True)

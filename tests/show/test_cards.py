@@ -427,3 +427,52 @@ def test_a_browser_draws_and_sorts_it_in_light_and_dark(path, tmp_path, make_che
     assert found["widths"] == [True, True]  # RAM, disk
     assert found["drawn"]
     assert found["fits"]
+
+
+# --- what is known of values, chests and their state -----------------------------------------------
+
+
+def _text(card: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", card[card.index("</style>") :]))
+
+
+def test_an_entry_stats_and_a_report_have_cards(path):
+    with arraychest.open(path) as chest:
+        chest.put("x", np.zeros((1000, 1000)), compression="zstd")
+        chest["<script>"] = np.arange(3)
+        chest.flush()
+        entry = _text(chest.entry("x")._repr_html_())
+        assert "Stored" in entry
+        assert " : 1)" in entry
+        assert "zstd" in entry
+        assert "Answered from memory" in _text(chest.stats()._repr_html_())
+        report = chest.verify()
+        assert "All is well" in _text(report._repr_html_())
+        bad = report._replace(
+            findings=(
+                arraychest.Finding("damaged", "<script>", None, 0, 0, "<b>changed</b>", None, None),
+            )
+        )
+        card = bad._repr_html_()
+        assert "1 finding" in card
+        assert "<b>changed</b>" not in card
+        assert "&lt;script&gt;" in card
+
+
+def test_a_compressed_arrays_card_tells_what_it_takes_and_by_which_codec(path):
+    with arraychest.open(path) as chest:
+        chest.put("x", np.zeros((1000, 1000)), compression="zstd")
+    with arraychest.open(path, "r") as chest:
+        card = _text(chest["x"]._repr_html_())
+        assert "Stored" in card
+        assert " : 1)" in card
+        assert "zstd" in card
+
+
+def test_the_disk_bar_says_of_what(path):
+    with arraychest.open(path) as chest:
+        chest["x"] = np.zeros(100_000)
+        chest.flush()
+        assert "on this disk" in _text(chest._repr_html_())
+    with arraychest.open(path, max_disk="10 MiB") as chest:
+        assert "of 10 MiB (max_disk)" in _text(chest._repr_html_())

@@ -173,13 +173,13 @@ def test_an_entry_tells_how_it_is_compressed_without_reading_it(tmp_path):
         chest.spill("x")
         entry = chest.entry("x")
         assert (entry.codec, entry.clevel, entry.filters) == ("lz4", 1, ("shuffle",))
-        assert entry.chunks == (512, 1024)
-        assert entry.blocks == (4, 1024)
+        assert entry.chunks == (88, 1064)
+        assert entry.blocks == (11, 152)
         assert entry.stored_bytes == os.path.getsize(entry.file)
         assert entry.ratio == array.nbytes / entry.stored_bytes > 1
         assert chest.stats().faults == 0
         stored(chest, "turned", np.asfortranarray(array))
-        assert chest.entry("turned").blocks == (512, 8)
+        assert chest.entry("turned").blocks == (176, 9)
         assert stored(chest, "n", smooth((10, 10))).ratio == 1
 
 
