@@ -25,6 +25,7 @@ from arraychest.engine.drafts import Creation, edited
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
 from arraychest.engine.handle import Handle, handle_of
+from arraychest.engine.in_place import edited_in_place
 from arraychest.engine.options import DEFAULTS, ChestOptions, checked_options, with_options
 from arraychest.engine.stats import Stats, stats_of
 from arraychest.engine.transaction import Transaction
@@ -82,9 +83,7 @@ class Chest(Dictionary):
         must not exist.
     mmap_mode
         What a get returns: ``"r"``, read-only arrays; ``"c"``, private arrays, writable without
-        any effect on the chest; ``"r+"``, arrays that are what is stored: what is written to one
-        is the value from then on, for every reader, also after reopening.  A get then stores a
-        value that is in RAM first.  Nothing makes such writes atomic; see `edit`.
+        any effect on the chest.  To change what is stored, see `edit`.
     on_put
         What becomes of an array that is put.  ``"freeze"``: the chest keeps that very array and
         clears its ``writeable`` flag, so that writing to it later fails; an array that does not
@@ -119,7 +118,7 @@ class Chest(Dictionary):
         a codec (``"lz4"``, ``"zstd"``, ``"blosclz"``, ``"lz4hc"``, ``"zlib"``), or
         `blosc2.CParams`, of which codec, level and filters count: all but small values (below 64
         KiB), whatever comes of it.  Elements must be plain numbers, truth values or times; others
-        are stored as they are, and so is, with ``"auto"``, all in ``mmap_mode="r+"``.  A get of a
+        are stored as they are.  A get of a
         compressed value returns a `CompressedArray`.
     compress_above
         For ``"auto"``: bytes, or a size (``"8 MiB"``).
@@ -343,7 +342,7 @@ class Chest(Dictionary):
         """The value of `key` as a plain array in RAM, or a NumPy scalar, wherever it is stored.
 
         An array that is not kept in RAM already is read, or decompressed, whole.  It is read-only;
-        with ``mmap_mode="c"`` and ``"r+"`` it is writable, and the caller's own.  A decompressed
+        with ``mmap_mode="c"`` it is writable, and the caller's own.  A decompressed
         one is also kept by the chest, as long as nothing else needs the room, and charged.
 
         Raises
@@ -669,14 +668,25 @@ class Chest(Dictionary):
         folder = self._engine.open_store().folder
         return KeyLock(folder, group_of(key), key, self)
 
-    def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
-        """Change a value in place, as one step.
+    def edit(self, key: Any, *, in_place: bool = False) -> AbstractContextManager[np.ndarray]:
+        """Change a value, as one step.
 
         The block is given a writable copy, which becomes the value when it ends without an
         exception; until then, and after an exception or a crash, everybody sees the old value.
         Editors of one key wait for each other, in all threads and processes.  Coroutines, which
         must not block, edit within ``async with chest.lock(key):``.  The copy lies on disk: it
         shares the old one's blocks where the file system can (Btrfs, XFS).
+
+        Parameters
+        ----------
+        in_place
+            Whether to map the stored file itself in place of a copy, for an array that is too large
+            to copy.  This is no longer one step.  Whoever has the value, or gets it, sees each
+            write at once.  An exception undoes nothing, and a crash leaves what was written so far,
+            which `verify` then does not compare with any checksum.  When the block ends, the value
+            is a new one for everybody: handles, cached calls and other processes notice.  A value
+            that is small, compressed, or shared with another chest is stored in a file of its own
+            first.  Inside a transaction this is refused.
 
         Raises
         ------
@@ -685,7 +695,10 @@ class Chest(Dictionary):
         ValueTypeError
             The value is no array of plain elements.
         SpillError
-            The copy could not be made or committed; the old value stays.
+            The copy could not be made or committed; the old value stays.  With `in_place`, what was
+            written stays, under the old generation.
+        ValueError
+            `in_place` was asked for inside a transaction.
         DeadlockError
             This thread or task edits the key already, or another task of this thread does.
 
@@ -698,7 +711,7 @@ class Chest(Dictionary):
         >>> chest["x"].tolist()
         [0.0, 5.0, 0.0]
         """
-        return edited(self._engine, key)
+        return edited_in_place(self._engine, key) if in_place else edited(self._engine, key)
 
     def create(
         self,

@@ -15,6 +15,7 @@ from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
 from arraychest.engine.face import Face
 from arraychest.engine.handle import Handle, handle_of
+from arraychest.engine.in_place import edited_in_place
 from arraychest.errors import AbsentKeyError
 
 if TYPE_CHECKING:
@@ -205,9 +206,10 @@ class Group(Dictionary):
         wanted: Iterable[Any] = keys if isinstance(keys, list) else [keys]
         self.chest.prefetch([self._known(key) for key in wanted])
 
-    def edit(self, key: Any) -> AbstractContextManager[np.ndarray]:
-        """Change a value in place, as `Chest.edit`."""
-        return edited(self._engine, self._known(key))
+    def edit(self, key: Any, *, in_place: bool = False) -> AbstractContextManager[np.ndarray]:
+        """Change a value, as `Chest.edit`."""
+        editor = edited_in_place if in_place else edited
+        return editor(self._engine, self._known(key))
 
     def create(
         self, key: Any, shape: Any, dtype: Any = float, order: Any = "C", fill: Any = None

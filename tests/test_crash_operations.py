@@ -146,7 +146,8 @@ def create_discarded(chest: Chest, other: Path) -> None:
 
 def write_in_place(key: str, number: float) -> Callable[[Chest, Path], None]:
     def act(chest: Chest, other: Path) -> None:
-        chest[key][:] = number
+        with chest.edit(key, in_place=True) as array:
+            array[:] = number
 
     return act
 
@@ -196,7 +197,6 @@ OPERATIONS = {
             Step(write_in_place("L0", 522), {"L0": (522.0, LARGE)}),  # shared with the other chest
             Step(flush, {}),
         ],
-        {"mmap_mode": "r+"},
     ),
     "handle": Operation([Step(handle, {"new": (600.0, LARGE)})]),
     "compact": Operation([Step(compact, {}), Step(compact, {})]),

@@ -274,7 +274,8 @@ class Work:
     def in_place(self, key: str, number: float, size: int) -> None:
         self._may[key] = [ANYTHING]
         self._promise()
-        self.chest[key][:] = number
+        with self.chest.edit(key, in_place=True) as array:
+            array[:] = number
         self._may[key] = [ANYTHING, (number, size)]
         self._promise()
 
@@ -394,12 +395,11 @@ def cuts_of(
     """Work with a chest, and return what a power cut may leave behind each operation."""
     top.mkdir()
     disk = Disk(top, syncs=syncs)
-    options: Any = {"mmap_mode": "r+"} if name == "in place" else {}
     try:
         with pytest.MonkeyPatch.context() as patch, injected(disk):
             patch.setattr(leases, "fcntl", _NoLeases())
             work = Work(disk, other)
-            work.chest = arraychest.open(top / "chest", "a", "64 MiB", durable=durable, **options)
+            work.chest = arraychest.open(top / "chest", "a", "64 MiB", durable=durable)
             try:
                 SCRIPTS[name](work)
             finally:

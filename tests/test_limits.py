@@ -128,8 +128,8 @@ def update_from_a_chest(chest: arraychest.Chest) -> None:
 
 
 def write_in_place(chest: arraychest.Chest) -> None:
-    with arraychest.open(chest.path or "", "a", mmap_mode="r+") as other:
-        other[0][:] = -1
+    with chest.edit(0, in_place=True) as array:
+        array[:] = -1
 
 
 def compact(chest: arraychest.Chest) -> None:

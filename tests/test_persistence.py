@@ -144,7 +144,7 @@ class TestModes:
         [
             ({"mode": "rw"}, ValueError),
             ({"mode": None}, ValueError),
-            ({"mmap_mode": "r+", "mode": "r"}, ValueError),
+            ({"mmap_mode": "r+"}, ValueError),
             ({"mmap_mode": "w"}, ValueError),
             ({"on_put": "borrow"}, ValueError),
             ({"available_memory": "much"}, ValueError),

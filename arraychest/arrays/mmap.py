@@ -21,11 +21,14 @@ from arraychest.platform.pages import release_pages
 # So much of a map may be resident while a part of it is copied.
 _COPIED_BYTES = 4 << 20
 
-# As NumPy names them: read-only; private and writable; shared and writable.
-MmapMode = Literal["r", "c", "r+"]
+# How a chest gives its arrays, as NumPy names it: read-only; or private and writable.
+MmapMode = Literal["r", "c"]
+
+# How a file is mapped: also shared and writable.
+MapMode = Literal["r", "c", "r+"]
 
 
-def map_file(fd: int, nbytes: int, mode: MmapMode = "r", *, steady: bool = False) -> np.ndarray:
+def map_file(fd: int, nbytes: int, mode: MapMode = "r", *, steady: bool = False) -> np.ndarray:
     """Map the first `nbytes` bytes of an open file.
 
     Parameters
@@ -166,7 +169,7 @@ class _Map:
 
     __slots__ = ("__array_interface__", "_address", "_nbytes", "steady")
 
-    def __init__(self, fd: int, nbytes: int, mode: MmapMode, steady: bool) -> None:
+    def __init__(self, fd: int, nbytes: int, mode: MapMode, steady: bool) -> None:
         self._address = None
         self.steady = steady
         protection = mmap.PROT_READ if mode == "r" else mmap.PROT_READ | mmap.PROT_WRITE

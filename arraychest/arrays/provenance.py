@@ -15,6 +15,7 @@ import numpy as np
 
 from arraychest.arrays import digests
 from arraychest.arrays.lazy import LazyArray
+from arraychest.arrays.mmap import is_map
 from arraychest.arrays.ownership import owner_of
 
 
@@ -24,8 +25,8 @@ class Source(Protocol):
     def find_digest(self, generation: int, part: int) -> bytes | None:
         """What a stored array contains; None if nobody has said."""
 
-    def is_written_in_place(self, generation: int) -> bool:
-        """Whether it may change while it is stored."""
+    def is_written_in_place(self, code: bytes, generation: int) -> bool:
+        """Whether the file of this value of a key is written to, or may have been."""
 
     def record_digest(self, origin: Origin, digest: bytes) -> None:
         """Keep what it contains, where that can be done."""
@@ -42,8 +43,6 @@ class Origin(NamedTuple):
         The canonical code of the value's key, and its generation.
     part
         Which array in it; see `record.Facts`.
-    private
-        Whether it is in a temporary chest, whose files nobody else writes to.
     dtype, shape
         Those of the array, which a user can assign to.
     """
@@ -52,7 +51,6 @@ class Origin(NamedTuple):
     code: bytes
     generation: int
     part: int
-    private: bool
     dtype: np.dtype
     shape: tuple[int, ...]
 
@@ -66,11 +64,9 @@ def note(
     code: bytes,
     generation: int,
     part: int,
-    *,
-    private: bool,
 ) -> None:
     """An array is this stored value.  Some 1 us."""
-    origin = Origin(source, code, generation, part, private, array.dtype, array.shape)
+    origin = Origin(source, code, generation, part, array.dtype, array.shape)
     note_again(array, origin)
 
 
@@ -112,9 +108,7 @@ def digest_of(array: np.ndarray | LazyArray) -> bytes:
             digests.remember(array, digest)
         return digest
     source = origin.source()
-    if not origin.private and (source is None or source.is_written_in_place(origin.generation)):
-        # By another process, through a map of the same file: read-only is only our side of it.  Of
-        # a chest that is closed nobody can say.
+    if _may_have_changed(array, origin, source):
         return digests.array_digest(array)
     if digest is not None:
         return digest
@@ -140,6 +134,17 @@ _SIZE = 17
 def _letter() -> bytes:
     """What digests begin with that are made here."""
     return digests.array_digest(np.empty(0, np.uint8))[:1]
+
+
+def _may_have_changed(array: np.ndarray | LazyArray, origin: Origin, source: Source | None) -> bool:
+    """Whether an editor may have written into the file that an array is a map of.
+
+    That the array is read-only says nothing of other maps.  Of a chest that is closed nobody can
+    say.
+    """
+    if isinstance(array, LazyArray) or not is_map(owner_of(array)):
+        return False
+    return source is None or source.is_written_in_place(origin.code, origin.generation)
 
 
 def _is_as_stored(array: np.ndarray | LazyArray, origin: Origin) -> bool:

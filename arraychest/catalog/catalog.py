@@ -20,7 +20,6 @@ from arraychest.catalog.facts import (
     forget_all,
     forget_expired,
     forget_facts,
-    forget_sums,
 )
 from arraychest.catalog.record import (
     EXACT,
@@ -200,7 +199,6 @@ class Catalog:
         updated: Sequence[RawRow] = (),
         packs: Sequence[Pack] = (),
         dropped_packs: Sequence[int] = (),
-        dropped_files: Sequence[int] = (),
         forgotten: Sequence[int] = (),
         facts: Sequence[Facts] = (),
         change: int | None = None,
@@ -218,8 +216,6 @@ class Catalog:
             Entries that take the place of the same key's, and have its place in the order.
         packs, dropped_packs
             Packs to insert or update, and packs (their ids) to forget.
-        dropped_files
-            Generations of values in files of their own that are no more.
         forgotten
             Generations of values that are no more.
         facts
@@ -246,7 +242,6 @@ class Catalog:
                 connection.execute("INSERT OR REPLACE INTO pack VALUES (?,?,?,?,?,?)", pack)
             for identity in dropped_packs:
                 connection.execute("DELETE FROM pack WHERE id = ?", (identity,))
-            forget_sums(connection, [*dropped_packs, *dropped_files])
             forget_facts(connection, forgotten)
             if facts:
                 codes = {row[GENERATION]: row[KEY] for row in (*rows, *updated)}

@@ -1,6 +1,6 @@
-"""What the catalog knows of values beside their rows: checksums, digests, costs and expiry.
+"""What the catalog knows of values beside their rows: edits in place, digests, costs and expiry.
 
-The tables are ``checksum``, ``digest`` and ``cost``; `schema` says what they hold.
+The tables are ``in_place``, ``digest`` and ``cost``; `schema` says what they hold.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from arraychest.catalog.connection import Database, grouped, in_room
 from arraychest.catalog.record import GENERATION, KEY, Cost, Facts, RawRow
 
 # The tables of what is known of a value by its generation.
-_BY_GENERATION = ("digest", "cost")
+_BY_GENERATION = ("in_place", "digest", "cost")
 
 # SQLite lets anything be anywhere; what is no fact, or too long to be one, is as good as missing.
 _GOOD_DIGEST = "AND typeof(digest) = 'blob' AND length(digest) < 100"
@@ -94,26 +94,34 @@ class FactTables:
             connection.execute(
                 "INSERT OR REPLACE INTO digest SELECT ?, ?, ? WHERE EXISTS ("
                 "SELECT 1 FROM entry WHERE key = ? AND gen = ?) AND NOT EXISTS ("
-                "SELECT 1 FROM checksum WHERE file = ? AND start = 0 AND sums = x'')",
+                "SELECT 1 FROM in_place WHERE gen = ?)",
                 (generation, part, digest, code, generation, generation),
             )
 
     @in_room()
     def note_written_in_place(self, generation: int, change: int | None) -> None:
-        """Note that a value's file changes while it is stored: no sums of it are right.
+        """Note that an editor is about to write into a value's file.
 
-        Others are told (see `ChangeFeed.telling`): they may have the file mapped, and know what it
-        contains.
+        No checksum or digest of the value is trusted from here on.  Others are told (see
+        `ChangeFeed.telling`): they may have the file mapped, and know what it contains.
         """
         with self._changes.telling(change, ()) as connection:
-            connection.execute("DELETE FROM checksum WHERE file = ?", (generation,))
-            connection.execute("INSERT INTO checksum VALUES (?, 0, 0, x'')", (generation,))
+            connection.execute("INSERT OR REPLACE INTO in_place VALUES (?)", (generation,))
             connection.execute("DELETE FROM digest WHERE gen = ?", (generation,))
 
     def is_written_in_place(self, generation: int) -> bool:
-        """Whether `note_written_in_place` was called for a value."""
-        sql = "SELECT count(*) FROM checksum WHERE file = ? AND start = 0 AND sums = x''"
+        """Whether `note_written_in_place` was called for a value that is still there."""
+        sql = "SELECT count(*) FROM in_place WHERE gen = ?"
         return bool(self.database.read(sql, generation)[0][0])
+
+    def may_have_changed(self, code: bytes, generation: int) -> bool:
+        """Whether the file of this value of a key may have been written to.
+
+        It may where the key has another value now: the last step of an edit in place makes it one.
+        """
+        sql = "SELECT count(*) FROM entry WHERE key = ? AND gen = ?"
+        is_there = self.database.read(sql, code, generation)[0][0]
+        return not is_there or self.is_written_in_place(generation)
 
 
 def add_facts(connection: sqlite3.Connection, facts: Facts) -> None:
@@ -142,13 +150,6 @@ def forget_expired(connection: sqlite3.Connection, now: float) -> None:
     )
 
 
-def forget_sums(connection: sqlite3.Connection, files: Sequence[int]) -> None:
-    """Forget the checksums of files, by generation or pack, within a transaction."""
-    for group in grouped(sorted(files)):
-        marks = ",".join("?" * len(group))
-        connection.execute(f"DELETE FROM checksum WHERE file IN ({marks})", group)
-
-
 def forget_facts(connection: sqlite3.Connection, generations: Sequence[int]) -> None:
     """Forget what is known of values that are no more, within a transaction."""
     for table in _filled_tables(connection) if generations else ():
@@ -158,18 +159,14 @@ def forget_facts(connection: sqlite3.Connection, generations: Sequence[int]) -> 
 
 
 def forget_strays(connection: sqlite3.Connection) -> None:
-    """Forget all that is known of values and packs that are not there, within a transaction."""
-    connection.execute(
-        "DELETE FROM checksum WHERE file NOT IN (SELECT gen FROM entry WHERE pack IS NULL)"
-        " AND file NOT IN (SELECT id FROM pack)"
-    )
+    """Forget all that is known of values that are not there, within a transaction."""
     for table in _filled_tables(connection):
         connection.execute(f"DELETE FROM {table} WHERE gen NOT IN (SELECT gen FROM entry)")
 
 
 def forget_all(connection: sqlite3.Connection) -> None:
     """Forget all that is known of any value, within a transaction."""
-    for table in ("checksum", "expiry", *_BY_GENERATION):
+    for table in ("expiry", *_BY_GENERATION):
         connection.execute(f"DELETE FROM {table}")
 
 

@@ -35,12 +35,8 @@ pack        id       its generation, which names its file
             live     bytes of it that entries use, each rounded up to 64
             sealed   1: never append to it again
             own      bytes of it that are no values: header and directories
-checksum    file     the generation of a value in a file of its own, or a pack's id
-            start    the first byte that the sums are of
-            bytes    how many bytes they are of
-            sums     zlib.crc32 of each piece of them, 4 bytes each, little-endian: of 1 MiB, or of
-                     4 KiB in a pack; empty for a file that is written in place (``"r+"``); a
-                     compressed value has its own in its file
+in_place    gen      the generation of a value whose file an editor writes into, or did when it
+                     died: the checksums in the file are not to be trusted
 digest      gen      the generation of a value
             part     0, or of a value tree the number of an array in it, counted from 1
             digest   what the array contains (see `digests`)
@@ -61,8 +57,8 @@ meta        name     ``id`` (of the chest), ``session`` (counts writers; a gener
             value    ``session << 32`` plus a counter)
 ==========  =======  =========================================================================
 
-`checksum` may lag behind (see `storage.checksums`).  What a value file says of itself (see
-`formats.directory`) is read only by `repair`, where this database is lost or wrong.
+Checksums lie in the files themselves (see `formats.checksums`).  What a value file says of itself
+(see `formats.directory`) is read only by `repair`, where this database is lost or wrong.
 
 A value's bytes are complete in its file before its row commits, and its file goes only after the
 row is gone: at any moment every row names complete bytes.  A file without a row is an orphan: what
@@ -96,9 +92,7 @@ CREATE UNIQUE INDEX entry_seq ON entry(seq);
 CREATE TABLE pack(
     id INTEGER PRIMARY KEY, stamp INTEGER NOT NULL, bytes INTEGER NOT NULL,
     live INTEGER NOT NULL, sealed INTEGER NOT NULL, own INTEGER NOT NULL);
-CREATE TABLE checksum(
-    file INTEGER NOT NULL, start INTEGER NOT NULL, bytes INTEGER NOT NULL, sums BLOB NOT NULL,
-    PRIMARY KEY(file, start)) WITHOUT ROWID;
+CREATE TABLE in_place(gen INTEGER PRIMARY KEY);
 CREATE TABLE digest(
     gen INTEGER NOT NULL, part INTEGER NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY(gen, part)) WITHOUT ROWID;

@@ -150,8 +150,6 @@ class Committer:
         Packs that have become sparse.
     source
         Gives what digests of stored arrays are asked for at, as long as it is there.
-    private
-        Whether it is a temporary chest's.
     before_commit
         Gives what is called before each commit, without a lock, as long as it is there.
     """
@@ -171,7 +169,6 @@ class Committer:
         self.open_store = open_store
         self.counters = Counters()
         self.source: Callable[[], Source | None] = _nobody
-        self.private = False
         self.before_commit: Callable[[], Callable[[], object] | None] = _nobody
         self.compacting: set[int] = set()
         self._on_overflow = on_overflow
@@ -694,9 +691,7 @@ class Committer:
                 slots[at].view = weakref.ref(arrays[at])
                 if rows[at][PACK] is None:
                     code, generation = rows[at][KEY], rows[at][GENERATION]
-                    provenance.note(
-                        arrays[at], self.source, code, generation, 0, private=self.private
-                    )
+                    provenance.note(arrays[at], self.source, code, generation, 0)
 
     def write_directly(
         self, key: Any, array: np.ndarray | Tree, kind: Kind, asked: How | None = None

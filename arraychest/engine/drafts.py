@@ -44,11 +44,7 @@ def edited(engine: Engine, key: Any) -> Iterator[np.ndarray]:
     engine.begin_writing()
     with KeyLock(engine.open_store().folder, group_of(key), key).for_edit():
         value = engine.get(key)
-        if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
-            raise ValueTypeError(
-                f"expected the value of key {key!r} to be an array of plain elements, found "
-                f"{type(value).__name__}: it can only be put anew"
-            )
+        check_editable(key, value)
         if value.nbytes < PACK_THRESHOLD:
             copy = copied(value)
             copy.setflags(write=True)
@@ -64,13 +60,22 @@ def edited(engine: Engine, key: Any) -> Iterator[np.ndarray]:
             order = value.order
         else:
             order = "C" if value.flags.c_contiguous else "F"
-        draft = _Draft(engine, key, Form(value.dtype, value.shape, order, "array"), value)
+        draft = Draft(engine, key, Form(value.dtype, value.shape, order, "array"), value)
         with draft.sealed_at_end() as array:
             del value
             yield array
 
 
-class _Draft:
+def check_editable(key: Any, value: Any) -> None:
+    """Raise ValueTypeError unless a value is a plain or a compressed array."""
+    if type(value) not in (np.ndarray, CompressedArray) or value.dtype.hasobject:
+        raise ValueTypeError(
+            f"expected the value of key {key!r} to be an array of plain elements, found "
+            f"{type(value).__name__}: it can only be put anew"
+        )
+
+
+class Draft:
     """A value file that is written to through a map before any row names it.
 
     Parameters
@@ -198,7 +203,7 @@ class Creation:
         sizes = np.broadcast_to(np.empty((), probe), sizes).shape
         self.key = key
         self._owner = os.getpid()
-        self._draft: _Draft | None = _Draft(engine, key, Form(probe, sizes, order, "array"), None)
+        self._draft: Draft | None = Draft(engine, key, Form(probe, sizes, order, "array"), None)
         self._folder = engine.open_store().folder
         self._row = self._draft.row
         self.array = self._draft.array

@@ -143,14 +143,14 @@ class Engine(Session):
         # Whether a get returns the very array that is kept in RAM.
         self._shows_resident = options.mmap_mode == "r"
         self._private = options.mmap_mode == "c"
-        # Generations whose files are written to through our maps.
-        self._in_place: dict[int, Row] = {}
-        # Generations whose files nobody wrote to as of a commit, by the counter's word.
-        self._not_in_place: dict[int, int] = {}
+        # How many edits in place have begun here.
+        self.in_place_edits = 0
+        # By generation, the counter's word and `in_place_edits` as of which nobody had written into
+        # its file.
+        self._not_in_place: dict[int, tuple[int, int]] = {}
         super().__init__(path, budget, options)
         # What digests of our arrays are asked for at, and told.
         self.source = self.committer.source = ref(self)
-        self.committer.private = self.temporary
         self._counters = self.committer.counters
         self.index.pinned = self._loading.__contains__
         # A name of its own for what every put asks.
@@ -298,10 +298,6 @@ class Engine(Session):
                 if value is not None:
                     slot.hits += 1
                     return value
-                if slot.array is not None:
-                    # To be written to it must be a file: memory pressure changes nothing then.
-                    self._spill(slot)
-                    continue
                 raw = slot.raw
                 if raw is None or slot in self._loading:
                     # Another thread is faulting it in: once is enough.
@@ -317,27 +313,11 @@ class Engine(Session):
                 self.committer.counters.misses += 1
                 if raw[PACK] is not None and not store.has_pack(raw[PACK]):
                     store.reread_packs()  # begun by another process
-                if (
-                    raw[PACK] is not None
-                    and self.options.on_miss is None
-                    and self.options.mmap_mode != "r+"
-                ):
+                if raw[PACK] is not None and self.options.on_miss is None:
                     value = store.loader.mapped_value(raw)
                     if value is not None:
                         return self._keep(slot, raw, value)
                 self._loading.add(slot)
-            if self.options.mmap_mode == "r+" and raw[GENERATION] not in self._in_place:
-                try:
-                    current = self._write_in_place(slot, raw)
-                finally:
-                    with writer.lock:
-                        self._done_loading(slot)
-                if not current:
-                    continue
-                with writer.lock:
-                    if slot in self._loading or slot.raw is not raw:
-                        continue
-                    self._loading.add(slot)
             try:
                 if self.options.on_miss is not None:
                     with let_through():
@@ -365,42 +345,6 @@ class Engine(Session):
                 if self._is_current(slot, raw):
                     self._keep(slot, raw, value)
                 return value
-
-    def _write_in_place(self, slot: Slot, raw: RawRow) -> bool:
-        """See to it that a stored value may be written to through its map.
-
-        One that shares its file, with other small values or with another chest, is given a file
-        of its own.  Returns False where the slot has another row now.
-        """
-        row = Row._make(raw)
-        self.begin_writing()
-        store = self.open_store()
-        if parse_form(row.form).kind != "array":
-            self._in_place[row.generation] = row
-            return True
-        moved = None
-        try:
-            if not store.may_write_in_place(row):
-                array = store.loader.load(row, slot.key)
-                moved = self.committer.write_directly(slot.key, array, "array", "never")
-            with self.committer.committing():
-                with self.writer.lock:
-                    current = slot.raw is raw and self.index.slots.get(slot.key) is slot
-                    unused = []
-                    if moved is not None:
-                        unused = [value_name(moved)]
-                        if current:
-                            unused = self.committer.place(store, [(slot.key, moved)])
-                if current and moved is None:
-                    store.write_in_place(row)
-                    self._in_place[row.generation] = row
-                store.files.remove(unused)
-                store.catalog.database.raise_interrupt()
-        except FileNotFoundError as error:
-            raise CorruptEntryError(
-                f"expected the value of key {slot.key!r} in {self.file_of(row)}, found no such file"
-            ) from error
-        return current and moved is None
 
     def _done_loading(self, slot: Slot) -> None:
         self._loading.discard(slot)
@@ -430,9 +374,7 @@ class Engine(Session):
             return slot.value
         array = slot.array
         if array is not None:
-            if self._shows_resident or self._private or slot.kind not in ("array", "pickle"):
-                return at_hand(array, slot.kind, private=self._private)
-            return None
+            return at_hand(array, slot.kind, private=self._private)
         return slot.view() if slot.view is not None and self._shows_resident else None
 
     def _keep(self, slot: Slot, raw: RawRow, value: Any) -> Any:
@@ -484,8 +426,7 @@ class Engine(Session):
         return value
 
     def _note_origin(self, array: np.ndarray | LazyArray, raw: RawRow, part: int) -> None:
-        private = self.temporary
-        provenance.note(array, self.source, raw[KEY], raw[GENERATION], part, private=private)
+        provenance.note(array, self.source, raw[KEY], raw[GENERATION], part)
 
     def load(self, key: Any) -> Any:
         """A value as a get gives it, its arrays in RAM; raises as `get`.
@@ -521,7 +462,7 @@ class Engine(Session):
             origin = provenance.of(array)
             if origin is not None and self.options.mmap_mode == "r":
                 provenance.note_again(found, origin)
-        elif self._private or (self._shows_resident and not is_map(owner_of(array))):
+        elif self._private or not is_map(owner_of(array)):
             return array
         else:
             found = copied(array)
@@ -596,29 +537,27 @@ class Engine(Session):
                 return self._store.catalog.facts.of(generation).digests.get(part)
         return None
 
-    def is_written_in_place(self, generation: int) -> bool:
-        """Whether a value may change while it is stored."""
-        if generation in self._in_place:
-            return True  # here, which this session's own snapshot of the catalog may not show yet
-        store, word = self._store, self.counter.words[0]
+    def is_written_in_place(self, code: bytes, generation: int) -> bool:
+        """Whether the file of this value of a key is written to, or may have been."""
+        store, begun = self._store, (self.counter.words[0], self.in_place_edits)
         if store is None:
-            return not self.temporary
-        # Whoever begins to write to one commits that.
-        if self._not_in_place.get(generation) == word and store.tells:
+            return True
+        # Whoever begins to write into a file commits that; in a temporary chest it is this process.
+        if self._not_in_place.get(generation) == begun and (store.tells or not self.forked):
             return False
         with self.writer.lock:
             store = self._store
             if store is None:
-                return not self.temporary
+                return True
             try:
                 self.follow()
-                if store.catalog.facts.is_written_in_place(generation):
+                if store.catalog.facts.may_have_changed(code, generation):
                     return True
             except (OSError, ArrayChestError):
                 return True
         if len(self._not_in_place) >= _MOST_NOT_IN_PLACE:
             self._not_in_place.clear()
-        self._not_in_place[generation] = word
+        self._not_in_place[generation] = begun
         return False
 
     def record_digest(self, origin: provenance.Origin, digest: bytes) -> None:
@@ -1047,9 +986,13 @@ class Engine(Session):
     def stored_row(self, key: Any) -> Row | None:
         """The row of a value that is stored, and not in RAM; None if there is no such."""
         with self.writer.lock:
-            self.follow()
-            slot = self.index.find(key)
-            return None if slot is None or slot.array is not None else slot.row
+            return self.stored_row_now(key)
+
+    def stored_row_now(self, key: Any) -> Row | None:
+        """As `stored_row`, called under the lock."""
+        self.follow()
+        slot = self.index.find(key)
+        return None if slot is None or slot.array is not None else slot.row
 
     def resident_values(self) -> dict[Any, Any]:
         """What is in RAM and not yet stored, by key."""
@@ -1107,12 +1050,6 @@ class Engine(Session):
         with self.writer.lock:
             self.check_writable()
         self.writer.flush()
-        self._sync_in_place()
-
-    def _sync_in_place(self) -> None:
-        if self.options.durable:
-            for row in list(self._in_place.values()):
-                self.open_store().sync(row)
 
     def prefetch(self, keys: Sequence[Any]) -> None:
         """Map stored values, and ask the kernel to read them ahead."""

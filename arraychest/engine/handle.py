@@ -43,7 +43,7 @@ class Handle:
     chest: str
     _row: Row
     _pack: Pack | None
-    # Of a value that may be written to in place, what it contained when the handle was made.
+    # Of a value that is edited in place, what it contained when the handle was made.
     _digest: bytes | None = None
 
     @property
@@ -65,7 +65,7 @@ class Handle:
     def token(self) -> tuple[Any, ...]:
         """What tells the value from every other one, of any chest, in every process.
 
-        A value that is put anew, edited or written to in place has another one.
+        A value that is put anew or edited has another one.
         """
         row = self._row
         stamp = row.stamp if self._pack is None else self._pack.stamp
@@ -78,7 +78,7 @@ class Handle:
 
     @property
     def may_change(self) -> bool:
-        """Whether the value is an array that another may write to in place."""
+        """Whether the value is an array that can be edited in place."""
         row = self._row
         own = row.pack is None and not row.is_frame and not row.is_blocked
         return own and self.kind == "array"
@@ -136,10 +136,11 @@ class Handle:
 def handle_of(engine: Engine, key: Any) -> Handle:
     """The handle of a value, which is stored first if it is not.
 
-    One that may be written to in place is read, so that its token says what it contains now.
+    One that is edited in place at this moment is read, so that its token says what it contains now.
     """
     handle = _handle_of(engine, key)
-    if handle.may_change and engine.is_written_in_place(handle.generation):
+    row = handle._row
+    if handle.may_change and engine.is_written_in_place(row.key, row.generation):
         return replace(handle, _digest=array_digest(handle.array()))
     return handle
 

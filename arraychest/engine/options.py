@@ -97,9 +97,12 @@ def checked_options(mode: Mode, given: Mapping[str, Any], *, has_path: bool) -> 
     if mode == "r" and not has_path:
         raise ValueError('expected a path with mode="r", found None')
     mmap_mode = asked["mmap_mode"]
-    _check_choice("mmap_mode", mmap_mode, ("r", "c", "r+"))
-    if mmap_mode == "r+" and mode == "r":
-        raise ValueError('expected mmap_mode="r" or "c" with mode="r", found "r+"')
+    if mmap_mode == "r+":
+        raise ValueError(
+            'expected mmap_mode="r" or "c", found "r+": to write into a stored array use '
+            "`with chest.edit(key, in_place=True) as array`"
+        )
+    _check_choice("mmap_mode", mmap_mode, ("r", "c"))
     _check_choice("on_put", asked["on_put"], ("freeze", "copy", "share"))
     return Options(
         mode,
@@ -130,8 +133,6 @@ def _quota(asked: Mapping[str, Any]) -> Quota | None:
 
 def _compression(asked: Mapping[str, Any]) -> Compression:
     how = parse_compression(asked["compression"])
-    if how == "auto" and asked["mmap_mode"] == "r+":
-        how = "never"  # each get would undo it
     threads = asked["compression_threads"]
     if threads is not None and threads < 1:
         raise ValueError(f"expected compression_threads to be 1 or more, found {threads}")

@@ -319,7 +319,6 @@ class Session:
                 self._path = self._store.folder.where()
             if not discard and self.is_writer():
                 writer.flush()
-                self._sync_in_place()
             with writer.lock:
                 self._closing = self._no_puts = True
                 try:
@@ -397,9 +396,6 @@ class Session:
 
     def _forget_kept(self) -> None:
         """Let go of what is kept open beside the index."""
-
-    def _sync_in_place(self) -> None:
-        """Put what was written through maps on stable storage, if that is asked for."""
 
     def finalize(self) -> None:
         """What happens to a chest that nobody closed; raises nothing."""

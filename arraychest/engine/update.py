@@ -12,6 +12,7 @@ from arraychest.engine.transaction import Transaction
 from arraychest.errors import AbsentKeyError, PickleRefusedError
 from arraychest.formats.form import parse_form
 from arraychest.progress import Meter
+from arraychest.storage.reading import value_name
 
 
 def update_from(
@@ -77,10 +78,15 @@ def _link(
     if not mine.options.own.allow_pickle and form.kind == "pickle":
         raise PickleRefusedError("it holds Python objects")
     if row.pack is None:
+        mine_now = store.adopt(source.files, row, form)
+        # Asked once the file has its second name: an editor looks for that after it has said so.
         with theirs.writer.lock:
-            if source.catalog.facts.is_written_in_place(row.generation):
-                raise OSError("it may be written to, which would change it here, too")
-        return store.adopt(source.files, row, form)
+            theirs.follow()
+            is_edited = source.catalog.facts.is_written_in_place(row.generation)
+        if is_edited:
+            store.files.remove([value_name(mine_now)], keep_spares=False)
+            raise OSError("it is edited in place, which would change it here, too")
+        return mine_now
     if row.pack not in packs:
         pack = store.adopt_pack(source.files, source.pack_record(row.pack))
         packs[row.pack] = pack

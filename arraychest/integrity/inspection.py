@@ -115,8 +115,8 @@ class Report(NamedTuple):
     nbytes
         Bytes that were read.
     unchecked
-        Values without a checksum: their chest was opened with ``checksums=False``, or they are
-        written to in place.
+        Values without a checksum that could be trusted: they were stored with ``checksums=False``,
+        or they are edited in place, or were when the editor's process died.
     holes
         Bytes of packs that no value uses; `Chest.compact` gives them back.
     """

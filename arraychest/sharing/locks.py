@@ -330,6 +330,10 @@ class KeyLock:
                 return
             if _holds.get(hold.place) is hold:
                 del _holds[hold.place]
+        if not hold.file.is_closed:
+            # To close the file is not enough.  A child that was forked while this thread opened the
+            # file has the same opening, and nobody there knows of it.
+            hold.file.let_go(self._byte)
         hold.file.close()
 
     @contextlib.contextmanager

@@ -89,17 +89,13 @@ class Loader:
     allow_pickle
         Whether arrays of Python objects are read.
     mmap_mode
-        What `load` gives: see `mmap.map_file`.  With ``"r+"`` a packed value is read-only, and
-        a compressed one a copy.
+        What `load` gives: read-only arrays, or private and writable ones.
     nthreads
         How many threads decompress many chunks.
     keep
         Whether what a read has opened stays at hand for the next one: the last blocks of a blocked
         array, and the pages of a compressed one.  Where the process is watched by what it has in
         RAM, as a dask worker is, they would count.
-    private
-        Whether no other session reads or writes the folder: what this one maps read-only stays as
-        it is.  In any other, an array may be written to in place (``mmap_mode="r+"``).
     """
 
     def __init__(
@@ -111,7 +107,6 @@ class Loader:
         mmap_mode: MmapMode,
         nthreads: int = 1,
         keep: bool = True,
-        private: bool = False,
     ) -> None:
         self._files = files
         self._packs = packs
@@ -119,9 +114,7 @@ class Loader:
         self._mode = mmap_mode
         self._nthreads = nthreads
         self._keep = keep
-        self._alone = private
         self._private = mmap_mode == "c"
-        self._flags = (READ_FLAGS & ~os.O_RDONLY) | os.O_RDWR if mmap_mode == "r+" else READ_FLAGS
         self._maps: dict[int, tuple[np.ndarray, int]] = {}
 
     def forget_pack(self, identity: int) -> None:
@@ -186,6 +179,17 @@ class Loader:
             if told is None:
                 raise
             raise told from error
+
+    def check_file(self, fd: int, row: Row, key: Any) -> None:
+        """Raise CorruptEntryError unless an open file is the one of a plain array's row."""
+        path = self._files.path(value_name(row))
+        end = self._end_of_data(fd, path, row, key)
+        nbytes = parse_form(row.form).nbytes
+        if row.offset < 0 or end - row.offset != nbytes:
+            raise CorruptEntryError(
+                f"expected {nbytes} bytes of data for key {key!r} in {path}, found "
+                f"{end - row.offset}"
+            )
 
     def _end_of_data(self, fd: int, path: str, row: Row, key: Any) -> int:
         """Where the data end in the file of a value, which is the one that its row tells of."""
@@ -267,7 +271,7 @@ class Loader:
         return reader.layout
 
     def _load_file(self, path: str, row: Row, form: Form, key: Any, name: str, folder: int) -> Any:
-        fd = os.open(name, self._flags, dir_fd=folder)
+        fd = os.open(name, READ_FLAGS, dir_fd=folder)
         try:
             end = self._end_of_data(fd, path, row, key)
             if form.kind == "pickle":
@@ -285,10 +289,9 @@ class Loader:
                     f"expected {form.nbytes} bytes of data for key {key!r} in {path}, found "
                     f"{end - row.offset}"
                 )
-            # Only an array's elements are written to in place: what is around them is checked.
-            mode = "r" if self._mode == "r+" and form.kind != "array" else self._mode
-            steady = mode == "r" and (self._alone or form.kind != "array")
-            base = self._map(fd, row.stored, mode, steady=steady)
+            # Of all values only an array can be edited in place.
+            steady = not self._private and form.kind != "array"
+            base = self._map(fd, row.stored, self._mode, steady=steady)
         finally:
             os.close(fd)
         view = pack.view(base, form, row.offset)
@@ -325,7 +328,7 @@ class Loader:
         try:
             return map_file(fd, size, mode, steady=steady)
         except OSError as error:
-            if error.errno != errno.ENOMEM or mode == "r+":
+            if error.errno != errno.ENOMEM:
                 raise
         # As many maps as the system allows (vm.max_map_count) are alive: read it instead.
         copy = np.empty(size, np.uint8)

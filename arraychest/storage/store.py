@@ -36,7 +36,7 @@ from arraychest.catalog.record import (
 )
 from arraychest.errors import ChestFormatError, CorruptEntryError
 from arraychest.files.files import Files
-from arraychest.files.names import DATA, PACKS, SPARE
+from arraychest.files.names import DATA, PACKS, READ_FLAGS, SPARE
 from arraychest.files.room import RESERVE_BYTES
 from arraychest.files.writing import Put, write_all
 from arraychest.formats import b2nd, blosc, checksums, directory, npy, pack, tree
@@ -146,7 +146,6 @@ class Store:
                 allow_pickle=allow_pickle,
                 mmap_mode=mmap_mode,
                 nthreads=nthreads,
-                private=not shared,
             )
             if locks is not None:
                 # Last: in a folder that turns out to be another program's, nothing is made.
@@ -496,20 +495,55 @@ class Store:
         """Remove a file that `create` made."""
         self.files.remove([value_name(row)], keep_spares=False)
 
-    def sync(self, row: Row) -> None:
-        """Put what was written in place on stable storage."""
-        with contextlib.suppress(FileNotFoundError):
-            fd = self.files.open(value_name(row))
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    def open_in_place(self, row: Row, key: Any) -> int:
+        """A value's file of its own, open for writing.
+
+        Raises
+        ------
+        CorruptEntryError
+            It is not the file that the row tells of.
+        OSError
+            It cannot be opened; FileNotFoundError where it is gone.
+        """
+        name = value_name(row)
+        flags = (READ_FLAGS & ~os.O_RDONLY) | os.O_RDWR
+        fd = os.open(name, flags, dir_fd=self.folder.fd)
+        try:
+            self.loader.check_file(fd, row, key)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def renewed(self, row: Row, fd: int) -> Row:
+        """End the writing into a value's file: the row that names it under a new generation.
+
+        The checksums in the file are those of what it contains now; the old name stays.
+
+        Raises
+        ------
+        OSError
+            It has no new name; FileNotFoundError where its old one is gone.
+        """
+        new = row._replace(generation=self.new_generation())
+        assert row.stamp is not None, "only a packed value has none"
+        tail = os.pread(fd, npy.TRAILER_BYTES, row.stored - npy.TRAILER_BYTES)
+        _, end = npy.parse_trailer(tail, row.stored) or (None, row.stored)
+        listed = os.pread(fd, row.stored - npy.TRAILER_BYTES - end, end)
+        found = directory.decode(listed, row.stamp, 1)
+        if found is not None:
+            sums = checksums.of_file(fd, row.offset, end - row.offset) if found[0].sums else b""
+            code = KeyCode(row.key, row.exact)
+            listed = _directory_of_one(
+                row.stamp, new.generation, row.seq, end - row.offset, code, row.form, sums
+            )
+            write_all(fd, [listed], [len(listed)], end)
+        self.files.sync(value_name(row), fd)
+        self.files.link(self.files, value_name(row), value_name(new))
+        return new
 
     def write_in_place(self, row: Row) -> None:
-        """Note that a value's file is written to through maps from here on.
-
-        It has no checksum, and shares its file with no other chest.  Called in `exclusive`.
-        """
+        """Note that an editor writes into a value's file from here on.  Called in `exclusive`."""
         with self._announced() as change:
             self.catalog.facts.note_written_in_place(row.generation, change)
 
@@ -772,7 +806,6 @@ class Store:
                     updated=updated,
                     packs=changed,
                     dropped_packs=dropped,
-                    dropped_files=[row[GENERATION] for row in freed if row[PACK] is None],
                     forgotten=[row[GENERATION] for row in freed],
                     facts=facts,
                     change=change,

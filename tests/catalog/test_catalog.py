@@ -214,6 +214,13 @@ class TestFacts:
             store.catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
             assert not store.catalog.facts.of(row.generation).digests
             assert store.catalog.facts.is_written_in_place(row.generation)
+            assert store.catalog.facts.may_have_changed(row.key, row.generation)
+            chest["a"] = np.arange(20_000)
+            chest.flush()
+            new = chest._engine.stored_row("a")
+            assert not store.catalog.facts.is_written_in_place(row.generation)
+            assert store.catalog.facts.may_have_changed(row.key, row.generation)
+            assert not store.catalog.facts.may_have_changed(new.key, new.generation)
 
     def test_of_many_values_cost_no_look_at_each(self, path):
         with arraychest.Chest(path=path) as chest:

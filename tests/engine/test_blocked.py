@@ -738,11 +738,10 @@ def test_across_file_systems_it_is_copied(path, tiny_disk):
     audit(other)
 
 
-@pytest.mark.parametrize("mode", ["c", "r+"])
-def test_in_any_mmap_mode_it_is_read_only(path, mode):
+def test_in_any_mmap_mode_it_is_read_only(path):
     with arraychest.open(path) as chest:
         put_blocks(chest, "x", HELD, HELD_CHUNKS)
-    with arraychest.open(path, mmap_mode=mode) as chest:
+    with arraychest.open(path, mmap_mode="c") as chest:
         found = chest["x"]
         assert type(found) is arraychest.BlockedArray
         assert not found[0:2].flags.writeable

@@ -1,4 +1,4 @@
-"""Changing values on disk: edits, arrays born on disk, private and shared writable views."""
+"""Changing values on disk: edits of a copy and in place, arrays born on disk, private views."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import arraychest
 from arraychest import (
     AbsentKeyError,
     Chest,
+    CorruptEntryError,
     DeadlockError,
     ReadOnlyChestError,
     SpillError,
@@ -386,147 +387,270 @@ def test_a_creator_that_dies_leaves_nothing_behind(path):
     audit(path)
 
 
-# --- mmap_mode="r+" ------------------------------------------------------------------------
+# --- edit(key, in_place=True) --------------------------------------------------------------
 
 
 class TestInPlace:
-    @pytest.fixture(params=["named", "temporary"])
-    def chest(self, request: Any, path: str) -> Any:
-        with Chest(path=path if request.param == "named" else None, mmap_mode="r+") as made:
-            yield made
-        if request.param == "named":
-            audit(path)
-
-    @pytest.mark.parametrize("tier", ["resident", "stored"])
-    def test_what_is_written_is_the_value(self, chest, size, tier):
+    @pytest.mark.parametrize("tier", ["resident", "stored", "viewed"])
+    def test_what_is_written_is_the_value_at_once(self, chest, size, tier):
         chest["x"] = filled(1, size)
-        if tier == "stored":
+        chest["y"] = filled(2, size)
+        if tier != "resident":
             chest.flush()
-        array = chest["x"]
-        array[2] = 5
-        assert chest["x"][2] == 5
-        chest.flush()
-        chest.compact()
-        array[3] = 6
+        if tier == "viewed":
+            chest["x"]
+        with chest.edit("x", in_place=True) as array:
+            array[2] = 5
+            assert chest["x"][2] == 5
+            chest.flush()
+            chest.compact()
+            array[3] = 6
+            assert chest["x"][2:5].tolist() == [5, 6, 1]
         assert chest["x"][2:5].tolist() == [5, 6, 1]
-        assert chest["x"] is array
+        assert not chest["x"].flags.writeable
+        assert list(chest) == ["x", "y"]
+        assert (chest["y"] == 2).all()
+
+    def test_the_file_stays_and_the_generation_is_new(self, chest, path):
+        chest["x"] = filled(1, LARGE)
+        chest.flush()
+        before, token = chest.entry("x"), chest.handle("x").token
+        inode = os.stat(before.file).st_ino
+        with chest.edit("x", in_place=True) as array:
+            array[2] = 5
+        after = chest.entry("x")
+        assert os.stat(after.file).st_ino == inode
+        assert after.generation != before.generation
+        assert chest.handle("x").token != token
+        assert not os.path.exists(before.file)
+        report = chest.verify()
+        assert report.ok
+        # A temporary chest has no checksums.
+        assert report.unchecked == (0 if chest.entry("x").file.startswith(path) else 1)
 
     def test_it_is_there_after_reopening_and_for_others_at_once(self, path, size):
-        with Chest(path=path, mmap_mode="r+") as chest:
+        with Chest(path=path) as chest, Chest(path=path) as other:
             chest["x"] = filled(1, size)
-            chest["x"][2] = 5
-            with Chest(path=path) as other:
+            chest.flush()
+            held = other["x"]
+            with chest.edit("x", in_place=True) as array:
+                array[2] = 5
                 assert other["x"][2] == 5
-                chest["x"][3] = 6
-                assert other["x"][3] == 6
-        with Chest(path=path, mmap_mode="r+") as chest:
+            assert other["x"][2:4].tolist() == [5, 1]
+            assert held[2] == (5 if size == LARGE else 1)
+            with other.edit("x", in_place=True) as array:
+                array[3] = 6
             assert chest["x"][2:5].tolist() == [5, 6, 1]
-            chest["x"][4] = 7
         with arraychest.open(path, "r") as chest:
-            assert chest["x"][2:5].tolist() == [5, 6, 7]
+            assert chest["x"][2:5].tolist() == [5, 6, 1]
         audit(path)
 
-    def test_a_value_put_under_another_key_is_not_written_to(self, path, size):
-        with Chest(path=path, compression=None) as chest:
+    @pytest.mark.parametrize("named", [True, False])
+    def test_a_value_put_under_another_key_is_not_written_to(self, named, path, size):
+        with Chest(path=path if named else None, compression=None) as chest:
             chest["x"] = filled(1, size)
             chest.flush()
             chest["y"] = chest["x"]
             with chest.transaction():
                 chest["z"] = chest["x"]
-            with Chest(path=path, mmap_mode="r+") as writer:
+            with chest.edit("x", in_place=True) as array:
                 chest["w"] = chest["x"]
-                array = writer["x"]
-                writer["v"] = array
+                chest["v"] = array
                 shown = array.view()
                 shown.setflags(write=False)
-                writer["u"] = shown
+                chest["u"] = shown
                 array[:] = 2
-                for mine, keys in ((chest, "yzw"), (writer, "uv")):
-                    assert {int(mine[key].max()) for key in keys} == {1}
-                    mine.flush()
+                assert {int(chest[key].max()) for key in "yzwuv"} == {1}
+                chest.flush()
                 array[:] = 3
-            assert chest["x"][0] == 3
-            assert {int(chest[key].max()) for key in "uvwyz"} == {1}
+            assert (chest["x"] == 3).all()
+            assert {int(chest[key].max()) for key in "yzwuv"} == {1}
+
+    def test_what_the_editor_keeps_is_written_to_no_more(self, chest, size):
+        chest["x"] = filled(1, size)
+        with chest.edit("x", in_place=True) as array:
+            kept, part = array, array[1:]
+        with pytest.raises(ValueError, match="read-only"):
+            kept[0] = 9
+        part[:] = 9
+        assert (chest["x"] == 1).all()
+
+    @pytest.mark.parametrize("how", ["put", "delete", "edit by another process"])
+    def test_what_was_replaced_meanwhile_stays_replaced(self, path, size, how):
+        with Chest(path=path) as chest:
+            chest["x"] = filled(1, size)
+            with chest.edit("x", in_place=True) as array:
+                if how == "put":
+                    chest["x"] = filled(2, size)
+                elif how == "delete":
+                    del chest["x"]
+                else:
+                    with Chest(path=path) as other:
+                        other["x"] = filled(2, size)
+                for number in range(5):
+                    array[:] = 9
+                    chest[number] = filled(number, size)
+                    chest.flush()
+                array[:] = 10
+            assert "x" not in chest if how == "delete" else (chest["x"] == 2).all()
+            for number in range(5):
+                assert (chest[number] == number).all()
+            assert chest.verify().ok
         audit(path)
 
-    def test_what_was_replaced_is_written_to_no_more(self, chest, size):
+    def test_an_exception_undoes_nothing(self, chest, size):
         chest["x"] = filled(1, size)
-        old = chest["x"]
-        chest["x"] = filled(2, size)
-        old[:] = 9
-        assert (chest["x"] == 2).all()
-        chest.flush()
-        old[:] = 10
-        for number in range(5):
-            chest[number] = filled(number, size)
+        with pytest.raises(ZeroDivisionError), chest.edit("x", in_place=True) as array:
+            array[2] = 5
+            raise ZeroDivisionError
+        assert chest["x"][2:4].tolist() == [5, 1]
+        with chest.edit("x", in_place=True) as array:
+            array[3] = 6
+        assert chest["x"][2:4].tolist() == [5, 6]
+
+    def test_other_editors_wait(self, path, size):
+        with Chest(path=path) as chest:
+            chest["x"] = filled(0, size)
             chest.flush()
-        old[:] = 11
-        assert (chest["x"] == 2).all()
-        for number in range(5):
-            assert (chest[number] == number).all()
 
-    def test_scalars_are_scalars(self, chest):
-        chest["x"] = np.float64(3)
-        assert type(chest["x"]) is np.float64
-        chest.flush()
-        assert chest["x"] == 3
+            def child(say: Say) -> None:
+                for _ in range(20):
+                    with chest.edit("x", in_place=True) as array:
+                        array += 1
 
-    def test_a_linked_value_is_no_longer_shared_once_it_may_be_written_to(self, path, tmp_path):
+            def work() -> None:
+                for number in range(20):
+                    with chest.edit("x", in_place=number % 2 == 0) as array:
+                        array += 1
+
+            with ThreadPoolExecutor(2) as pool:
+                jobs = [pool.submit(work) for _ in range(2)]
+                in_child(child)
+                for job in jobs:
+                    job.result()
+            assert (chest["x"] == 60).all()
+            assert chest.verify().ok
+        audit(path)
+
+    def test_within_another_edit_of_the_key_it_is_refused(self, chest):
+        chest["x"] = filled(1)
+        with (
+            chest.edit("x", in_place=True),
+            pytest.raises(DeadlockError),
+            chest.edit("x", in_place=True),
+        ):
+            pass
+
+    def test_within_a_transaction_it_is_refused(self, chest):
+        chest["x"] = filled(1)
+        with chest.transaction():
+            with pytest.raises(ValueError, match="rolled back"), chest.edit("x", in_place=True):
+                pass
+            chest["y"] = filled(2)
+        assert set(chest) == {"x", "y"}
+
+    @pytest.mark.parametrize("value", [np.float64(3), [1, np.arange(LARGE)], "text"])
+    def test_what_is_no_array_is_refused(self, chest, value):
+        chest["x"] = value
+        with pytest.raises(ValueTypeError), chest.edit("x", in_place=True):
+            pass
+        assert type(chest["x"]) is type(value)
+
+    def test_a_blocked_array_is_refused(self, chest):
+        chest.append("x", filled(1, LARGE))
+        with pytest.raises(ValueTypeError, match="BlockedArray"), chest.edit("x", in_place=True):
+            pass
+
+    def test_an_absent_key_is_told(self, chest):
+        with pytest.raises(AbsentKeyError), chest.edit("x", in_place=True):
+            pass
+
+    def test_a_reader_cannot(self, path):
+        with Chest(path=path) as chest:
+            chest["x"] = filled(1, LARGE)
+        with (
+            arraychest.open(path, "r") as chest,
+            pytest.raises(ReadOnlyChestError),
+            chest.edit("x", in_place=True),
+        ):
+            pass
+
+    def test_a_linked_value_is_shared_no_longer(self, path, tmp_path):
         other = str(tmp_path / "other")
         with Chest(path=path) as chest:
             chest["x"] = filled(1, LARGE)
         with Chest(path=path) as chest, Chest(path=other) as copy:
             copy.update(chest)
             assert os.stat(copy.key_to_filename("x")).st_nlink == 2
-        with Chest(path=path, mmap_mode="r+") as chest:
-            chest["x"][:] = 2
-            with Chest(path=other) as copy:
+            with chest.edit("x", in_place=True) as array:
+                array[:] = 2
                 assert (copy["x"] == 1).all()
                 copy.update(chest)
-                chest["x"][:] = 3
+                array[:] = 3
                 assert (copy["x"] == 2).all()
+            assert (chest["x"] == 3).all()
         audit(path)
         audit(other)
 
-    def test_a_chest_for_reading_has_none(self, path):
-        Chest(path=path).close()
-        with pytest.raises(ValueError, match="r\\+"):
-            arraychest.open(path, "r", mmap_mode="r+")
-
     def test_what_is_written_is_synced_with_durable(self, path, monkeypatch):
-        with Chest(path=path, mmap_mode="r+", durable=True) as chest:
+        with Chest(path=path, durable=True) as chest:
             chest["x"] = filled(1, LARGE)
-            chest["x"][0] = 5
+            chest.flush()
             inode = os.stat(chest.key_to_filename("x")).st_ino
             synced = []
             real = os.fsync
             monkeypatch.setattr(
                 os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd))
             )
-            chest.flush()
+            with chest.edit("x", in_place=True) as array:
+                array[0] = 5
             assert inode in synced
 
-    def test_threads_that_get_at_once_have_the_same(self, chest, size):
-        chest["x"] = filled(1, size)
-        found = []
-        barrier = threading.Barrier(4)
+    def test_a_file_that_is_gone_is_told(self, path):
+        with Chest(path=path) as chest:
+            chest["x"] = filled(1, LARGE)
+            chest.flush()
+            os.unlink(chest.key_to_filename("x"))
+            with pytest.raises(CorruptEntryError), chest.edit("x", in_place=True):
+                pass
 
-        def work() -> None:
-            barrier.wait()
-            found.append(chest["x"])
+    def test_an_end_that_cannot_be_committed_is_told_and_loses_nothing(self, path):
+        def action(name: str, args: Any, call: Any) -> Any:
+            if name == "link":
+                raise OSError(errno.EIO, "injected")
+            return call()
 
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        found[0][0] = 7
-        assert all(array[0] == 7 for array in found)
-        assert chest["x"][0] == 7
+        with Chest(path=path) as chest:
+            chest["x"] = filled(1, LARGE)
+            chest.flush()
+            with (
+                injected(action),
+                pytest.raises(SpillError),
+                chest.edit("x", in_place=True) as array,
+            ):
+                array[0] = 5
+            assert chest["x"][:2].tolist() == [5, 1]
+            assert chest.verify().ok
+            with chest.edit("x", in_place=True) as array:
+                array[1] = 6
+            assert chest["x"][:2].tolist() == [5, 6]
+        audit(path)
+
+    def test_the_name_of_the_mode_that_it_replaces_is_told(self, path):
+        with pytest.raises(ValueError, match="in_place=True"):
+            Chest(path=path, mmap_mode="r+")
+        assert not os.path.exists(path)
+
+    def test_in_a_group(self, chest):
+        group = chest.group("g")
+        group["x"] = filled(1, LARGE)
+        with group.edit("x", in_place=True) as array:
+            array[0] = 5
+        assert group["x"][:2].tolist() == [5, 1]
 
 
 class Observed(RuleBasedStateMachine):
-    """All three modes beside a model: the tier of a value never shows."""
+    """Both modes beside a model: the tier of a value never shows."""
 
     mode = "r"
 
@@ -545,17 +669,11 @@ class Observed(RuleBasedStateMachine):
         self.path = os.path.join(self.folder, "chest") if named else None
         self.chest = Chest(path=self.path, mmap_mode=self.mode, available_memory=20 * LARGE)
 
-    def _forget(self, key: int) -> None:
-        # What was handed out of a value that is no more is its holder's own.
-        if self.mode == "r+":
-            self.held = [item for item in self.held if item[2] != key]
-
     @rule(key=st.integers(0, 4), size=st.sampled_from([3, SMALL, LARGE]))
     def put(self, key: int, size: int) -> None:
         self.number += 1
         self.chest[key] = filled(self.number, size)
         self.model[key] = [self.number] * size
-        self._forget(key)
 
     @rule(key=st.integers(0, 4))
     def get(self, key: int) -> None:
@@ -565,10 +683,7 @@ class Observed(RuleBasedStateMachine):
         array = self.chest[key]
         assert array.tolist() == self.model[key]
         assert array.flags.writeable == (self.mode != "r")
-        if self.mode == "r+":
-            self.held.append((array, self.model[key], key))
-        else:
-            self.held.append((array, list(self.model[key]), key))
+        self.held.append((array, list(self.model[key]), key))
 
     @precondition(lambda self: self.mode != "r" and self.held)
     @rule(at=st.integers(0, 50))
@@ -586,7 +701,17 @@ class Observed(RuleBasedStateMachine):
         with self.chest.edit(key) as array:
             array[-1] = self.number
         self.model[key] = [*self.model[key][:-1], self.number]
-        self._forget(key)
+
+    @rule(key=st.integers(0, 4))
+    def edit_in_place(self, key: int) -> None:
+        if key not in self.model:
+            return
+        self.number += 1
+        # What was handed out of it may change with it.
+        self.held = [item for item in self.held if item[2] != key]
+        with self.chest.edit(key, in_place=True) as array:
+            array[-1] = self.number
+        self.model[key] = [*self.model[key][:-1], self.number]
 
     @rule(key=st.integers(0, 4), size=st.sampled_from([3, LARGE]))
     def create(self, key: int, size: int) -> None:
@@ -594,13 +719,11 @@ class Observed(RuleBasedStateMachine):
         with self.chest.create(key, size, fill=self.number) as array:
             array[0] = -self.number
         self.model[key] = [-self.number, *[self.number] * (size - 1)]
-        self._forget(key)
 
     @rule(key=st.integers(0, 4))
     def delete(self, key: int) -> None:
         if key in self.model:
             del self.chest[key], self.model[key]
-            self._forget(key)
 
     @rule(key=st.integers(0, 4))
     def spill(self, key: int) -> None:
@@ -623,9 +746,6 @@ class Observed(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.chest.close()
-        if self.mode == "r+":
-            # Maps outlive the chest, and are still the value.
-            pass
         self.chest = Chest(path=self.path, mmap_mode=self.mode, available_memory=20 * LARGE)
 
     @invariant()
@@ -664,7 +784,6 @@ def _case(mmap_mode: str) -> type:
 
 TestReadOnly = _case("r")
 TestPrivate = _case("c")
-TestShared = _case("r+")
 
 
 # --- handles, locks, pickles ---------------------------------------------------------------

@@ -18,6 +18,7 @@ import arraychest
 from arraychest import Chest, ChestFormatError, ChestInUseError, CorruptEntryError
 from arraychest.formats import checksums
 from arraychest.integrity.salvage import read_sealed
+from tests.faults import Say, die, in_child
 from tests.support import audit, listing, run_python
 
 LARGE = 40_000
@@ -210,21 +211,47 @@ def test_one_damaged_value_of_a_pack_is_found_alone(path):
 
 
 def test_what_is_written_in_place_is_no_finding(path):
-    with Chest(path=path, mmap_mode="r+") as chest:
-        chest["x"] = np.zeros(LARGE)
-        chest["x"][7] = 5
-        assert chest.verify().ok
-        chest["x"][8] = 6
-        chest.flush()
-        assert chest.repair().ok
-        assert chest["x"][8] == 6
     with Chest(path=path) as chest:
+        chest["x"] = np.zeros(LARGE)
+        with chest.edit("x", in_place=True) as array:
+            array[7] = 5
+            report = chest.verify()
+            assert report.ok
+            assert report.unchecked == 1
+            array[8] = 6
+            assert chest.repair().ok
+            assert chest["x"][8] == 6
         report = chest.verify()
         assert report.ok
-        assert report.unchecked == 1
-        chest["x"] = np.ones(LARGE)
-        chest.flush()
-        assert chest.verify().unchecked == 0
+        assert report.unchecked == 0
+        flip(Path(chest.key_to_filename("x")), 5000)
+        assert not chest.verify().ok
+
+
+def test_an_editor_that_dies_leaves_a_value_without_checksums(path):
+    with Chest(path=path) as chest:
+        chest["x"] = np.zeros(LARGE)
+
+    def child(say: Say) -> None:
+        chest = Chest(path=path)
+        with chest.edit("x", in_place=True) as array:
+            array[7] = 5
+            die()
+
+    in_child(child)
+    for _ in range(2):
+        with Chest(path=path) as chest:
+            report = chest.verify()
+            assert report.ok
+            assert report.unchecked == 1
+            assert chest["x"][6:9].tolist() == [0, 5, 0]
+    with Chest(path=path) as chest:
+        with chest.edit("x", in_place=True) as array:
+            array[8] = 6
+        report = chest.verify()
+        assert report.ok
+        assert report.unchecked == 0
+        assert chest["x"][6:9].tolist() == [0, 5, 6]
 
 
 @pytest.mark.parametrize("how", ["edit", "create", "transaction", "link", "compact"])

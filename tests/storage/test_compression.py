@@ -318,15 +318,12 @@ def test_mmap_mode_decides_what_a_compressed_value_comes_back_as(tmp_path):
         assert mine.flags.f_contiguous
         assert chest["x"][0, 0] == array[0, 0]
         assert chest.entry("x").codec == "lz4"
-    with arraychest.open(path, mmap_mode="r+") as chest:
-        shared = chest["x"]
-        assert type(shared) is np.ndarray
-        shared[0, 0] = -1
+    with arraychest.open(path) as chest:
+        with chest.edit("x", in_place=True) as shared:
+            assert type(shared) is np.ndarray
+            assert shared.flags.f_contiguous
+            shared[0, 0] = -1
         assert chest.entry("x").codec == "npy"
-        # What is put here is written to, too: it is not compressed first.
-        chest.put("y", smooth())
-        chest.spill("y")
-        assert chest.entry("y").codec == "npy"
     with arraychest.open(path, "r") as chest:
         assert chest["x"][0, 0] == -1
         assert (chest["x"][1:] == array[1:]).all()
@@ -491,12 +488,11 @@ def test_load_gives_a_plain_array_wherever_the_value_is(tmp_path):
         with chest.transaction():
             chest.put("new", array)
             assert (chest.load("new") == array).all()
-    for mode in ("c", "r+"):
-        with arraychest.open(tmp_path / "c", mmap_mode=mode) as chest:
-            for key in ("compressed", "mapped"):
-                mine = chest.load(key)
-                mine[0, 0] = -1
-                assert chest[key][0, 0] == array[0, 0]
+    with arraychest.open(tmp_path / "c", mmap_mode="c") as chest:
+        for key in ("compressed", "mapped"):
+            mine = chest.load(key)
+            mine[0, 0] = -1
+            assert chest[key][0, 0] == array[0, 0]
 
 
 @pytest.mark.slow

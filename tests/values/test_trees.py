@@ -328,17 +328,6 @@ class TestGenerated:
     ):
         check(value, on_put=on_put, mmap_mode=mmap_mode, compression=compression)
 
-    @given(TREES)
-    def test_writing_in_place_is_for_arrays_and_leaves_trees_as_they_are(self, value):
-        expected = exact(value)
-        with arraychest.Chest(available_memory="1 GiB", mmap_mode="r+") as chest:
-            chest["x"] = value
-            assert exact(chest["x"]) == expected
-            assert exact(chest.load("x")) == expected
-            chest.spill("x")
-            assert exact(chest["x"]) == expected
-            assert exact(chest.load("x")) == expected
-
     @pytest.mark.slow
     @given(st.lists(TREES, max_size=6))
     def test_under_many_keys_with_a_small_budget(self, values):
@@ -464,7 +453,7 @@ class TestMutation:
     def value(self) -> Any:
         return {"list": [1, [2]], "set": {1}, "dict": {"a": 1}, "box": Box([1]), "fit": Fit([1])}
 
-    @pytest.mark.parametrize("mmap_mode", ["r", "c", "r+"])
+    @pytest.mark.parametrize("mmap_mode", ["r", "c"])
     @pytest.mark.parametrize("size", [3, LONG])
     def test_of_what_was_got_never_changes_the_value(self, mmap_mode, size, make_chest):
         chest = make_chest(mmap_mode=mmap_mode)
@@ -524,17 +513,6 @@ class TestMutation:
             look("x")
             look("y")
             chest.flush()
-
-    def test_arrays_in_place_are_read_only_in_every_tier(self, make_chest):
-        chest = make_chest(mmap_mode="r+")
-        chest["x"] = [np.arange(LONG), np.arange(3)]
-        for _ in range(2):
-            assert [each.flags.writeable for each in chest["x"]] == [False, False]
-            loaded = chest.load("x")
-            assert [each.flags.writeable for each in loaded] == [True, True]
-            loaded[0][:] = 9
-            assert chest["x"][0][1] == 1
-            chest.spill("x")
 
     def test_a_structured_scalar_in_a_tree_is_the_callers_own(self, chest):
         chest["x"] = [np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")])[0]]
