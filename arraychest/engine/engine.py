@@ -265,7 +265,6 @@ class Engine(Session):
             store is None
             or counter.words[0] != counter.seen_word
             or self.options.on_miss is not None
-            or self.options.mmap_mode == "r+"
             or not index.has_slot_or_row(key)
         ):
             return None
