@@ -75,6 +75,7 @@ class Transaction:
         self._small: dict[Any, tuple[np.ndarray | Tree, Kind]] = {}
         self._small_bytes = 0
         self._costs: dict[Any, Cost] = {}
+        self._facts: dict[Any, Facts] = {}
         # Of each append to a pack, one row.
         self._appended: list[Row] = []
         self.adopted: list[Pack] = []
@@ -188,10 +189,12 @@ class Transaction:
         if on_put == "freeze" and kind != "scalar":
             freeze_handed_over(array)
 
-    def put_row(self, key: Any, row: Row) -> None:
-        """Take over a value that is written."""
+    def put_row(self, key: Any, row: Row, facts: Facts | None = None) -> None:
+        """Take over a value that is written, and what is known of it."""
         self._forget(key)
         self._changes[key] = row
+        if facts is not None:
+            self._facts[key] = facts
 
     def delete(self, key: Any) -> None:
         """Delete a key that is there."""
@@ -202,6 +205,7 @@ class Transaction:
         """Undo what was done to a key before."""
         old = self._changes.get(key)
         self._costs.pop(key, None)
+        self._facts.pop(key, None)
         if isinstance(old, Row) and old.pack is None:
             self._engine.open_store().files.remove([value_name(old)])
         small = self._small.pop(key, None)
@@ -265,6 +269,7 @@ class Transaction:
                         for key, row in rows
                         if key in self._costs
                     ]
+                    facts += [self._facts[key] for key, _ in rows if key in self._facts]
                     deleted = [key for key, row in self._changes.items() if row is _DELETED]
                     if engine.evicts:  # a quota that refuses is asked by the commit itself
                         engine.committer.evict(store, sum(row.stored for _, row in rows))
