@@ -291,8 +291,9 @@ class Session:
                 begun = True
             yield
         finally:
+            # First, and without a call, in front of which an interrupt could come.
+            writer.callers -= begun
             with writer.lock:
-                writer.callers -= begun
                 writer.end_work()
 
     # --- the end ---------------------------------------------------------------------------
