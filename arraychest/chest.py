@@ -27,6 +27,7 @@ from arraychest.engine.entry import Entry
 from arraychest.engine.handle import Handle, handle_of
 from arraychest.engine.in_place import edited_in_place
 from arraychest.engine.options import DEFAULTS, ChestOptions, checked_options, with_options
+from arraychest.engine.rename import rename
 from arraychest.engine.stats import Stats, stats_of
 from arraychest.engine.transaction import Transaction
 from arraychest.engine.update import update_from
@@ -618,13 +619,16 @@ class Chest(Dictionary):
                     self._index = {}
                 yield changes
             finally:
+                # First, and without a call, in front of which an interrupt could come.
+                changes.is_left = True
                 with engine.writer.lock:
                     if engine.end_changes(changes):
                         self._index = engine.index.slots
+            changes.commit()
         except BaseException:
+            # Of what was committed nothing is left to do.
             changes.roll_back()
             raise
-        changes.commit()
 
     def lock(self, key: Any) -> KeyLock:
         """A lock on a key, between all threads, tasks and processes that use the chest.
@@ -882,6 +886,49 @@ class Chest(Dictionary):
         if func is None:
             return functools.partial(self.cache, **options)
         return cached(self._engine, self._flights, self, func, **options)
+
+    def rename(self, old: Any, new: Any, *, overwrite: bool = False) -> None:
+        """Give a value another key, as one step; its bytes are not copied.
+
+        The new key comes last in the order of insertion.
+
+        Parameters
+        ----------
+        old, new
+            The key that the value has, and the one that it gets.
+        overwrite
+            Whether a value that is there under the new key is replaced.
+
+        Raises
+        ------
+        AbsentKeyError
+            There is no value under the old key.
+        ValueError
+            There is one under the new key, and it is not to be replaced.
+        KeyTypeError, SpillError, ReadOnlyChestError, ClosedChestError
+            Nothing was changed.
+
+        Notes
+        -----
+        A value that is in RAM is stored first.  Where a lost catalog is made anew from the files
+        (`arraychest.repair`), values have the keys again that they were put under.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> chest = Chest({"draft": np.zeros(3)})
+        >>> chest.rename("draft", "final")
+        >>> list(chest)
+        ['final']
+        """
+        if old == new:
+            if old not in self:
+                raise AbsentKeyError(old)
+            return
+        with self._changing() as changes:
+            if not overwrite and new in self:
+                raise ValueError(f"expected a key that is not in the chest, found {new!r:.200}")
+            rename(self._engine, changes, old, new)
 
     def reduce(
         self,

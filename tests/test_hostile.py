@@ -576,6 +576,7 @@ ROWS = {
         "no text": "CAST(x'fffe' AS TEXT)", "long": "zeroblob(3000000)",
     }.items()},
     "cost: of nobody": "INSERT INTO cost VALUES (-5, 1.0, 2.0, 3.0)",
+    "renamed: of all": "INSERT INTO renamed SELECT gen, x'00' FROM entry",
     "expiry: of all": "INSERT INTO expiry SELECT 1.0, key FROM entry",
     "expiry: no key": "INSERT INTO expiry VALUES (1.0, x'00'), ('x', 'y')",
     "cost: of all": "INSERT OR REPLACE INTO cost SELECT gen, 1e299, -1.0, 'x' FROM entry",
@@ -766,6 +767,7 @@ COLUMNS = {
     "digest": ("gen", "part", "digest"),
     "cost": ("gen", "seconds", "expires", "at"),
     "expiry": ("expires", "key"),
+    "renamed": ("gen", "key"),
     "session": ("number",),
     "meta": ("name", "value"),
 }

@@ -14,7 +14,7 @@ from arraychest.catalog.connection import Database, grouped, in_room
 from arraychest.catalog.record import GENERATION, KEY, Cost, Facts, RawRow
 
 # The tables of what is known of a value by its generation.
-_BY_GENERATION = ("in_place", "digest", "cost")
+_BY_GENERATION = ("in_place", "digest", "cost", "renamed")
 
 # SQLite lets anything be anywhere; what is no fact, or too long to be one, is as good as missing.
 _GOOD_DIGEST = "AND typeof(digest) = 'blob' AND length(digest) < 100"
@@ -47,7 +47,14 @@ class FactTables:
         costs = self.database.read(
             f"SELECT seconds, expires, at FROM cost WHERE gen = ? {_GOOD_COST}", generation
         )
-        return Facts(generation, dict(digests), Cost(*costs[0]) if costs else None)
+        cost = Cost(*costs[0]) if costs else None
+        return Facts(generation, dict(digests), cost, self.written_as(generation))
+
+    def written_as(self, generation: int) -> bytes | None:
+        """The key that a value's file says, where its key was changed since."""
+        sql = "SELECT key FROM renamed WHERE gen = ? AND typeof(key) = 'blob'"
+        rows = self.database.read(sql, generation)
+        return rows[0][0] if rows else None
 
     def costs(self) -> dict[int, Cost]:
         """What the values took to compute, by generation, of all that were computed."""
@@ -129,6 +136,10 @@ def add_facts(connection: sqlite3.Connection, facts: Facts) -> None:
     for part, digest in facts.digests.items():
         connection.execute(
             "INSERT OR REPLACE INTO digest VALUES (?, ?, ?)", (facts.generation, part, digest)
+        )
+    if facts.written_as is not None:
+        connection.execute(
+            "INSERT OR REPLACE INTO renamed VALUES (?, ?)", (facts.generation, facts.written_as)
         )
     if facts.cost is not None:
         connection.execute(

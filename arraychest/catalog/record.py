@@ -125,8 +125,11 @@ class Facts(NamedTuple):
         number counted from 1.
     cost
         What it took to compute it; None: it was not computed by a cached function.
+    written_as
+        The canonical code of the key that its file says, where its key was changed since.
     """
 
     generation: int
     digests: dict[int, bytes]
     cost: Cost | None = None
+    written_as: bytes | None = None

@@ -44,6 +44,8 @@ cost        gen      the generation of a value
             seconds  how long it took to compute; NULL: no function has
             expires  when it is no longer good, in seconds since 1970; NULL: never
             at       when it was computed, in seconds since 1970; NULL: that is not known
+renamed     gen      the generation of a value whose key was changed
+            key      the canonical code of the key that its file says
 expiry      expires  when some value of a key is no longer good; `cost` says of the one that is
                      there now
             key      the canonical code of the key
@@ -97,6 +99,7 @@ CREATE TABLE digest(
     gen INTEGER NOT NULL, part INTEGER NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY(gen, part)) WITHOUT ROWID;
 CREATE TABLE cost(gen INTEGER PRIMARY KEY, seconds REAL, expires REAL, at REAL);
+CREATE TABLE renamed(gen INTEGER PRIMARY KEY, key BLOB NOT NULL);
 CREATE TABLE expiry(
     expires REAL NOT NULL, key BLOB NOT NULL, PRIMARY KEY (expires, key)
 ) WITHOUT ROWID;

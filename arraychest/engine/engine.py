@@ -9,7 +9,7 @@ import contextlib
 import heapq
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import replace
 from time import monotonic
@@ -84,6 +84,8 @@ class Changes(Protocol):
 
     @property
     def context(self) -> Context: ...  # noqa: D102
+
+    is_left: bool
 
     def __contains__(self, key: Any) -> bool: ...
 
@@ -170,7 +172,8 @@ class Engine(Session):
 
     def own_changes(self) -> Changes | None:
         """The transaction that the calling thread or task is in."""
-        return self._changes.get(id(current_context())) if self._changes else None
+        changes = self._changes.get(id(current_context())) if self._changes else None
+        return None if changes is None or changes.is_left else changes
 
     def begin_changes(self, changes: Changes) -> None:
         """From here on what its thread or task puts and deletes goes into a transaction.
@@ -239,15 +242,49 @@ class Engine(Session):
 
     def _find(self, key: Any) -> Any:
         """What `value_of` makes the value of: not here, as it may call a user's functions."""
-        with held_back():
-            return self._find_held(key)
-
-    def _find_held(self, key: Any) -> Any:
         if monotonic() >= self.live.due:
             self.tell_if_due()
         changes = self.own_changes()
         if changes is not None and key in changes:
             return changes.get(key)
+        with self.writer.lock.bare:
+            value = self._glance(key)
+        if value is not None:
+            return value
+        with held_back():
+            return self._find_or_load(key)
+
+    def _glance(self, key: Any) -> Any:
+        """A value that is at hand, or lies in a pack that is mapped; None for all else.
+
+        No step that holds back an interrupt, which would take a tenth of the time: what is noted
+        on the way may be noted or not.  Called under the bare lock.
+        """
+        store, index, counter = self._store, self.index, self.counter
+        if (
+            store is None
+            or counter.words[0] != counter.seen_word
+            or self.options.on_miss is not None
+            or not index.has_slot_or_row(key)
+        ):
+            return None
+        slot = index.find(key)
+        if slot is None:
+            return None
+        value = self._at_hand(slot)
+        if value is not None:
+            slot.hits += 1
+            return value
+        raw = slot.raw
+        if slot.array is not None or raw is None or raw[PACK] is None or slot in self._loading:
+            return None
+        value = store.loader.mapped_value(raw) if store.has_pack(raw[PACK]) else None
+        if value is not None:
+            self._counters.misses += 1
+            self._keep(slot, raw, value)
+        return value
+
+    def _find_or_load(self, key: Any) -> Any:
         writer = self.writer
         while True:
             with writer.lock:
@@ -365,6 +402,11 @@ class Engine(Session):
             return value
         if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray, BlockedArray):
             self._note_origin(value, raw, 0)
+        if isinstance(value, LazyArray):
+            copy = self.resident.copy_of(slot)
+            if copy is not None:
+                value.hold(copy)
+            value.kept_by(self._keeper_of(slot.key, value))
         if type(value) is CompressedArray:
             slot.value = value
             self._kept_frames.append(slot)
@@ -416,6 +458,8 @@ class Engine(Session):
         if type(value) is CompressedArray:
             with self.writer.lock:
                 self._keep_copy(key, value, found)
+            if not found.flags.writeable:
+                value.hold(found)
         return found
 
     def _in_ram(self, array: np.ndarray | CompressedArray) -> np.ndarray:
@@ -431,12 +475,32 @@ class Engine(Session):
         found.setflags(write=not self._shows_resident)
         return found
 
-    def _keep_copy(self, key: Any, value: CompressedArray, copy: np.ndarray) -> None:
+    def _keeper_of(self, key: Any, value: LazyArray) -> Callable[[np.ndarray], None]:
+        """What keeps the whole array of a value when a program has it read."""
+        # Neither outlives its user by this.
+        engine, array = ref(self), ref(value)
+
+        def keep(whole: np.ndarray) -> None:
+            mine, its = engine(), array()
+            if mine is None or its is None or not mine._shows_resident:
+                return
+            origin = provenance.of(its)
+            if origin is not None:
+                provenance.note_again(whole, origin)
+            with mine.writer.lock:
+                if not mine.closed:
+                    mine._keep_copy(key, its, whole)
+
+        return keep
+
+    def _keep_copy(self, key: Any, value: LazyArray, copy: np.ndarray) -> None:
         slot = self.index.slots.get(key)
-        if slot is None or slot.value is not value or slot.raw is None:
+        if slot is None or slot.raw is None or self._at_hand(slot) is not value:
             return  # overwritten or deleted meanwhile
         resident, budget = self.resident, self.budget
         budget.refresh(resident.charged)
+        if copy.nbytes > budget.high:
+            return
         resident.drop_copies(budget.high - copy.nbytes)
         if resident.charged + copy.nbytes <= budget.high:
             resident.keep_copy(slot, slot.raw[GENERATION], copy)
@@ -636,8 +700,9 @@ class Engine(Session):
 
         This is the short way for the plain case: an array that the chest can keep as it is, a
         simple key, and room for it without a spill.  Everything else takes `put_any`.  Calls and
-        records would double its cost, so it does without; not without ``with``, as an interrupt
-        between taking the lock and a ``try`` would leave it taken for good.
+        records would double its cost, so it does without.  It is no step that holds back an
+        interrupt, which would double it as well: what changes is changed without a call in
+        between.
         """
         if (
             type(value) is np.ndarray
@@ -650,33 +715,28 @@ class Engine(Session):
         ):
             writer, resident, budget = self.writer, self.resident, self.budget
             nbytes = value.nbytes
-            with writer.lock:
+            added = False
+            with writer.lock.bare:
                 if not self._no_puts and writer.failure is None and nbytes < PACK_THRESHOLD:
                     if budget.adaptive:
                         budget.refresh(resident.charged)
                     charged = resident.charged + nbytes
-                    if charged > budget.bytes >= nbytes:
-                        writer.make_room(nbytes)
-                        charged = resident.charged + nbytes
-                    if charged <= budget.bytes and not self._no_puts:
+                    if charged <= budget.bytes:
                         slot = self._slots.get(key)
                         if slot is None:
                             added = self.index.may_be_fresh(key) and resident.add_fresh(key, value)
                         elif slot.array is not None and slot.kind == "array":
-                            resident.replace(slot, value, nbytes)
-                            slot.cost = None
-                            self.index.puts = slot.version = self.index.puts + 1
-                            slot.value = value if self._shows_resident else None
-                            added = True
-                        else:
-                            added = False
+                            # One that nothing is put with does no harm.
+                            self.index.puts = version = self.index.puts + 1
+                            shown = value if self._shows_resident else None
+                            added = resident.replace(slot, value, nbytes, version, shown)
                         if added:
                             self._counters.puts += 1
-                            # `write`, which by name takes twice as long.
-                            value.setflags(False)  # type: ignore[call-arg]
-                            if charged > budget.high:
-                                writer.put_noted(slot)
-                            return
+            if added:
+                if charged > budget.high:
+                    with writer.lock:
+                        writer.put_noted(slot)
+                return
         self.put_any(key, value)
 
     def put_any(
@@ -747,6 +807,8 @@ class Engine(Session):
                 self.check_writable()
             if only_absent:
                 self.follow()
+            if self.index.is_full:
+                self.index.cut_fresh()
             slot, new = self.index.slot_for_put(key)
             if not new and only_absent:
                 return

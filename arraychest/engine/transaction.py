@@ -26,6 +26,7 @@ from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.formats.tree import Tree
 from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
 from arraychest.sharing.contexts import current_context
+from arraychest.sharing.interrupts import held_back
 from arraychest.storage.reading import value_name
 from arraychest.values.accept import (
     OnPut,
@@ -58,13 +59,15 @@ class Transaction:
         Of the thread or task that it belongs to.
     has_ended
         Whether it was committed or rolled back.
+    is_left
+        Whether its block has ended: what its thread or task does now is no part of it.
     adopted
         Packs of another chest that rows lie in.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.context: Context = current_context()
-        self.has_ended = False
+        self.has_ended = self.is_left = False
         self._process = os.getpid()
         self._engine = engine
         # By key: the row of what is written, `_SMALL` for what is not yet, or `_DELETED`.
@@ -72,6 +75,7 @@ class Transaction:
         self._small: dict[Any, tuple[np.ndarray | Tree, Kind]] = {}
         self._small_bytes = 0
         self._costs: dict[Any, Cost] = {}
+        self._facts: dict[Any, Facts] = {}
         # Of each append to a pack, one row.
         self._appended: list[Row] = []
         self.adopted: list[Pack] = []
@@ -185,10 +189,12 @@ class Transaction:
         if on_put == "freeze" and kind != "scalar":
             freeze_handed_over(array)
 
-    def put_row(self, key: Any, row: Row) -> None:
-        """Take over a value that is written."""
+    def put_row(self, key: Any, row: Row, facts: Facts | None = None) -> None:
+        """Take over a value that is written, and what is known of it."""
         self._forget(key)
         self._changes[key] = row
+        if facts is not None:
+            self._facts[key] = facts
 
     def delete(self, key: Any) -> None:
         """Delete a key that is there."""
@@ -199,6 +205,7 @@ class Transaction:
         """Undo what was done to a key before."""
         old = self._changes.get(key)
         self._costs.pop(key, None)
+        self._facts.pop(key, None)
         if isinstance(old, Row) and old.pack is None:
             self._engine.open_store().files.remove([value_name(old)])
         small = self._small.pop(key, None)
@@ -241,6 +248,10 @@ class Transaction:
         SpillError, ClosedChestError, ReadOnlyChestError
             Nothing of it was committed, and nothing is left of it.
         """
+        with held_back():
+            self._commit()
+
+    def _commit(self) -> None:
         engine = self._engine
         if os.getpid() != self._process:
             return  # in a forked child: it is its parent's to commit
@@ -258,6 +269,7 @@ class Transaction:
                         for key, row in rows
                         if key in self._costs
                     ]
+                    facts += [self._facts[key] for key, _ in rows if key in self._facts]
                     deleted = [key for key, row in self._changes.items() if row is _DELETED]
                     if engine.evicts:  # a quota that refuses is asked by the commit itself
                         engine.committer.evict(store, sum(row.stored for _, row in rows))
@@ -280,7 +292,8 @@ class Transaction:
 
     def roll_back(self) -> None:
         """Leave nothing of it."""
-        self._end(remove=True)
+        with held_back():
+            self._end(remove=True)
 
     def _end(self, *, remove: bool) -> None:
         self.has_ended = True
@@ -310,7 +323,7 @@ def changes_of(engine: Engine) -> Iterator[Transaction]:
     changes = Transaction(engine)
     try:
         yield changes
+        changes.commit()
     except BaseException:
         changes.roll_back()
         raise
-    changes.commit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from arraychest.catalog.record import Pack, Row
+from arraychest.catalog.record import Facts, Pack, Row
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
 from arraychest.engine.transaction import Transaction
@@ -48,7 +48,8 @@ def update_from(
         row = theirs.stored_row(key)
         try:
             if row is not None:
-                changes.put_row(key, _link(mine, theirs, row, packs, changes))
+                linked = _link(mine, theirs, row, packs, changes)
+                changes.put_row(key, linked, _facts_of(theirs, row, linked))
                 meter.add(row.stored)
                 continue
         except (OSError, KeyError, ValueError) as error:
@@ -60,6 +61,13 @@ def update_from(
             continue  # deleted meanwhile
         changes.put(key, value)
         meter.add(getattr(value, "nbytes", 0))
+
+
+def _facts_of(theirs: Engine, row: Row, linked: Row) -> Facts:
+    """What the other chest knows of a value's file."""
+    with theirs.writer.lock:
+        written_as = theirs.open_store().catalog.facts.written_as(row.generation)
+    return Facts(linked.generation, {}, None, written_as)
 
 
 def _link(

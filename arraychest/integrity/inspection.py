@@ -186,6 +186,8 @@ class Inspection:
         self._findings: list[Finding] = []
         self._entries = self._nbytes = self._unchecked = self._holes = 0
         self.unlisted: set[int] = set()
+        # Generations of values whose keys were changed; None: not asked for yet.
+        self._renamed: set[Any] | None = None
 
     def report(self) -> Report:
         """Look at everything."""
@@ -296,6 +298,15 @@ class Inspection:
         finally:
             os.close(fd)
 
+    def _written_as(self, row: Row) -> bytes:
+        """The key that the value's file should say."""
+        if self._renamed is None:
+            found = self._catalog.database.read("SELECT gen FROM renamed")
+            self._renamed = {generation for (generation,) in found}
+        if row.generation not in self._renamed:
+            return row.key
+        return self._catalog.facts.written_as(row.generation) or row.key
+
     def _open(self, name: str, find: Callable[..., None]) -> int | None:
         try:
             fd = self._store.files.open(name)
@@ -321,7 +332,7 @@ class Inspection:
             find("foreign file", "expected the trailer that was written, found another")
             return
         listed = sealed.listed
-        if listed is not None and (listed.key, listed.form) != (row.key, row.form):
+        if listed is not None and (listed.key, listed.form) != (self._written_as(row), row.form):
             find(
                 "corrupt row",
                 f"expected key {listed.key!r:.100} of form {listed.form:.100} as the file says, "
@@ -370,7 +381,7 @@ class Inspection:
             hold_folder(folder)
             told = manifest.read(folder)
             manifest.check(told, form)
-            if (told.key, told.form, told.stamp) != (row.key, row.form, row.stamp):
+            if (told.key, told.form, told.stamp) != (self._written_as(row), row.form, row.stamp):
                 find("corrupt row", "expected the manifest of this value, found another's")
                 return
             stored = told.stored + len(manifest.encode(told))
@@ -525,7 +536,10 @@ class Inspection:
             elif at < end:
                 message = f"expected a place behind {end}, found {at}"
                 self._find("overlap", raw, name, message, at, row.stored)
-            elif at in listed and (listed[at].key, listed[at].form) != (row.key, row.form):
+            elif at in listed and (listed[at].key, listed[at].form) != (
+                self._written_as(row),
+                row.form,
+            ):
                 message = f"expected {listed[at]!r:.200} as the pack says, found {raw!r:.200}"
                 self._find("corrupt row", raw, name, message, at, row.stored)
             elif at not in listed and all_listed:

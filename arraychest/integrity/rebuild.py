@@ -93,11 +93,15 @@ def _put_away(folder: OpenFolder) -> str:
 def _rebuild(store: Store, problem: str, kept: str) -> list[Finding]:
     best: dict[bytes, Row] = {}
     packs: dict[int, Pack] = {}
+    # By generation, where a file is called otherwise than by the key that it says.
+    misnamed: dict[int, str] = {}
     names = sorted(name for name in store.files.names() if generation_of(name) is not None)
     for name in names:
         rows, own = listed_rows(store, name)
         packs.update((known.id, known) for known in own)
         for row in rows:
+            if row.pack is None and file_name(row) != name:
+                misnamed[row.generation] = name
             known_row = best.get(row.key)
             if known_row is None or row.generation > known_row.generation:
                 best[row.key] = row
@@ -110,6 +114,10 @@ def _rebuild(store: Store, problem: str, kept: str) -> list[Finding]:
     used = [known._replace(live=live[known.id]) for known in packs.values() if known.id in live]
     newest = max([generation_of(name) or 0 for name in names], default=0)
     newest = max([newest, *(row.generation for row in placed)])
+    for row in placed:
+        if row.generation in misnamed:
+            store.files.rename(misnamed[row.generation], file_name(row))
+            names[names.index(misnamed[row.generation])] = file_name(row)
     with store.exclusive():
         store.catalog.changes.begin_at((newest >> 32) + 1)
         store.amend([], placed, used, [])

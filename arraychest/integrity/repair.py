@@ -23,7 +23,7 @@ from arraychest.formats.form import parse_form
 from arraychest.integrity.inspection import Finding, Inspection, Report, bytes_to_read
 from arraychest.integrity.salvage import listed_rows
 from arraychest.progress import Asked, measured
-from arraychest.storage.reading import pack_name
+from arraychest.storage.reading import pack_name, value_name
 from arraychest.storage.store import Store, generation_of
 
 # Times that a repair looks whether what it did has brought something else to light.
@@ -134,6 +134,7 @@ class _Repair:
                     row
                     for row in told
                     if (raw is None or row.pack is None or row.offset == raw[6])
+                    and (row.pack is not None or value_name(row) == name)
                     and row.key not in rows
                     and (row.key in deleted or raw_rows.of(row.key) is None)
                 ]

@@ -122,9 +122,19 @@ def _rows_of_file(fd: int, name: str, generation: int, size: int) -> list[Row]:
             size,
             sealed.stamp,
         )
-        return [row] if value_name(row) == name else []
+        return [row] if _same_place(row, name) else []
     except (ValueError, TypeError, AttributeError, OverflowError):
         return []
+
+
+def _same_place(row: Row, name: str) -> bool:
+    """Whether a file lies where a row looks for it, apart from what it is called for people.
+
+    A value whose key was changed has the new key in its file's name, and the old one inside.
+    """
+    found, told = value_name(row), name
+    same_folder = os.path.dirname(found) == os.path.dirname(told)
+    return same_folder and found.rpartition("-")[2] == told.rpartition("-")[2]
 
 
 def _rows_of_blocks(chest: int, name: str, generation: int) -> list[Row]:

@@ -1002,12 +1002,17 @@ class Store:
         if known is not None and identity not in self._pending:
             self._commit({identity: known._replace(live=0)}, (), (), ())
 
-    def adopt(self, source: Files, row: Row, form: Form) -> Row:
-        """Link another chest's value file into this one and return the row that would name it."""
+    def adopt(self, source: Files, row: Row, form: Form, code: KeyCode | None = None) -> Row:
+        """Link a value's file of another chest into this one; returns the row that would name it.
+
+        With `code` it is the row of this key.
+        """
         theirs = value_name(row)
         if row.stamp is None or row.is_blocked:
             raise OSError(errno.EINVAL, "expected a value with a file of its own", theirs)
         mine = row._replace(generation=self.new_generation())
+        if code is not None:
+            mine = mine._replace(key=code.canonical, exact=code.exact)
         name = value_name(mine)
         self.files.link(source, theirs, name)
         # The other chest may have made a spare of it meanwhile, and have begun to overwrite it.
