@@ -619,13 +619,16 @@ class Chest(Dictionary):
                     self._index = {}
                 yield changes
             finally:
+                # First, and without a call, in front of which an interrupt could come.
+                changes.is_left = True
                 with engine.writer.lock:
                     if engine.end_changes(changes):
                         self._index = engine.index.slots
+            changes.commit()
         except BaseException:
+            # Of what was committed nothing is left to do.
             changes.roll_back()
             raise
-        changes.commit()
 
     def lock(self, key: Any) -> KeyLock:
         """A lock on a key, between all threads, tasks and processes that use the chest.

@@ -264,6 +264,7 @@ def chosen(places: list[Place], most: int | None) -> list[int]:
 def test_an_interrupt_leaves_old_values_or_new_ones_and_a_chest_that_goes_on(tmp_path, name, most):
     operation = OPERATIONS[name]
     places = attempt(tmp_path / "0", operation, 0)
-    assert places
+    # A get of what is in RAM calls nothing.
+    assert places or name in ("get a small one in RAM", "get a large one in RAM")
     for at in chosen(places, most):
         attempt(tmp_path / str(at), operation, at)

@@ -85,6 +85,8 @@ class Changes(Protocol):
     @property
     def context(self) -> Context: ...  # noqa: D102
 
+    is_left: bool
+
     def __contains__(self, key: Any) -> bool: ...
 
     def has(self, key: Any) -> bool: ...  # noqa: D102
@@ -170,7 +172,8 @@ class Engine(Session):
 
     def own_changes(self) -> Changes | None:
         """The transaction that the calling thread or task is in."""
-        return self._changes.get(id(current_context())) if self._changes else None
+        changes = self._changes.get(id(current_context())) if self._changes else None
+        return None if changes is None or changes.is_left else changes
 
     def begin_changes(self, changes: Changes) -> None:
         """From here on what its thread or task puts and deletes goes into a transaction.
@@ -239,15 +242,49 @@ class Engine(Session):
 
     def _find(self, key: Any) -> Any:
         """What `value_of` makes the value of: not here, as it may call a user's functions."""
-        with held_back():
-            return self._find_held(key)
-
-    def _find_held(self, key: Any) -> Any:
         if monotonic() >= self.live.due:
             self.tell_if_due()
         changes = self.own_changes()
         if changes is not None and key in changes:
             return changes.get(key)
+        with self.writer.lock.bare:
+            value = self._glance(key)
+        if value is not None:
+            return value
+        with held_back():
+            return self._find_or_load(key)
+
+    def _glance(self, key: Any) -> Any:
+        """A value that is at hand, or lies in a pack that is mapped; None for all else.
+
+        No step that holds back an interrupt, which would take a tenth of the time: what is noted
+        on the way may be noted or not.  Called under the bare lock.
+        """
+        store, index, counter = self._store, self.index, self.counter
+        if (
+            store is None
+            or counter.words[0] != counter.seen_word
+            or self.options.on_miss is not None
+            or not index.has_slot_or_row(key)
+        ):
+            return None
+        slot = index.find(key)
+        if slot is None:
+            return None
+        value = self._at_hand(slot)
+        if value is not None:
+            slot.hits += 1
+            return value
+        raw = slot.raw
+        if slot.array is not None or raw is None or raw[PACK] is None or slot in self._loading:
+            return None
+        value = store.loader.mapped_value(raw) if store.has_pack(raw[PACK]) else None
+        if value is not None:
+            self._counters.misses += 1
+            self._keep(slot, raw, value)
+        return value
+
+    def _find_or_load(self, key: Any) -> Any:
         writer = self.writer
         while True:
             with writer.lock:
@@ -663,8 +700,9 @@ class Engine(Session):
 
         This is the short way for the plain case: an array that the chest can keep as it is, a
         simple key, and room for it without a spill.  Everything else takes `put_any`.  Calls and
-        records would double its cost, so it does without; not without ``with``, as an interrupt
-        between taking the lock and a ``try`` would leave it taken for good.
+        records would double its cost, so it does without.  It is no step that holds back an
+        interrupt, which would double it as well: what changes is changed without a call in
+        between.
         """
         if (
             type(value) is np.ndarray
@@ -677,33 +715,28 @@ class Engine(Session):
         ):
             writer, resident, budget = self.writer, self.resident, self.budget
             nbytes = value.nbytes
-            with writer.lock:
+            added = False
+            with writer.lock.bare:
                 if not self._no_puts and writer.failure is None and nbytes < PACK_THRESHOLD:
                     if budget.adaptive:
                         budget.refresh(resident.charged)
                     charged = resident.charged + nbytes
-                    if charged > budget.bytes >= nbytes:
-                        writer.make_room(nbytes)
-                        charged = resident.charged + nbytes
-                    if charged <= budget.bytes and not self._no_puts:
+                    if charged <= budget.bytes:
                         slot = self._slots.get(key)
                         if slot is None:
                             added = self.index.may_be_fresh(key) and resident.add_fresh(key, value)
                         elif slot.array is not None and slot.kind == "array":
-                            resident.replace(slot, value, nbytes)
-                            slot.cost = None
-                            self.index.puts = slot.version = self.index.puts + 1
-                            slot.value = value if self._shows_resident else None
-                            added = True
-                        else:
-                            added = False
+                            # One that nothing is put with does no harm.
+                            self.index.puts = version = self.index.puts + 1
+                            shown = value if self._shows_resident else None
+                            added = resident.replace(slot, value, nbytes, version, shown)
                         if added:
                             self._counters.puts += 1
-                            # `write`, which by name takes twice as long.
-                            value.setflags(False)  # type: ignore[call-arg]
-                            if charged > budget.high:
-                                writer.put_noted(slot)
-                            return
+            if added:
+                if charged > budget.high:
+                    with writer.lock:
+                        writer.put_noted(slot)
+                return
         self.put_any(key, value)
 
     def put_any(
@@ -774,6 +807,8 @@ class Engine(Session):
                 self.check_writable()
             if only_absent:
                 self.follow()
+            if self.index.is_full:
+                self.index.cut_fresh()
             slot, new = self.index.slot_for_put(key)
             if not new and only_absent:
                 return

@@ -26,6 +26,7 @@ from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.formats.tree import Tree
 from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
 from arraychest.sharing.contexts import current_context
+from arraychest.sharing.interrupts import held_back
 from arraychest.storage.reading import value_name
 from arraychest.values.accept import (
     OnPut,
@@ -58,13 +59,15 @@ class Transaction:
         Of the thread or task that it belongs to.
     has_ended
         Whether it was committed or rolled back.
+    is_left
+        Whether its block has ended: what its thread or task does now is no part of it.
     adopted
         Packs of another chest that rows lie in.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.context: Context = current_context()
-        self.has_ended = False
+        self.has_ended = self.is_left = False
         self._process = os.getpid()
         self._engine = engine
         # By key: the row of what is written, `_SMALL` for what is not yet, or `_DELETED`.
@@ -245,6 +248,10 @@ class Transaction:
         SpillError, ClosedChestError, ReadOnlyChestError
             Nothing of it was committed, and nothing is left of it.
         """
+        with held_back():
+            self._commit()
+
+    def _commit(self) -> None:
         engine = self._engine
         if os.getpid() != self._process:
             return  # in a forked child: it is its parent's to commit
@@ -285,7 +292,8 @@ class Transaction:
 
     def roll_back(self) -> None:
         """Leave nothing of it."""
-        self._end(remove=True)
+        with held_back():
+            self._end(remove=True)
 
     def _end(self, *, remove: bool) -> None:
         self.has_ended = True
@@ -315,7 +323,7 @@ def changes_of(engine: Engine) -> Iterator[Transaction]:
     changes = Transaction(engine)
     try:
         yield changes
+        changes.commit()
     except BaseException:
         changes.roll_back()
         raise
-    changes.commit()

@@ -160,10 +160,7 @@ class Index:
             if isinstance(known, Batch):
                 self.give_slots(known)
                 return self.slots[key]
-            slot = self._remember(known, key)
-            del self.rows[key]
-            slot.view = self._views.pop(key, None)
-            return slot
+            return self._remember(known, key, self._views.get(key))
         if self._closed:
             raise ClosedChestError("the chest is closed")
         if self.complete or key in self.tombstones or self._catalog is None:
@@ -225,7 +222,14 @@ class Index:
                 if not (key in slots or key in rows or key in fresh or key in tombstones):
                     rows[key] = raw
 
-    def _remember(self, raw: RawRow, key: Any) -> Slot:
+    def has_slot_or_row(self, key: Any) -> bool:
+        """Whether `find` has no values in RAM to give slots first."""
+        return key in self.slots or not (
+            key in self._resident.fresh or isinstance(self.rows.get(key), Batch)
+        )
+
+    def _remember(self, raw: RawRow, key: Any, view: Callable[[], Any] | None = None) -> Slot:
+        """Make a slot of a row, which needs no place among `rows` from then on."""
         if type(key) is not str or raw[EXACT] is not None:
             try:
                 key = decode_key(raw[KEY], raw[EXACT])
@@ -236,8 +240,15 @@ class Index:
             self._forget_idle()
             # Looking through all of them must not happen at every new one when few are idle.
             self._most_known = max(MAX_KNOWN, 2 * len(self.slots))
-        slot = self.slots[key] = Slot(key, raw[SEQ], raw)
+        slot = Slot(key, raw[SEQ], raw)
+        slot.view = view
         self._note_order(slot.seq, slot.seq)
+        known = key in self.rows
+        # From here on without a call, behind which an interrupt could come.
+        self.slots[key] = slot
+        if known:
+            del self.rows[key]
+        self._views.pop(key, None)
         return slot
 
     def _note_order(self, first: int, last: int) -> None:
@@ -282,9 +293,12 @@ class Index:
 
     def may_be_fresh(self, key: Any) -> bool:
         """Whether a small value of a key that has no slot can do without one."""
-        if len(self._resident.fresh) >= _MOST_FRESH:
-            self.cut_fresh()
-        return key not in self.rows
+        return len(self._resident.fresh) < _MOST_FRESH and key not in self.rows
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many fresh values that they should become batches."""
+        return len(self._resident.fresh) >= _MOST_FRESH
 
     def cut_fresh(self) -> None:
         """Make batches of everything fresh."""

@@ -230,22 +230,29 @@ class Pool:
     # --- values without slots ---------------------------------------------------------------
 
     def add_fresh(self, key: Any, array: np.ndarray) -> bool:
-        """Keep a small array that owns its buffer under a key that has no slot.  O(1).
+        """Keep a small array that owns its buffer under a key that has no slot, and freeze it.
 
-        Returns False, with nothing changed, where a buffer is shared with another value.
+        Returns False, with nothing changed, where a buffer is shared with another value.  O(1).
+        An interrupt finds all of it done or nothing.
         """
         owners = self._owners
         identity = id(array)
         fresh = self.fresh
         if identity in owners:
             return key in fresh and fresh[key] is array
+        nbytes = more = array.nbytes
+        old = None
         if key in fresh:
             old = id(fresh[key])
             if old in self._sharers:
                 return False
-            self.charged -= owners.pop(old)
-        owners[identity] = nbytes = array.nbytes
-        self.charged += nbytes
+            more -= owners[old]
+        array.setflags(False)  # type: ignore[call-arg]  # `write`, by name it takes twice as long
+        # From here on without a call, behind which an interrupt could come.
+        if old is not None:
+            del owners[old]
+        owners[identity] = nbytes
+        self.charged += more
         fresh[key] = array
         return True
 
@@ -323,39 +330,43 @@ class Pool:
             # which costs each put O(1) over time.
             clock.sweep()
 
-    def replace(self, slot: Slot, array: np.ndarray, nbytes: int) -> None:
-        """Keep another array, of so many bytes, as the value of a slot that has one.  O(1)."""
+    def replace(
+        self, slot: Slot, array: np.ndarray, nbytes: int, version: int, shown: np.ndarray | None
+    ) -> bool:
+        """Keep another array, of so many bytes, as the value of a slot that has one, and freeze it.
+
+        Returns False, with nothing changed, where one of the two shares its buffer, or they are
+        kept apart for their sizes.  O(1).  An interrupt finds all of it done or nothing.
+
+        Parameters
+        ----------
+        version, shown
+            The slot's `version` and `value` from now on.
+        """
         old = slot.array
-        # It stays where it is queued; to be put again is to be used.
-        slot.seen = -1
-        if self.inherited and slot in self.inherited:
-            self.remove(slot)
-            self.add(slot, array)
-            return
-        if old is array or old is None:
-            return
-        owners, old_key, key = self._owners, id(old), id(array)
+        owners, key, old_key = self._owners, id(array), id(old)
         old_bytes = owners.get(old_key)
         if (
-            array.base is None
-            and old_bytes is not None
-            and (old_bytes < PACK_THRESHOLD) is (nbytes < PACK_THRESHOLD)
-            and key not in owners
-            and not self._sharers
+            array.base is not None
+            or old_bytes is None
+            or (old_bytes < PACK_THRESHOLD) is not (nbytes < PACK_THRESHOLD)
+            or key in owners
+            or self._sharers
+            or self.inherited
         ):
-            # As below, for arrays that have their buffers for themselves: what an overwrite takes
-            # is mostly this.
-            del owners[old_key]
-            owners[key] = nbytes
-            self.charged += nbytes - old_bytes
-            slot.array = array
-        elif (old.nbytes < PACK_THRESHOLD) is (nbytes < PACK_THRESHOLD):
-            self._discharge(old)
-            self._charge(array)
-            slot.array = array
-        else:
-            self.remove(slot)
-            self.add(slot, array)
+            return False
+        array.setflags(False)  # type: ignore[call-arg]  # as in `add_fresh`
+        # From here on without a call, behind which an interrupt could come.
+        del owners[old_key]
+        owners[key] = nbytes
+        self.charged += nbytes - old_bytes
+        # It stays where it is queued; to be put again is to be used.
+        slot.seen = -1
+        slot.cost = None
+        slot.version = version
+        slot.array = array
+        slot.value = shown
+        return True
 
     def remove(self, slot: Slot) -> None:
         """Let go of a slot's array.  O(1)."""

@@ -20,7 +20,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from threading import get_ident
 from types import FrameType, TracebackType
@@ -71,36 +70,39 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def _enter() -> bool:
     """Begin a step in the main thread; returns what `_leave` wants to know."""
-    waits = _main.lets_through
-    _main.lets_through = False
-    if not _main.depth:
+    main = _main
+    waits = main.lets_through
+    main.lets_through = False
+    if not main.depth:
         handler = _get_handler(_SIGINT)
-        # Not what ignores the signal, or ends the process.
-        if callable(handler):
-            _main.came = False
-            _main.handler = handler
+        # Not what ignores the signal, or ends the process: these are numbers.
+        if type(handler) is not int and handler is not None:
+            main.came = False
+            main.handler = handler
             _set_handler(_SIGINT, _note)
-    _main.depth += 1
+    main.depth += 1
     return waits
 
 
 def _leave(waits: bool) -> None:
     """End a step: whatever came meanwhile is raised here, when everything is done."""
-    _main.depth -= 1
-    if _main.depth:
-        _main.lets_through = waits
+    main = _main
+    main.depth = depth = main.depth - 1
+    if depth:
+        main.lets_through = waits
         if waits:
             check()
         return
-    handler, _main.handler = _main.handler, None
+    handler = main.handler
     if handler is None:
         return
+    main.handler = None
     # It looks for signals first, with `_note` still in its place.
     found = _set_handler(_SIGINT, handler)
     if found is not _note:
         _set_handler(_SIGINT, found)  # the user has set another one meanwhile
-    if _main.came:
-        _main.came = False
+    if main.came:
+        main.came = False
         handler(_SIGINT, sys._getframe())
 
 
@@ -193,14 +195,17 @@ class Lock:
             self.bare.acquire()
             return
         waits = _enter()
+        if not self.bare.acquire(False):
+            self._wait(waits)
+        self._waits = waits
+
+    def _wait(self, waits: bool) -> None:
         try:
-            if not self.bare.acquire(False):
-                while not self.bare.acquire(True, _LOOK_SECONDS):
-                    check()
+            while not self.bare.acquire(True, _LOOK_SECONDS):
+                check()
         except BaseException:
             _leave(waits)
             raise
-        self._waits = waits
 
     def __exit__(
         self,
@@ -231,6 +236,9 @@ class Condition(threading.Condition):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until notified; see `threading.Condition.wait`.
 
+        The main thread also returns after a moment, without a notification: what an interrupt kept
+        from notifying is seen all the same.
+
         Raises
         ------
         KeyboardInterrupt
@@ -238,14 +246,8 @@ class Condition(threading.Condition):
         """
         if get_ident() != _main.ident:
             return super().wait(timeout)
-        end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            check()
-            left = _LOOK_SECONDS if end is None else end - time.monotonic()
-            if left <= 0:
-                return False
-            if super().wait(min(left, _LOOK_SECONDS)):
-                return True
+        check()
+        return super().wait(_LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS))
 
 
 def _after_fork_in_child() -> None:

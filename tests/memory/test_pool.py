@@ -22,6 +22,18 @@ def slot(key: object, version: int = 0) -> Slot:
     return made
 
 
+def replace(resident: Pool, each: Slot, array: np.ndarray) -> None:
+    """As a put does it: in one step where that can be, otherwise in two."""
+    version = each.version + 1
+    if resident.replace(each, array, array.nbytes, version, array):
+        assert each.version == version
+        assert each.value is array
+        assert not array.flags.writeable
+    else:
+        resident.remove(each)
+        resident.add(each, array)
+
+
 class Lender:
     def __init__(self) -> None:
         self.array = np.zeros(10)
@@ -104,10 +116,10 @@ class TestAccounting:
         each = slot("x", 1)
         resident.add(each, np.zeros(sizes[0]))
         array = np.zeros(sizes[1])
-        resident.replace(each, array, array.nbytes)
+        replace(resident, each, array)
         assert (resident.charged, resident.count) == (array.nbytes, 1)
         assert each.array is array
-        resident.replace(each, array, array.nbytes)
+        replace(resident, each, array)
         resident.check()
         assert resident.slots() == [each]
 
@@ -133,7 +145,7 @@ class TestAccounting:
                 if each.array is None:
                     resident.add(each, array)
                 else:
-                    resident.replace(each, array, array.nbytes)
+                    replace(resident, each, array)
             elif what == "remove" and each.array is not None:
                 resident.remove(each)
             elif what == "hit":
