@@ -47,7 +47,7 @@ import arraychest.storage.block_writer
 import arraychest.storage.folder
 import arraychest.storage.reading
 import arraychest.storage.store
-from tests.support import hears_interrupts
+from tests.support import hears_interrupts, where_is
 
 # An action gets the operation's name, its arguments and what does it, and returns its result.
 Action = Callable[[str, tuple[Any, ...], Callable[[], Any]], Any]
@@ -138,7 +138,7 @@ def _whole(name: Any, folder: int | None) -> Any:
     """The whole path of a name in an open folder, as an action is told of it."""
     if folder is None or not isinstance(name, str):
         return name
-    return os.path.normpath(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name))
+    return os.path.normpath(os.path.join(where_is(folder), name))
 
 
 class _Cursor(sqlite3.Cursor):

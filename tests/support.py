@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import numpy as np
 
 import arraychest
 from arraychest.formats import manifest
+from arraychest.platform.folders import path_of
 
 # The folder that `arraychest` was imported from, for subprocesses.
 IMPORT_ROOT = str(Path(arraychest.__file__).parent.parent)
@@ -171,6 +173,14 @@ def start_program(command: list[str], **options: Any) -> subprocess.Popen[Any]:
     """Start a program that hears Ctrl-C; the options are those of `subprocess.Popen`."""
     with hears_interrupts():
         return subprocess.Popen(command, **options)
+
+
+def where_is(fd: int) -> str:
+    """What a descriptor is of: a path, or how the system names what has none.  OSError if closed."""
+    if sys.platform == "linux":
+        return os.readlink(f"/proc/self/fd/{fd}")
+    status = os.fstat(fd)
+    return path_of(fd) or f"{stat.S_IFMT(status.st_mode):o}:[{status.st_ino}]"
 
 
 def run_python(

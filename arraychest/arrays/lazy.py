@@ -42,14 +42,17 @@ class LazyArray(NDArrayOperatorsMixin):
       and all reductions go chunk by chunk: `sum` of an array larger than RAM needs memory for one
       chunk.  What they give is a plain array.
     - Everything else that an ndarray has (`T`, `reshape`, `ravel`, `take`, `sort`, ...) reads the
-      whole array, once as long as anybody holds what came of it.  Its results are read-only.
+      whole array once.  The chest keeps it in RAM, within the budget, and drops it before anything
+      else; it is read again where the chest had no room for it.  Its results are read-only.
     - Functions of NumPy that are none of these get the whole array, too.
 
     Writing raises ValueError, as with any read-only array.  Safe from many threads.  A sum of
     floating-point numbers is added up in another order than NumPy's, and differs in its last bits.
     """
 
-    __slots__ = ("__weakref__", "_cuts", "_dtype", "_likeness", "_shape", "_whole_array")
+    __slots__ = (
+        "__weakref__", "_cuts", "_dtype", "_keeper", "_likeness", "_shape", "_whole_array",
+    )  # fmt: skip
     # In messages: what it is, and what a writer may do in place of writing.
     _what: ClassVar = "a stored one"
     _instead: ClassVar = ""
@@ -61,6 +64,7 @@ class LazyArray(NDArrayOperatorsMixin):
         # An array of this shape, of one byte.
         self._likeness = np.broadcast_to(np.zeros((), np.uint8), shape)
         self._whole_array: Callable[[], np.ndarray | None] = _nothing
+        self._keeper: Callable[[np.ndarray], object] | None = None
 
     # --- what needs no data ------------------------------------------------------------------
 
@@ -147,8 +151,27 @@ class LazyArray(NDArrayOperatorsMixin):
         found = self._whole_array()
         if found is None:
             found = self.__array__()
-            self._whole_array = _frozen(found)
+            self.hold(found)
+            if self._keeper is not None:
+                self._keeper(found)
         return found
+
+    def hold(self, whole: np.ndarray) -> None:
+        """Take an array as the whole of this one, as long as anybody else holds it.
+
+        Parameters
+        ----------
+        whole
+            The same elements; it becomes read-only.
+        """
+        self._whole_array = _frozen(whole)
+
+    def kept_by(self, keeper: Callable[[np.ndarray], object]) -> None:
+        """Have `keeper` called with the whole array when it is read.
+
+        Whoever holds it then spares the next operation that needs all of it a second reading.
+        """
+        self._keeper = keeper
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else an ndarray has, of the whole array.

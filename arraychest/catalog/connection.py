@@ -182,6 +182,9 @@ class Database:
             # NORMAL keeps the catalog whole through a power cut, though the last commits may be
             # gone; FULL syncs each commit.
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+            # As `platform.space.sync` does on macOS; elsewhere these mean nothing.
+            connection.execute(f"PRAGMA fullfsync = {int(self._durable)}")
+            connection.execute(f"PRAGMA checkpoint_fullfsync = {int(self._durable)}")
         except BaseException:
             connection.close()
             raise

@@ -21,6 +21,7 @@ from arraychest.files.names import ONCE
 from arraychest.formats import manifest
 from arraychest.formats.form import describe, form_text
 from arraychest.formats.manifest import Chunks, Manifest
+from arraychest.platform.space import sync
 from arraychest.storage.block_writer import BlockWriter
 from arraychest.storage.reading import value_name
 from arraychest.values.keys import encode_key
@@ -114,7 +115,7 @@ def _write_manifest(folder: int, data: bytes, *, durable: bool) -> None:
         file.write(data)
         file.flush()
         if durable:
-            os.fsync(file.fileno())
+            sync(file.fileno())
 
 
 def taken_over(committer: Committer, key: Any, value: BlockedArray) -> Row:

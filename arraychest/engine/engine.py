@@ -9,7 +9,7 @@ import contextlib
 import heapq
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import replace
 from time import monotonic
@@ -402,6 +402,11 @@ class Engine(Session):
             return value
         if raw[PACK] is None and type(value) in (np.ndarray, CompressedArray, BlockedArray):
             self._note_origin(value, raw, 0)
+        if isinstance(value, LazyArray):
+            copy = self.resident.copy_of(slot)
+            if copy is not None:
+                value.hold(copy)
+            value.kept_by(self._keeper_of(slot.key, value))
         if type(value) is CompressedArray:
             slot.value = value
             self._kept_frames.append(slot)
@@ -453,6 +458,8 @@ class Engine(Session):
         if type(value) is CompressedArray:
             with self.writer.lock:
                 self._keep_copy(key, value, found)
+            if not found.flags.writeable:
+                value.hold(found)
         return found
 
     def _in_ram(self, array: np.ndarray | CompressedArray) -> np.ndarray:
@@ -468,12 +475,32 @@ class Engine(Session):
         found.setflags(write=not self._shows_resident)
         return found
 
-    def _keep_copy(self, key: Any, value: CompressedArray, copy: np.ndarray) -> None:
+    def _keeper_of(self, key: Any, value: LazyArray) -> Callable[[np.ndarray], None]:
+        """What keeps the whole array of a value when a program has it read."""
+        # Neither outlives its user by this.
+        engine, array = ref(self), ref(value)
+
+        def keep(whole: np.ndarray) -> None:
+            mine, its = engine(), array()
+            if mine is None or its is None or not mine._shows_resident:
+                return
+            origin = provenance.of(its)
+            if origin is not None:
+                provenance.note_again(whole, origin)
+            with mine.writer.lock:
+                if not mine.closed:
+                    mine._keep_copy(key, its, whole)
+
+        return keep
+
+    def _keep_copy(self, key: Any, value: LazyArray, copy: np.ndarray) -> None:
         slot = self.index.slots.get(key)
-        if slot is None or slot.value is not value or slot.raw is None:
+        if slot is None or slot.raw is None or self._at_hand(slot) is not value:
             return  # overwritten or deleted meanwhile
         resident, budget = self.resident, self.budget
         budget.refresh(resident.charged)
+        if copy.nbytes > budget.high:
+            return
         resident.drop_copies(budget.high - copy.nbytes)
         if resident.charged + copy.nbytes <= budget.high:
             resident.keep_copy(slot, slot.raw[GENERATION], copy)

@@ -397,11 +397,18 @@ class Session:
     def _forget_kept(self) -> None:
         """Let go of what is kept open beside the index."""
 
-    def finalize(self) -> None:
-        """What happens to a chest that nobody closed; raises nothing."""
+    def finalize(self, *, at_exit: bool = False) -> None:
+        """What happens to a chest that nobody closed; raises nothing.
+
+        Parameters
+        ----------
+        at_exit
+            Whether the process ends, and not the chest within a function of ours.  From Python 3.13
+            on nobody waits then for a thread that is started.
+        """
         if self.forked or self.closed:
             return
-        if _is_at_work():
+        if not at_exit and _is_at_work():
             # The garbage collector ran in a thread that may hold what our own writer waits for:
             # that writer itself, or one that commits to another chest of the same folder.
             threading.Thread(target=self.finalize, name="arraychest-closer", daemon=False).start()
@@ -531,7 +538,7 @@ def _finalize_at_exit(session: Session) -> None:
 def _finalize(session: weakref.ref[Session]) -> None:
     found = session()
     if found is not None:
-        found.finalize()
+        found.finalize(at_exit=True)
 
 
 def _is_at_work() -> bool:

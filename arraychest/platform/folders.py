@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -16,6 +17,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # macOS: where a descriptor's file lies; MAXPATHLEN bytes.
 _F_GETPATH = 50
 _MAX_PATH_BYTES = 1024
+
+# What the system says to who opens a link, a folder, a pipe or a socket for a file.
+NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP)
 
 # A folder lies in fewer others.
 _MOST_FOLDERS = 100

@@ -22,6 +22,7 @@ import numpy as np
 
 from arraychest.arrays.mmap import map_file
 from arraychest.errors import ChestFormatError
+from arraychest.platform.folders import NO_FILE
 from arraychest.platform.space import reserve
 from arraychest.sharing.open_folder import OpenFolder
 
@@ -121,7 +122,7 @@ def open_counter(folder: OpenFolder, *, writable: bool) -> CommitCounter:
     try:
         fd = os.open(FILE_NAME, flags, 0o666, dir_fd=folder.fd)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        if error.errno not in NO_FILE:
             raise
         raise ChestFormatError(f"expected a file at {path}, found something else") from error
     try:

@@ -20,7 +20,6 @@ bytes                   who holds them
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import sys
@@ -32,6 +31,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from arraychest.errors import ChestFormatError, ClosedChestError, DeadlockError
+from arraychest.platform.folders import NO_FILE
 from arraychest.platform.locks import ByteLocks, lock_file, open_byte_locks
 from arraychest.sharing.contexts import current_context
 from arraychest.sharing.interrupts import Lock, let_through
@@ -48,9 +48,6 @@ _SESSIONS = 1 << 32
 # A forked child shares its parent's openings, and with them the locks: as long as it kept one, a
 # lock of a parent that died would stay.
 _open_files: weakref.WeakSet[LockFile] = weakref.WeakSet()
-
-# What the system says where a link, a folder, a pipe or a socket lies in the place of a file.
-_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP)
 
 
 class LockFile:
@@ -86,7 +83,7 @@ class LockFile:
         try:
             self._bytes: ByteLocks = open_byte_locks(folder.fd, FILE_NAME, create=create)
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if error.errno not in NO_FILE:
                 raise
             path = os.path.join(folder.path, FILE_NAME)
             raise ChestFormatError(

@@ -32,6 +32,8 @@ from arraychest.formats import b2nd, blosc, checksums, manifest, npy
 from arraychest.formats.compression import Compression
 from arraychest.formats.form import Form
 from arraychest.formats.manifest import Block, Chunks
+from arraychest.platform.folders import NO_FILE
+from arraychest.platform.space import sync
 from arraychest.sharing.locks import hold_folder, is_at
 from arraychest.sharing.open_folder import OpenFolder
 
@@ -209,7 +211,7 @@ class BlockWriter:
                 name = manifest.block_name(index, offset)
                 files.with_room(lambda: _publish(fd, own, name))
                 if self._durable:
-                    os.fsync(fd)
+                    sync(fd)
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.unlink(own, dir_fd=fd)
@@ -316,7 +318,7 @@ class BlockWriter:
                 shutil.copyfileobj(source, copy, 1 << 20)
                 if self._durable:
                     copy.flush()
-                    os.fsync(copy.fileno())
+                    sync(copy.fileno())
             os.rename(own, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -372,7 +374,7 @@ class BlockWriter:
         try:
             fd = os.open(name, READ_FLAGS, dir_fd=folder)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
+            if error.errno in NO_FILE:
                 return None
             raise
         try:

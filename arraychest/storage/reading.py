@@ -30,6 +30,7 @@ from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.form import Form, parse_form
 from arraychest.formats.frame import Layout
 from arraychest.parallel import default_threads
+from arraychest.platform.folders import NO_FILE
 from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
@@ -428,7 +429,7 @@ def _told(error: Exception, what: str, chest: OpenFolder | None = None) -> Corru
         because = f": {chest.lost()}" if chest is not None and lost else ""
         return CorruptEntryError(f"expected {what}, found no such file{because}")
     if isinstance(error, OSError):
-        if error.errno in (errno.ELOOP, errno.ENXIO):
+        if error.errno in NO_FILE:
             return CorruptEntryError(f"expected {what}, found a symbolic link or a socket")
         return None
     return CorruptEntryError(f"expected {what}, found what is none: {error}")

@@ -301,6 +301,22 @@ def _is_sole_view(array: np.ndarray) -> bool:
         type(base) is np.ndarray
         and base.flags.owndata
         and base.nbytes == array.nbytes
-        # The view's own reference, our name, and the argument of getrefcount.
-        and sys.getrefcount(base) == 3
+        and _references_to_base(array) == _SOLE
     )
+
+
+def _references_to_base(array: np.ndarray) -> int:
+    return sys.getrefcount(array.base)
+
+
+# What that function sees of a base that only its view refers to, while a caller has a name for it
+# as well: how many references a call takes differs between versions of Python.
+def _sole() -> int:
+    array = np.empty(1)[:]
+    base = array.base
+    found = _references_to_base(array)
+    del base
+    return found
+
+
+_SOLE = _sole()

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest import Chest, CompressedArray
+from arraychest import Chest, CompressedArray, LazyArray
 from arraychest.formats import b2nd
 from tests.faults import RESERVING, Say, in_child, injected
 from tests.real_data import FIELDS
@@ -897,3 +898,54 @@ def test_a_chest_that_nobody_closed_is_flushed_when_the_interpreter_exits(tmp_pa
         expected = np.add.outer(np.sin(np.arange(2000.0)), np.arange(1000.0))
         assert (np.asarray(chest["x"]) == expected).all()
         assert chest.verify().ok
+
+
+@pytest.mark.parametrize("kind", ["compressed", "turned", "blocked"])
+def test_what_needs_the_whole_array_reads_it_once_and_the_copy_is_charged(tmp_path, kind):
+    array = smooth((300, 500))
+    if kind == "turned":
+        array = np.asfortranarray(array)
+    options = {"compression": "lz4", "available_memory": 4 * MIB, "on_put": "copy"}
+    with Chest(path=tmp_path / "c", **options) as chest:
+        if kind == "blocked":
+            chest.append("x", array[:100])
+            chest.append("x", array[100:])
+            chest.flush()
+        else:
+            stored(chest, "x", array)
+        assert chest.memory_usage == 0
+        found = chest["x"]
+        turned = found.T
+        assert isinstance(found, LazyArray)
+        assert np.array_equal(turned, array.T)
+        assert chest.memory_usage == array.nbytes
+        place = turned.__array_interface__["data"]
+        del turned
+        # Nobody but the chest holds it now.
+        assert found.T.__array_interface__["data"] == place
+        assert chest["x"].reshape(-1).size == array.size
+        assert chest.memory_usage == array.nbytes
+        if kind != "blocked":
+            assert np.shares_memory(chest.load("x"), found.T)
+        chest._engine.resident.check()
+        # It makes room for a value that is not stored.
+        kept = weakref.ref(found.T.base)
+        spills = chest.stats().spills
+        chest["dirty"] = noise(11 * MIB // 4)
+        assert chest.stats().spills == spills
+        assert "dirty" in chest.inmem
+        assert kept() is None
+        assert chest.memory_usage <= 4 * MIB
+        assert np.array_equal(found.ravel(), array.ravel())
+        del found, chest["x"]
+        chest._engine.resident.check()
+
+
+def test_a_whole_array_that_has_no_room_is_read_and_not_kept(tmp_path):
+    array = smooth((300, 500))
+    with Chest(path=tmp_path / "c", compression="lz4", available_memory=MIB // 2) as chest:
+        stored(chest, "x", array)
+        found = chest["x"]
+        assert np.array_equal(found.ravel(), array.ravel())
+        assert chest.memory_usage == 0
+    assert np.array_equal(found.T, array.T), "it outlives the chest"
