@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +18,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from arraychest.arrays import chunkwise
 from arraychest.arrays.chunkwise import NOT_GIVEN
+from arraychest.arrays.ownership import frozen, nothing
 from arraychest.arrays.selection import Cut, chunks_along, is_field, select
 
 
@@ -63,7 +63,7 @@ class LazyArray(NDArrayOperatorsMixin):
         self._cuts = cuts
         # An array of this shape, of one byte.
         self._likeness = np.broadcast_to(np.zeros((), np.uint8), shape)
-        self._whole_array: Callable[[], np.ndarray | None] = _nothing
+        self._whole_array: Callable[[], np.ndarray | None] = nothing
         self._keeper: Callable[[np.ndarray], object] | None = None
 
     # --- what needs no data ------------------------------------------------------------------
@@ -164,7 +164,7 @@ class LazyArray(NDArrayOperatorsMixin):
         whole
             The same elements; it becomes read-only.
         """
-        self._whole_array = _frozen(whole)
+        self._whole_array = frozen(whole)
 
     def kept_by(self, keeper: Callable[[np.ndarray], object]) -> None:
         """Have `keeper` called with the whole array when it is read.
@@ -361,13 +361,9 @@ class LazyArray(NDArrayOperatorsMixin):
 
         Along each dimension the first chunks come first.
         """
-        for where in self._places():
+        sides = zip(self._cuts, self._shape, strict=True)
+        for where in itertools.product(*[chunks_along(cut, n) for cut, n in sides]):
             yield where, self._read(where)
-
-    def _places(self) -> Iterator[tuple[slice, ...]]:
-        return itertools.product(
-            *[chunks_along(cut, n) for cut, n in zip(self._cuts, self._shape, strict=True)]
-        )
 
     # --- NumPy's protocols -------------------------------------------------------------------
 
@@ -640,10 +636,6 @@ _METHODS: dict[Callable[..., Any], str] = {
 }  # fmt: skip
 
 
-def _nothing() -> None:
-    """No array is held by anybody."""
-
-
 def _is_true(keepdims: Any) -> bool:
     return keepdims is not NOT_GIVEN and bool(keepdims)
 
@@ -662,23 +654,6 @@ def _written(found: Any, out: Any, casting: Any = "same_kind") -> Any:
         )
     np.copyto(out, found, casting=casting)
     return out
-
-
-def _frozen(array: np.ndarray) -> Callable[[], np.ndarray | None]:
-    """Make an array read-only; what gives it again as long as anybody holds it or a view of it."""
-    owner = array if array.base is None else array.base
-    array.flags.writeable = False
-    if owner is array or not isinstance(owner, np.ndarray) or owner.base is not None:
-        return weakref.ref(array)
-    # A view keeps the owner of the memory, and not the array that it was made of.
-    owner.flags.writeable = False
-    held, dtype, shape, strides = weakref.ref(owner), array.dtype, array.shape, array.strides
-
-    def again() -> np.ndarray | None:
-        memory = held()
-        return None if memory is None else np.ndarray(shape, dtype, memory, 0, strides)
-
-    return again
 
 
 def _plain(given: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,24 @@ def is_held(arrays: Sequence[np.ndarray | Tree]) -> list[bool]:
 # What the loop above sees of an array that only the list refers to: it differs between versions of
 # Python.
 _ALONE = next(map(sys.getrefcount, [np.empty(0)]))
+
+
+def nothing() -> None:
+    """No array is held by anybody."""
+
+
+def frozen(array: np.ndarray) -> Callable[[], np.ndarray | None]:
+    """Make an array read-only; what gives it again as long as anybody holds it or a view of it."""
+    owner = array if array.base is None else array.base
+    array.flags.writeable = False
+    if owner is array or not isinstance(owner, np.ndarray) or owner.base is not None:
+        return weakref.ref(array)
+    # A view keeps the owner of the memory, and not the array that it was made of.
+    owner.flags.writeable = False
+    held, dtype, shape, strides = weakref.ref(owner), array.dtype, array.shape, array.strides
+
+    def again() -> np.ndarray | None:
+        memory = held()
+        return None if memory is None else np.ndarray(shape, dtype, memory, 0, strides)
+
+    return again
