@@ -807,8 +807,6 @@ class Engine(Session):
                 self.check_writable()
             if only_absent:
                 self.follow()
-            if self.index.is_full:
-                self.index.cut_fresh()
             slot, new = self.index.slot_for_put(key)
             if not new and only_absent:
                 return

@@ -224,9 +224,7 @@ class Index:
 
     def has_slot_or_row(self, key: Any) -> bool:
         """Whether `find` has no values in RAM to give slots first."""
-        return key in self.slots or not (
-            key in self._resident.fresh or isinstance(self.rows.get(key), Batch)
-        )
+        return key not in self._resident.fresh and not isinstance(self.rows.get(key), Batch)
 
     def _remember(self, raw: RawRow, key: Any, view: Callable[[], Any] | None = None) -> Slot:
         """Make a slot of a row, which needs no place among `rows` from then on."""
@@ -243,11 +241,9 @@ class Index:
         slot = Slot(key, raw[SEQ], raw)
         slot.view = view
         self._note_order(slot.seq, slot.seq)
-        known = key in self.rows
-        # From here on without a call, behind which an interrupt could come.
+        # An interrupt comes behind a call: of these two both are done, or none.
         self.slots[key] = slot
-        if known:
-            del self.rows[key]
+        self.rows.pop(key, None)
         self._views.pop(key, None)
         return slot
 
@@ -294,11 +290,6 @@ class Index:
     def may_be_fresh(self, key: Any) -> bool:
         """Whether a small value of a key that has no slot can do without one."""
         return len(self._resident.fresh) < _MOST_FRESH and key not in self.rows
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there are so many fresh values that they should become batches."""
-        return len(self._resident.fresh) >= _MOST_FRESH
 
     def cut_fresh(self) -> None:
         """Make batches of everything fresh."""
