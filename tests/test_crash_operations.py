@@ -20,6 +20,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest
+from arraychest.platform.leases import HAS_LEASES
 from tests.faults import Countdown, Say, die, in_child, injected
 from tests.support import audit
 from tests.test_crash import (
@@ -234,6 +235,8 @@ def originals(
             chest.create("draft", LARGE)
             die()
 
+    keeps_spares = OPTIONS["compression"] is None and HAS_LEASES
+
     def dies_removing(say: Say) -> None:
         def action(name: str, args: Any, call: Callable[[], Any]) -> Any:
             if name == "rename":
@@ -249,14 +252,12 @@ def originals(
         with arraychest.open(root / "crashed", **OPTIONS) as chest:
             chest["L1"] = filled(BASE["L1"][0], BASE["L1"][1])
             chest.flush()
-            while OPTIONS["compression"] is None and not list(
-                (root / "crashed" / "spare").rglob("*.npy")
-            ):
+            while keeps_spares and not list((root / "crashed" / "spare").rglob("*.npy")):
                 pass
             die()
 
     deaths = [dies_writing, dies_removing, dies_with_spares]
-    if OPTIONS["compression"] is not None:
+    if not keeps_spares:
         deaths.reverse()  # nothing of a compressed value is kept as a spare, to be left behind
     for dies in deaths:
         before = orphans(root / "crashed")
