@@ -22,6 +22,50 @@ if TYPE_CHECKING:
     from arraychest.sharing.locks import KeyLock
 
 
+class _Prefix:
+    """What keys begin with, and what they are called without it."""
+
+    def __init__(self, prefix: Any) -> None:
+        self.told = prefix
+        self._text, self._start = "", ()
+        if isinstance(prefix, str) and prefix.endswith("/"):
+            self._text = prefix
+            return
+        self._start = prefix if isinstance(prefix, tuple) else (prefix,)
+        if not self._start:
+            raise ValueError("expected a prefix of one key or more, found ()")
+
+    def outer(self, key: Any) -> Any:
+        """The key with the prefix; raises TypeError where it can have none."""
+        if self._text:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"expected a str as a key of the group {self.told!r}, found "
+                    f"{type(key).__name__}"
+                )
+            return self._text + key
+        return (*self._start, *key) if isinstance(key, tuple) else (*self._start, key)
+
+    def inner(self, key: Any) -> Any:
+        """The key without the prefix; `MISSING` for one that has another."""
+        if self._text:
+            if isinstance(key, str) and key.startswith(self._text):
+                return key[len(self._text) :]
+            return MISSING
+        count = len(self._start)
+        if not isinstance(key, tuple) or len(key) <= count or key[:count] != self._start:
+            return MISSING
+        rest = key[count:]
+        if len(rest) > 1:
+            return rest
+        # A tuple in this place would be taken for several keys.
+        return MISSING if isinstance(rest[0], tuple) else rest[0]
+
+    def inners(self, keys: Iterable[Any]) -> Iterator[Any]:
+        """Of those keys that have the prefix, what they are without it."""
+        return (inner for key in keys if (inner := self.inner(key)) is not MISSING)
+
+
 class Group(Dictionary):
     """Entries of a chest whose keys begin alike; `Chest.group` makes one.
 
@@ -38,15 +82,8 @@ class Group(Dictionary):
     """
 
     def __init__(self, chest: Any, prefix: Any) -> None:
-        if isinstance(prefix, str) and prefix.endswith("/"):
-            self._text, self._start = prefix, ()
-        else:
-            self._text = ""
-            self._start = prefix if isinstance(prefix, tuple) else (prefix,)
-            if not self._start:
-                raise ValueError("expected a prefix of one key or more, found ()")
         self._chest = chest
-        self._prefix = prefix
+        self._prefix = _Prefix(prefix)
 
     @property
     def chest(self) -> Any:
@@ -62,47 +99,16 @@ class Group(Dictionary):
         """The chest's folder."""
         return cast("str | None", self._chest.path)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the chest was closed."""
-        return bool(self._chest.closed)
-
     def group(self, prefix: Any) -> Group:
         """The entries of this group whose keys begin with `prefix`, in turn."""
         return Group(self, prefix)
 
     # --- keys --------------------------------------------------------------------------------
 
-    def _outer(self, key: Any) -> Any:
-        """The key that the chest has for a key of this group."""
-        if self._text:
-            if not isinstance(key, str):
-                raise TypeError(
-                    f"expected a str as a key of the group {self._prefix!r}, found "
-                    f"{type(key).__name__}"
-                )
-            return self._text + key
-        return (*self._start, *key) if isinstance(key, tuple) else (*self._start, key)
-
     def full_key(self, key: Any) -> Any:
         """The key under which the chest itself has the entry."""
-        outer = self._outer(key)
+        outer = self._prefix.outer(key)
         return self._chest.full_key(outer) if isinstance(self._chest, Group) else outer
-
-    def _inner(self, key: Any) -> Any:
-        """The key of this group for a key of the chest; `MISSING` for one that is outside."""
-        if self._text:
-            if isinstance(key, str) and key.startswith(self._text):
-                return key[len(self._text) :]
-            return MISSING
-        count = len(self._start)
-        if not isinstance(key, tuple) or len(key) <= count or key[:count] != self._start:
-            return MISSING
-        rest = key[count:]
-        if len(rest) > 1:
-            return rest
-        # A tuple in this place would be taken for several keys.
-        return MISSING if isinstance(rest[0], tuple) else rest[0]
 
     def _known(self, key: Any) -> Any:
         """As `full_key`, for reading: of what cannot be a key there is no value."""
@@ -134,17 +140,11 @@ class Group(Dictionary):
 
     def __iter__(self) -> Iterator[Any]:
         """The group's keys, in the order of their insertion.  O(keys of the chest)."""
-        return self._mine(iter(self._chest))
+        return self._prefix.inners(iter(self._chest))
 
     def __reversed__(self) -> Iterator[Any]:
         """The group's keys, the last inserted first."""
-        return self._mine(reversed(self._chest))
-
-    def _mine(self, keys: Iterator[Any]) -> Iterator[Any]:
-        for key in keys:
-            inner = self._inner(key)
-            if inner is not MISSING:
-                yield inner
+        return self._prefix.inners(reversed(self._chest))
 
     def __len__(self) -> int:
         """Number of keys.  O(keys of the chest)."""
@@ -193,19 +193,6 @@ class Group(Dictionary):
         """Shape, dtype, size and place of a value, as `Chest.entry`; it has the chest's key."""
         return cast(Entry, self.chest.entry(self._known(key)))
 
-    def key_to_filename(self, key: Any) -> str | None:
-        """The file that holds a value, as `Chest.key_to_filename`."""
-        return self.entry(key).file
-
-    def spill(self, key: Any) -> None:
-        """Store a value now and drop it from RAM, as `Chest.spill`."""
-        self.chest.spill(self._known(key))
-
-    def prefetch(self, keys: Any) -> None:
-        """Map stored values, as `Chest.prefetch`."""
-        wanted: Iterable[Any] = keys if isinstance(keys, list) else [keys]
-        self.chest.prefetch([self._known(key) for key in wanted])
-
     def edit(self, key: Any, *, in_place: bool = False) -> AbstractContextManager[np.ndarray]:
         """Change a value, as `Chest.edit`."""
         editor = edited_in_place if in_place else edited
@@ -237,19 +224,11 @@ class Group(Dictionary):
         """Commit what is put in the block as one step, as `Chest.transaction`."""
         return cast(Face, self.chest).transaction()
 
-    def persist(self, x: Any, key: Any = None, **options: Any) -> Any:
-        """Compute a dask array onto disk, as `Chest.persist`."""
-        return self.chest.persist(x, None if key is None else self.full_key(key), **options)
-
     def export(self, path: Any, format: Any = None, **options: Any) -> int:  # noqa: A002
         """Write the group's values to a file, as `Chest.export`, under the chest's keys."""
         keys = options.pop("keys", None)
         wanted = [self.full_key(key) for key in (self if keys is None else keys)]
         return int(self.chest.export(path, format, keys=wanted, **options))
 
-    def flush(self) -> None:
-        """Store everything that was put into the chest, as `Chest.flush`."""
-        self.chest.flush()
-
     def __repr__(self) -> str:
-        return f"<arraychest.Group {self._prefix!r} of {self._chest!r}>"
+        return f"<arraychest.Group {self._prefix.told!r} of {self._chest!r}>"

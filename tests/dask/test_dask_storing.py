@@ -709,7 +709,7 @@ def test_a_group_of_a_chest_is_taken_as_the_chest_is(path, tmp_path):
         assert float(group.to_dask("x").sum().compute()) == 10_000
         append(da.ones((50, 100), chunks=50), group, "x")
         assert group["x"].shape == (150, 100)
-        group.persist(da.zeros(10), "y")
+        persist(da.zeros(10), group, "y")
         assert list(chest) == [("run", "x"), ("run", "y")]
         chest["other"] = np.zeros(3)
         assert group.export(tmp_path / "run.npz") == 2
