@@ -62,23 +62,23 @@ _UNSAID = _Unsaid()
 class Chest(Dictionary):
     """A dictionary of NumPy arrays that spills to disk.
 
-    Values stay in RAM up to a memory budget; beyond it they are written to files in the
-    background, and a get returns a view of the mapped file: nothing is copied.
+    Values stay in RAM up to a memory budget.  Beyond it the chest writes them to files in the
+    background, and a get returns a view of the mapped file, without a copy.
 
     Parameters
     ----------
     data
-        The chest's folder, as a str or a path: ``Chest("work.chest")``.  Or a mapping to start
-        with, each of whose values is put.
+        The chest's folder, as a str or a path: ``Chest("work.chest")``.  Or a mapping, whose
+        values the new chest starts with.
     path
-        The chest's folder, where `data` is a mapping or None.  None: a private, temporary one,
-        made at the first spill where `tempfile` puts things (``TMPDIR``), or on a disk where that
-        is memory, and removed when the chest is closed, dropped or garbage collected, or the
-        interpreter exits.
+        The chest's folder, where `data` is a mapping or None.  None: a private, temporary folder.
+        The chest makes it at the first spill, where `tempfile` puts things (``TMPDIR``); if that
+        place is in memory, on a disk.  It removes the folder when it is closed, dropped or garbage
+        collected, or when the interpreter exits.
     available_memory
         Budget for the values kept in RAM: bytes, a size (``"2 GiB"``), a share of what the
-        process may use (``"50%"``, ``0.5``), or None: up to 60 % of it, less as other processes
-        need memory.
+        process may use (``"50%"``, ``0.5``), or None: up to 60 % of that, and less where other
+        processes need memory.
     mode
         ``"a"``: open or create; ``"r"``: must exist, read only; ``"w"``: start empty; ``"x"``:
         must not exist.
@@ -95,19 +95,20 @@ class Chest(Dictionary):
     durable
         Whether what was flushed also survives a power cut, not only the death of the process.
     on_miss
-        Called with a key each time its value has to be fetched from disk; what it raises, the get
-        raises.
+        A function of a key.  The chest calls it each time it has to fetch the key's value from
+        disk.  If it raises an exception, the get raises it.
     on_overflow
-        Called with a key after its value was spilled, in a background thread; what it raises is
-        logged.  It cannot wait for this thread: a flush, and a put for which there is no room,
-        raise SpillError.
+        A function of a key.  A background thread calls it after the key's value was spilled, and
+        logs an exception that it raises.  It must not wait for that thread: in it, a flush, and a
+        put for which there is no room, raise SpillError.
     allow_network
-        Whether a chest on a network file system is opened for writing.  It is safe there as long
-        as only one host uses it at a time, which the caller promises.
+        Whether a chest on a network file system may be opened for writing.  With True you promise
+        that only one host uses it at a time; otherwise it is not safe.
     checksums
-        Whether values that are not compressed get checksums, which lie in their files; without
-        them `verify` has less to compare.  They are computed before a value is written, at some
-        25 GB/s.  None: in a chest with a path, not in a temporary one, which nobody opens again.
+        Whether values that are not compressed get checksums, which lie in their files.  Without
+        them `verify` has less to compare.  The chest computes them before it writes a value, at
+        some 25 GB/s.  None: yes in a chest with a path, no in a temporary one, which nobody opens
+        again.
     max_disk
         Most bytes that the value files may take: bytes, a size (``"50 GiB"``), or None: what the
         disk has.  All processes that give it share it.  The catalog comes on top, and so does what
@@ -117,10 +118,9 @@ class Chest(Dictionary):
         are sampled, and compressed with the codec of Blosc2 that writes and reads them back
         soonest, if that makes them smaller by a sixth; nothing is lost.  None: never.  The name of
         a codec (``"lz4"``, ``"zstd"``, ``"blosclz"``, ``"lz4hc"``, ``"zlib"``), or
-        `blosc2.CParams`, of which codec, level and filters count: all but small values (below 64
-        KiB), whatever comes of it.  Elements must be plain numbers, truth values or times; others
-        are stored as they are.  A get of a
-        compressed value returns a `CompressedArray`.
+        `blosc2.CParams`, of which codec, level and filters count: each value of 64 KiB and more,
+        even if it does not become smaller.  Elements must be plain numbers, truth values or times;
+        others are stored as they are.  A get of a compressed value returns a `CompressedArray`.
     compress_above
         For ``"auto"``: bytes, or a size (``"8 MiB"``).
     compression_threads
@@ -128,34 +128,35 @@ class Chest(Dictionary):
     dump, load
         How values are stored that are neither arrays nor NumPy scalars, in place of being taken
         apart: ``dump(value, file)`` writes one to a file, as text or bytes, and ``load(file)``
-        reads it, as ``json.dump`` and ``json.load`` do.  It is written when it is put, and read at
-        each get; what `load` raises is raised as `CorruptEntryError`.
+        reads it, as ``json.dump`` and ``json.load`` do.  The chest calls `dump` at the put, and
+        `load` at each get.  If `load` raises an exception, the get raises `CorruptEntryError`.
     key_to_filename
-        What the file of a key's value is called, for people to find it: a function from the key to
-        a str.  The chest adds a number and the ending; characters that would lead to another
-        folder are replaced, and small values share files whatever they are called.
+        A function from a key to a str: the name of its value's file, so that people find it.  The
+        chest adds a number and the ending, and replaces characters that would lead to another
+        folder.  Small values share files, whose names it does not choose.
     on_full
-        What gives way.  ``"refuse"``: a put that would not fit raises QuotaError.  ``"evict"``:
-        the least recently used stored entries are removed; of small values, which share a file, a
-        whole pack, a 32nd of `max_disk` and at most 64 MiB.  A get that went to disk is a use, for
-        all processes and also after reopening; one answered from memory is for the process that
-        answered it.  A reader's gets count if it gives both, too.
+        What happens when `max_disk` is reached.  ``"refuse"``: a put that would not fit raises
+        QuotaError.  ``"evict"``: the chest removes the least recently used stored entries.  Small
+        values share a file, and go a whole file at a time: a 32nd of `max_disk`, and at most 64
+        MiB.  A get that went to disk counts as a use for all processes, also after reopening.  A
+        get answered from memory counts for its own process only.  A reader's gets count if the
+        reader gives both options, too.
     evict_by
-        Which entries go first: ``"lru"``, the least recently used ones; ``"cost"``, those of most
-        bytes times seconds since they were used, for each second that it took to compute them
-        (`cache` knows; others count as computed at 100 MB/s).  What has expired goes first in any
-        case.
+        Which entries go first.  ``"lru"``: the least recently used ones.  ``"cost"``: those whose
+        bytes, times the seconds since their last use, over the seconds that it took to compute
+        them, are most.  `cache` measures the latter; other values count as computed at 100 MB/s.
+        Expired values go first in any case.
 
     Raises
     ------
     FileSystemError
         The folder lies on a network file system.  Nothing was touched.
     FileNotFoundError, FileExistsError, NotADirectoryError
-        `mode` wants it otherwise.
+        The folder is missing, is there already, or is no folder, and `mode` does not allow that.
     ChestFormatError
         The folder holds something else, or a chest of a newer format.  Nothing was touched.
     ChestInUseError
-        It should be emptied (``mode="w"``), and others use it.
+        ``mode="w"`` would empty the chest, and others use it.
     ValueError, TypeError
         An argument is none of the above.
 
@@ -288,11 +289,11 @@ class Chest(Dictionary):
         Parameters
         ----------
         compression
-            How to compress this value, if not as the chest's do; see `Chest`.
+            How to compress this value; by default as the chest does.  See `Chest`.
         expires_after
             How long the value is good, in seconds or as a timedelta; None: for ever.  After that
-            its key is absent, for all processes and also after reopening, and its room is given
-            back.  A get of such a value looks at the clock, and costs some microseconds.
+            its key is absent, for all processes and also after reopening, and the chest frees its
+            room.  A get of such a value looks at the clock, and costs some microseconds.
 
         Raises
         ------
@@ -314,10 +315,9 @@ class Chest(Dictionary):
         self._engine.put_any(key, value, compression=how, cost=cost)
 
     def touch(self, key: Any, expires_after: float | dt.timedelta | None = None) -> None:
-        """Let a value be good for so long from now on; None: for ever.
+        """Set how long a value is good from now on; None: for ever.
 
-        The time is in seconds, or a timedelta.
-        A value that is in RAM is stored first.
+        The time is in seconds, or a timedelta.  A value that is in RAM is stored first.
 
         Raises
         ------
@@ -326,7 +326,7 @@ class Chest(Dictionary):
         SpillError, ReadOnlyChestError, ClosedChestError
             Nothing was changed.
         RuntimeError
-            There is a transaction around it.
+            The call is inside a transaction.
 
         Examples
         --------
@@ -342,9 +342,9 @@ class Chest(Dictionary):
     def load(self, key: Any) -> Any:
         """The value of `key` as a plain array in RAM, or a NumPy scalar, wherever it is stored.
 
-        An array that is not kept in RAM already is read, or decompressed, whole.  It is read-only;
-        with ``mmap_mode="c"`` it is writable, and the caller's own.  A decompressed
-        one is also kept by the chest, as long as nothing else needs the room, and charged.
+        The chest reads or decompresses the whole array, unless it is in RAM already.  The array is
+        read-only; with ``mmap_mode="c"`` it is writable, and the caller's own.  The chest also
+        keeps a decompressed array, and charges it, as long as nothing else needs the room.
 
         Raises
         ------
@@ -377,7 +377,7 @@ class Chest(Dictionary):
     def __iter__(self) -> Iterator[Any]:
         """The keys in the order of their insertion.
 
-        Others may change the chest meanwhile: a key that is there throughout comes exactly once.
+        Others may change the chest meanwhile.  A key that is there throughout comes exactly once.
         """
         return self._alive(self._engine.keys())
 
@@ -417,8 +417,8 @@ class Chest(Dictionary):
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """The value of `key`, which becomes `default` if there is none; one atomic step.
 
-        What is returned is a copy of what is stored, unless it is an array: a list that is put
-        this way and then appended to does not change in the chest.  Put the changed list again:
+        A value that is no array comes back as a copy of what is stored.  So ``append`` on a list
+        that this method returns does not change the chest.  Put the changed list again:
         ``names = chest.get(key, []); names.append(x); chest[key] = names``.
         """
         while True:
@@ -428,9 +428,9 @@ class Chest(Dictionary):
                 self._engine.put_any(key, default, only_absent=True)
 
     def __or__(self, other: Mapping[Any, Any]) -> Chest:
-        """A new temporary chest with the values of both; of a key in both, the other's.
+        """A new temporary chest with the values of both; where both have a key, the other's value.
 
-        Arrays are shared, and stored values linked or copied, as `update` does.
+        Arrays are shared.  Stored values are linked or copied, as by `update`.
         """
         if not isinstance(other, Mapping):
             return NotImplemented
@@ -448,15 +448,15 @@ class Chest(Dictionary):
         Parameters
         ----------
         prefix
-            A str that ends with ``"/"``: keys are str that begin with it, and in the group they
-            have the rest as their name.  Any other key, or a tuple of them: keys are tuples that
-            begin with it.  Of ``("run", 5)`` the group ``"run"`` has the key 5, of
-            ``("run", 5, "x")`` it has ``(5, "x")``.
+            A str that ends with ``"/"`` selects the str keys that begin with it; the group's keys
+            are the rest of each.  Any other key, or a tuple of keys, selects the tuples that begin
+            with it.  In the group ``"run"``, the chest's key ``("run", 5)`` is 5, and
+            ``("run", 5, "x")`` is ``(5, "x")``.
 
         Returns
         -------
         Group
-            It holds nothing itself: what is put into it is in the chest.
+            The group holds nothing itself: a put into it is a put into the chest.
 
         Examples
         --------
@@ -478,7 +478,7 @@ class Chest(Dictionary):
     ) -> None:
         """Put every value of another mapping, of pairs, and of keyword arguments.
 
-        In a chest with a path this is a transaction: all is committed when it returns, or nothing.
+        In a chest with a path this is a transaction: it commits all values, or none.
 
         Parameters
         ----------
@@ -488,14 +488,14 @@ class Chest(Dictionary):
         overwrite
             Whether keys that are here already are replaced.
         progress
-            Beside `other`, and only as True, False, None or a function: how far it has come, as
-            `verify` takes it.  Anything else so named is put, as under every other name; where
-            the key ``"progress"`` is to have such a value, say ``{"progress": True}``.
+            Whether to show progress, as in `verify`: True, False, None or a function, and only
+            beside `other`.  Any other value of this name is put, as of every other name.  To put
+            one of these values under the key ``"progress"``, write ``{"progress": True}``.
 
         Raises
         ------
         SpillError, ValueTypeError, KeyTypeError
-            Nothing was put; in a temporary chest, what came before it was.
+            Nothing was put.  A temporary chest keeps the values that came before the failing one.
         """
         asked: ProgressAsked = False
         is_given = not isinstance(other, tuple) or bool(other)
@@ -563,10 +563,10 @@ class Chest(Dictionary):
     def transaction(self) -> Iterator[Self]:
         """Commit what this thread or task puts and deletes in the block as one step, or none of it.
 
-        Until the end nobody else sees any of it.  Values go straight to disk, so that the budget
-        sets no limit; memory is O(values).  After an exception, the cancelling of its task, or a
-        crash at any instruction, the chest is as it was.  A transaction inside another becomes part
-        of it.
+        Until the block ends nobody else sees any of it.  Values go straight to disk, so that the
+        budget sets no limit; memory is O(values).  After an exception, after its task is cancelled,
+        or after a crash at any instruction, the chest is as it was.  A transaction inside another
+        becomes part of it.
 
         Raises
         ------
@@ -581,8 +581,8 @@ class Chest(Dictionary):
         -----
         The transaction belongs to the thread or task that begins it, which `contextvars` tell: each
         task of asyncio, Trio or AnyIO may have one.  A task that is started within the block, as
-        `asyncio.create_task`, `asyncio.gather` and `asyncio.to_thread` do, is another one: it sees
-        nothing of the transaction, and what it puts stays whatever becomes of that.  A generator
+        `asyncio.create_task`, `asyncio.gather` and `asyncio.to_thread` do, is another one: it does
+        not see the transaction, and its own puts stay even if the transaction fails.  A generator
         that yields within the block lends its transaction to the thread or task that runs it.
 
         Examples
@@ -633,8 +633,9 @@ class Chest(Dictionary):
     def lock(self, key: Any) -> KeyLock:
         """A lock on a key, between all threads, tasks and processes that use the chest.
 
-        It keeps nobody from putting: it is for those who agree to take it, as `edit` does.  The
-        key need not be there.  Waiting costs nothing; a process that dies lets go.
+        The lock does not stop anybody from putting.  It is for those who agree to take it, as
+        `edit` does.  The key need not be in the chest.  Waiting costs no CPU time, and a process
+        that dies releases its locks.
 
         Returns
         -------
@@ -646,16 +647,16 @@ class Chest(Dictionary):
         Raises
         ------
         KeyTypeError
-            No key of a chest.
+            The key is of a type that no chest stores.
 
         Notes
         -----
-        A task that would block its own thread, as another task of it holds the lock, gets a
-        `DeadlockError` at once.  A task that the holder starts, or a thread to which it gives work,
-        is another holder: do not wait for one that takes the lock.
+        If another task of the same thread holds the lock, waiting would block both.  The second
+        task then gets a `DeadlockError` at once.  A task that the holder starts, or a thread to
+        which it gives work, is another holder: do not wait for one that takes the lock.
 
-        A lock keeps its chest from being closed by the garbage collector.  Of a chest that was
-        closed it is taken no more: that is a `ClosedChestError`.
+        A lock keeps the garbage collector from closing its chest.  To take the lock of a closed
+        chest is a `ClosedChestError`.
 
         Examples
         --------
@@ -724,21 +725,21 @@ class Chest(Dictionary):
     ) -> Creation:
         """Make an array on disk to be filled in place; it becomes the value when it is sealed.
 
-        Its space is reserved first, so that a full disk is an error here and not while it is
-        filled.  Other processes may fill parts of it: pickle what this returns, and see `Part`.
+        The chest reserves the space first, so that a full disk is an error here and not while you
+        fill the array.  Other processes may fill parts of it: pickle the result, and see `Part`.
 
         Parameters
         ----------
         shape, dtype, order
             As `numpy.empty` takes them.
         fill
-            What each element is at first; zero bytes if None.
+            The value of each element at first; zero bytes if None.
 
         Returns
         -------
         Creation
-            A context manager that gives the array; at the end of its block it is sealed, or
-            discarded after an exception.
+            A context manager that gives the array.  The end of its block seals the array; an
+            exception discards it.
 
         Raises
         ------
@@ -762,23 +763,23 @@ class Chest(Dictionary):
     def append(self, key: Any, array: np.ndarray, axis: int = 0) -> None:
         """Make a blocked array longer by another one, which is not copied into RAM.
 
-        Where there is no such key, its value becomes a blocked array of this one.
+        If the chest does not have the key, `array` becomes its value, as a blocked array.
 
         Parameters
         ----------
         array
-            What comes behind the array that is there: of its dtype, and of its shape but along
-            `axis`.  It is cut as that one is, but along `axis` into blocks of 64 MiB, or of the
-            longest there.
+            The array to add at the end.  It has the dtype of the stored one, and its shape except
+            along `axis`.  It is cut into blocks as the stored one is, but along `axis` into blocks
+            of 64 MiB, or of the longest there.
         axis
-            Along which dimension.
+            The dimension that becomes longer.
 
         Raises
         ------
         ValueTypeError
-            There is something else than a blocked array, or this one does not fit to it.
+            The stored value is no blocked array, or `array` does not fit to it.
         SpillError, QuotaError
-            It could not be stored.  In each case the key has the value it had.
+            The array could not be stored.  In each case the key keeps its old value.
 
         Notes
         -----
@@ -810,14 +811,13 @@ class Chest(Dictionary):
     def cache(self, func: Callable[P, R] | None = None, **options: Unpack[CacheOptions]) -> Any:
         """Keep the results of a function, by what it is and what it is given; a decorator.
 
-        A result is an entry of the chest, under the function's name and what the call is in
-        hexadecimal (`Cached.key`).  It is found again by every call with equal arguments, in this
-        process, another, or tomorrow, unless the function was changed.  What counts as the
-        function, and what as equal, `arraychest.memoize.fingerprint` says; in short: its code, that
-        of your functions and classes that it uses, and the constants that they read; and the
-        contents of its arguments, type for type.  A warning names once what it reads and cannot
-        be told by its content, and a variable that it changes itself: then no call would ever be
-        found again.
+        A result is an entry of the chest.  Its key has the function's name and a hash of the call
+        in hexadecimal (`Cached.key`).  Every call with equal arguments finds it, in this process,
+        in another, or tomorrow, unless the function was changed.  The function counts by its code,
+        by the code of your functions and classes that it uses, and by the constants that they
+        read.  Arguments count by content and type; `arraychest.memoize.fingerprint` has the
+        details.  One warning names a variable whose content cannot be told, or one that the
+        function changes itself, so that no call would ever be found again.
 
         Parameters
         ----------
@@ -826,11 +826,11 @@ class Chest(Dictionary):
         ignore
             Names of parameters that do not count.
         key
-            In place of all arguments, what this returns of them counts.
+            A function of the arguments.  What it returns counts in place of them.
         version
-            In place of the code, this counts: the results stay good until it is changed.
+            Counts in place of the code: the results stay good until you change it.
         helpers
-            Whether functions and classes of your modules count that the function uses.
+            Whether the functions and classes of your modules count that the function uses.
         ignore_state
             Names of global variables, variables of closures and attributes that do not count,
             such as a counter of the calls.  (A list to which a function only appends does not
@@ -838,31 +838,31 @@ class Chest(Dictionary):
         expires_after
             How long a result is good, in seconds or as a timedelta.
         validate
-            Called with a `Kept` (age, seconds that it took, bytes) before a kept result is used.
-            Where it returns something false, the result is computed again.
+            A function that is called with a `Kept` (age, seconds that it took, bytes) before a kept
+            result is used.  If it returns something false, the result is computed again.
         mmap_mode
-            How the arrays of its results come: ``"r"``, read-only; ``"c"``, private and writable:
-            only the pages are copied that are written to.  None: as the chest's.
+            How arrays of results come back.  ``"r"``: read-only.  ``"c"``: private and writable,
+            where only the pages that you write to are copied.  None: as the chest's.
         strict
             Whether a result that cannot be kept is a ValueTypeError; otherwise it is returned, with
             one warning.
         enabled
-            Whether results are looked for and kept at all; see also `arraychest.caching_disabled`.
+            Whether results are looked up and kept at all; see also `arraychest.caching_disabled`.
         verbose
-            1: log what is computed, and how long it took; 2: and what was kept.  The logger is
-            ``"arraychest.cache"``; where a program has set up no logging, standard error has it.
+            1: log what is computed, and how long it took.  2: also log what is kept.  The logger is
+            ``"arraychest.cache"``; without logging set up, messages go to standard error.
 
         Returns
         -------
         Cached
-            To be called as the function.
+            It is called as the function is.
 
         Raises
         ------
         ValueTypeError
-            It is a generator function.
+            `func` is a generator function.
         ValueError, TypeError
-            There is no such parameter to ignore, or it is no function.
+            `func` has no such parameter to ignore, or is no function.
 
         Notes
         -----
@@ -897,21 +897,21 @@ class Chest(Dictionary):
         old, new
             The key that the value has, and the one that it gets.
         overwrite
-            Whether a value that is there under the new key is replaced.
+            Whether to replace a value that the new key has already.
 
         Raises
         ------
         AbsentKeyError
             There is no value under the old key.
         ValueError
-            There is one under the new key, and it is not to be replaced.
+            The new key has a value, and `overwrite` is False.
         KeyTypeError, SpillError, ReadOnlyChestError, ClosedChestError
             Nothing was changed.
 
         Notes
         -----
-        A value that is in RAM is stored first.  Where a lost catalog is made anew from the files
-        (`arraychest.repair`), values have the keys again that they were put under.
+        A value that is in RAM is stored first.  If the catalog is lost and `arraychest.repair`
+        makes a new one from the files, values have the keys again that they were put under.
 
         Examples
         --------
@@ -947,9 +947,9 @@ class Chest(Dictionary):
         bytes
             Most bytes that the results may take on disk: a number, or a size (``"10 GiB"``).
         entries
-            Most results.
+            The largest number of results.
         age
-            Remove what was not used for so long, in seconds or as a timedelta.
+            Remove results that were not used for so long, in seconds or as a timedelta.
         everything
             Count and remove all entries of the chest, not only results of cached functions.
 
@@ -967,8 +967,8 @@ class Chest(Dictionary):
 
         Notes
         -----
-        O(entries), some 20 us each.  When a value was used last says its file's time, which a get
-        that goes to disk sets; small values share files, and one time.
+        O(entries), some 20 us each.  The time of a value's file says when the value was used last;
+        a get that goes to disk sets it.  Small values share a file, and so they share its time.
 
         Examples
         --------
@@ -992,10 +992,10 @@ class Chest(Dictionary):
         return self
 
     def handle(self, key: Any) -> Handle:
-        """What stands for a stored value: a few hundred bytes when pickled.
+        """A reference to a stored value: a few hundred bytes when pickled.
 
-        Another process makes the array of it, mapped, without opening the chest.  A value in RAM is
-        stored first.  That of a value put in a transaction is good at once, and no longer if the
+        Another process maps the array from it, without opening the chest.  A value in RAM is stored
+        first.  A handle of a value put in a transaction is good at once, and no longer if the
         transaction is rolled back.
 
         Raises

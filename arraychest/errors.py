@@ -19,7 +19,7 @@ class ArrayChestError(Exception):
 class AbsentKeyError(ArrayChestError, KeyError):
     """The chest has no such key.  Nothing was changed.
 
-    Where the key is a str, and the chest has few keys, the message names those that are near.
+    If the key is a str and the chest has few keys, the message names similar ones.
     """
 
     # Looked for only where somebody reads the message: a miss is mostly no error to its caller.
@@ -40,11 +40,11 @@ class AbsentKeyError(ArrayChestError, KeyError):
 
 
 class KeyTypeError(ArrayChestError, TypeError):
-    """A key that cannot be encoded without pickle, or not found again.  Nothing was changed."""
+    """The key cannot be encoded without pickle, or not be found again.  Nothing was changed."""
 
 
 class ValueTypeError(ArrayChestError, TypeError):
-    """A value that would come back as something else.  The key keeps its previous value."""
+    """The value would come back as something else.  The key keeps its previous value."""
 
 
 class PickleRefusedError(ArrayChestError, ValueError):
@@ -55,10 +55,10 @@ class PickleRefusedError(ArrayChestError, ValueError):
 
 
 class UnreadableValueError(ArrayChestError, TypeError):
-    """Reading a stored value takes something that this process has not got.
+    """A stored value cannot be read, as the process lacks something that it needs for it.
 
-    A type that is not registered here, or whose package is not installed; or the ``load=`` of the
-    chest that wrote it.  The value stays stored.
+    The type is not registered here, or its package is not installed, or the chest was opened
+    without the ``load=`` of the one that wrote the value.  The value stays stored.
     """
 
 
@@ -75,9 +75,9 @@ class SpillError(ArrayChestError, OSError):
 
 
 class QuotaError(SpillError):
-    """What should be stored does not fit into ``max_disk``.
+    """A value does not fit into ``max_disk``.
 
-    As after any `SpillError` nothing that is stored is lost, and what was put before stays in RAM.
+    As after any `SpillError`, no stored value is lost, and values that were put before stay in RAM.
     """
 
 
@@ -100,10 +100,10 @@ class ChestInUseError(ArrayChestError, BlockingIOError):
 
 
 class DeadlockError(ArrayChestError, RuntimeError):
-    """Waiting would never end, as what is waited for cannot go on meanwhile.  Nothing was changed.
+    """Waiting would never end.  Nothing was changed.
 
-    A task or an editor waits for the lock of a key, and the thread that would have to wait runs the
-    holder of that lock, too.
+    A task or an editor waits for the lock of a key, but the thread that would have to wait also
+    runs the holder of that lock.
     """
 
 
@@ -115,9 +115,9 @@ class FileSystemError(ArrayChestError, OSError):
 
 
 class ReadOnlyChestError(ArrayChestError, PermissionError):
-    """A change was asked of a chest opened with ``mode="r"``, or of another's temporary one.
+    """The chest can only be read: it was opened with ``mode="r"``, or is a parent's temporary one.
 
-    A forked child has such a one of its parent.
+    A forked child can read the temporary chests of its parent, and cannot change them.
     """
 
     def __init__(self, message: str) -> None:
@@ -125,13 +125,13 @@ class ReadOnlyChestError(ArrayChestError, PermissionError):
 
 
 class ClosedChestError(ArrayChestError, ValueError):
-    """The chest was closed.  Views it handed out before stay valid."""
+    """The chest was closed.  Views that it handed out before stay valid."""
 
 
 class ArrayChestWarning(UserWarning):
-    """What the user of a chest should know, and nothing has failed in their hands.
+    """Something that the user of a chest should know, although no call of theirs has failed.
 
-    A spill failed in the background, and its values stay in RAM; memory is scarce, so that a chest
-    with ``available_memory=None`` spills early; a chest is written to on a network file system; an
-    import could not keep something.
+    For example: a spill failed in the background, and its values stay in RAM; memory is scarce, so
+    that a chest with ``available_memory=None`` spills early; a chest is written to on a network
+    file system; an import could not keep something.
     """

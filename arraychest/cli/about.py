@@ -33,7 +33,7 @@ def add_commands(commands: Any) -> None:
     """Add both parsers to the subparsers of the command line."""
     info = commands.add_parser(
         "info",
-        help="tell about a chest, or about one value",
+        help="describe a chest, or one value",
         description="Of a chest: how many values of which kinds, how large, how stored. Of a "
         "value: shape, dtype, file, chunks; of an array of numbers also its extremes, mean, spread "
         "and a histogram, for which it is read once, chunk by chunk.",
@@ -51,7 +51,7 @@ def add_commands(commands: Any) -> None:
 
     du = commands.add_parser(
         "du",
-        help="tell what takes how much of the disk",
+        help="show what takes how much of the disk",
         description="Sums sizes by what keys begin with (up to the first / of a str, the first "
         "element of a tuple), and by codec with --by codec. Columns are separated by tabs where "
         "the output is no terminal.",

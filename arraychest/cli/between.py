@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
     """Add the parsers to the subparsers of the command line."""
     diff = commands.add_parser(
         "diff",
-        help="tell in what two chests differ",
+        help="show how two chests differ",
         description="Prints a line for each key that only one of two chests has (- the first, + "
         "the second), or that has another value (~). Exit code 0: they are the same; 1: they "
         "differ; 2: one cannot be read.",

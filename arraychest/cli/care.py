@@ -17,7 +17,7 @@ def add_commands(commands: Any) -> None:
     """Add the parsers to the subparsers of the command line."""
     verify = commands.add_parser(
         "verify",
-        help="read all that is stored and say what is not as it was written",
+        help="read every stored value and report damage",
         description="Compares all that is stored with its checksums. Exit code 0: all is well; 1: "
         "something was found, which `arraychest repair` mends; 2: the chest cannot be read.",
         epilog="Example: arraychest verify work.chest --quick",
@@ -43,7 +43,7 @@ def add_commands(commands: Any) -> None:
 
     compact = commands.add_parser(
         "compact",
-        help="give back what deleted values left",
+        help="free the room that deleted values left",
         description="Rewrites packs that have holes, and removes what has expired and what nobody "
         "has gone on to write. It can be stopped at any time.",
         epilog="Example: arraychest compact work.chest",
@@ -60,8 +60,8 @@ def add_commands(commands: Any) -> None:
     )
     reduce.add_argument("path", metavar="PATH", help="the chest's folder")
     reduce.add_argument("--bytes", metavar="SIZE", help="most bytes on disk")
-    reduce.add_argument("--entries", metavar="N", type=int, help="most results")
-    reduce.add_argument("--days", metavar="N", type=float, help="remove what was not used so long")
+    reduce.add_argument("--entries", metavar="N", type=int, help="largest number of results")
+    reduce.add_argument("--days", metavar="N", type=float, help="remove those not used for N days")
     reduce.add_argument(
         "--everything", action="store_true", help="count and remove all entries, not only results"
     )

@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
     """Add the parser to the subparsers of the command line."""
     completion = commands.add_parser(
         "completion",
-        help="print what makes a shell complete arraychest's commands",
+        help="print a completion script for a shell",
         description="Prints a script for a shell, which completes commands, options and paths.",
         epilog="Examples:\n"
         '  eval "$(arraychest completion bash)"                                    # ~/.bashrc\n'

@@ -86,7 +86,7 @@ def add_commands(commands: Any) -> None:
         metavar="PNG",
         help=f"where the picture goes (default: {DEFAULT_OUTPUT})",
     )
-    parser.add_argument("--no-picture", action="store_true", help="draw none")
+    parser.add_argument("--no-picture", action="store_true", help="draw no picture")
     parser.set_defaults(run=_run)
 
 

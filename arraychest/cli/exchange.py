@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     export.add_argument("path", metavar="PATH", help="the chest's folder")
-    export.add_argument("target", metavar="TARGET", help="what is written")
+    export.add_argument("target", metavar="TARGET", help="the file or folder to write")
     export.add_argument(
         "--format", choices=_FORMATS, help="by default as the target's name ends; a folder of .npy"
     )
@@ -56,9 +56,9 @@ def add_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     imported.add_argument("path", metavar="PATH", help="the chest's folder")
-    imported.add_argument("source", metavar="SOURCE", help="what is read")
+    imported.add_argument("source", metavar="SOURCE", help="the file or folder to read")
     imported.add_argument("--format", choices=_FORMATS, help="by default what is found there")
-    imported.add_argument("--prefix", default="", metavar="TEXT", help="what keys begin with")
+    imported.add_argument("--prefix", default="", metavar="TEXT", help="goes before each key")
     imported.add_argument(
         "--overwrite", action="store_true", help="replace values of keys that are there already"
     )

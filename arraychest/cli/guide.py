@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
         description="Prints a guide; without a name, lists them.",
         epilog="Example: arraychest guide pipelines",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="which one")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the name of a guide")
     parser.set_defaults(run=_guide)
 
 

@@ -43,9 +43,9 @@ def add_commands(commands: Any) -> None:
     listing.add_argument("path", metavar="PATH", help="the chest's folder")
     listing.add_argument("glob", nargs="?", metavar="GLOB", help="only keys that match")
     listing.add_argument(
-        "--sort", choices=list(_ORDERS), help="by default as they were put; the largest first"
+        "--sort", choices=list(_ORDERS), help="order of insertion by default; largest first"
     )
-    listing.add_argument("-r", "--reverse", action="store_true", help="the other way round")
+    listing.add_argument("-r", "--reverse", action="store_true", help="reverse the order")
     listing.add_argument("--json", action="store_true", help="as one JSON document, in bytes")
     listing.set_defaults(run=_list)
 

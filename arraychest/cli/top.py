@@ -61,12 +61,10 @@ def add_commands(commands: Any) -> None:
     )
     top.add_argument("path", metavar="PATH", help="the chest's folder")
     top.add_argument(
-        "--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two looks (1)"
+        "--interval", type=_interval, default=1.0, metavar="SECONDS", help="between updates (1)"
     )
-    top.add_argument(
-        "--once", action="store_true", help="one look, in plain text, as where the output is a pipe"
-    )
-    top.add_argument("--json", action="store_true", help="one look, as a JSON document, in bytes")
+    top.add_argument("--once", action="store_true", help="print once, as plain text")
+    top.add_argument("--json", action="store_true", help="print once, as JSON, sizes in bytes")
     top.set_defaults(run=_run)
 
 

@@ -53,7 +53,7 @@ def add_commands(commands: Any) -> None:
 
     put = commands.add_parser(
         "put",
-        help="store what lies in a file",
+        help="store the contents of a file",
         description="Stores an array under a key: from a .npy, .npz or .b2nd file, a dataset of an "
         "HDF5 file (FILE:DATASET), a Zarr array, or .npy from standard input (-). Of a .npz of "
         "several arrays each is stored under KEY/NAME. The chest is made if there is none; all is "
