@@ -1094,7 +1094,7 @@ class Chest(Dictionary):
         Parameters
         ----------
         path
-            It appears whole or not at all; killed, a process leaves a file ``.NAME-....part``.
+            It appears whole or not at all; a killed process leaves a file ``.NAME-....part``.
         format
             ``"npz"``; ``"npy"``, a folder of such files; ``"hdf5"``, which takes h5py; ``"zarr"``,
             a folder in Zarr's third format, which takes zarr.  None: what the name ends in, no
@@ -1102,7 +1102,7 @@ class Chest(Dictionary):
         keys
             Which values; None: all.
         overwrite
-            Whether a file, or an earlier export, is replaced; of other folders none is.
+            Whether to replace a file, or an earlier export.  Other folders are never replaced.
         allow_pickle
             Whether values are written that only pickle, or the chest's ``load=``, can read.
         progress
@@ -1163,11 +1163,11 @@ class Chest(Dictionary):
         allow_pickle: bool = False,
         progress: ProgressAsked = False,
     ) -> int:
-        """Put what lies in a file or folder, as one transaction: all of it, or nothing.
+        """Put the contents of a file or folder, as one transaction: all of it, or nothing.
 
-        What `export` wrote comes back as it was, keys and all.  Of other files names become keys
-        (``"group/array"``), and the attributes of an array or group a dict under the key ``(name,
-        "attributes")``.
+        An export comes back as it was, with its keys.  In other files, names become keys
+        (``"group/array"``), and the attributes of an array or group become a dict under the key
+        ``(name, "attributes")``.
 
         Parameters
         ----------
@@ -1177,8 +1177,8 @@ class Chest(Dictionary):
         format
             As `export` takes it; None: what is found there.
         prefix
-            What keys that are strings begin with from then on; another key becomes the tuple
-            ``(prefix, key)``.
+            A str to put before each key that is a str; another key becomes the tuple ``(prefix,
+            key)``.
         overwrite
             Whether values of keys that are here already are replaced.
         allow_pickle
@@ -1281,7 +1281,7 @@ class Chest(Dictionary):
     def path(self) -> str | None:
         """The chest's folder; None while a temporary chest has spilled nothing.
 
-        One that was moved is told where it lies now, one that is gone where it was.
+        Of a folder that was moved, this is the new path; of one that is gone, the old path.
         """
         return self._engine.path
 
