@@ -34,9 +34,10 @@ from arraychest.engine.update import update_from
 from arraychest.errors import AbsentKeyError
 from arraychest.formats.compression import Asked, parse_compression
 from arraychest.group import Group
-from arraychest.integrity.inspection import Report, verify
+from arraychest.integrity.inspection import verify
 from arraychest.integrity.rebuild import rebuild_if_lost
 from arraychest.integrity.repair import repair as repair_findings
+from arraychest.integrity.report import Report
 from arraychest.memoize.cached import Cached, P, R, cached
 from arraychest.memoize.flights import Flights
 from arraychest.memoize.options import DEFAULTS as CACHE_DEFAULTS
