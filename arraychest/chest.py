@@ -1008,22 +1008,21 @@ class Chest(Dictionary):
         return handle_of(self._engine, key)
 
     def to_dask(self, key: Any, chunks: Any = "auto") -> Any:
-        """A dask array over a stored array, which is read block by block where it is needed.
+        """A dask array over a stored array.  Its tasks read the array block by block.
 
         Parameters
         ----------
         chunks
-            As `dask.array.from_array` takes them.  ``"auto"``: of dask's own size, and of whole
-            chunks of a compressed array; of a blocked one its blocks.
+            As `dask.array.from_array` takes them.  ``"auto"``: dask's own size, in whole chunks of
+            a compressed array; for a blocked array, its blocks.
 
         Returns
         -------
         dask.array.Array
             Its tasks carry a handle and no data.  Its name says which value of which chest it is,
-            and is the same in every process: no byte is read to make it, except of a value that
-            has been written to in place, whose name says what it contains now.  A block takes
-            memory only as long as a task has it.  The array is good in threads, processes and on a
-            cluster of one host, as long as the value is neither overwritten nor deleted.
+            and is the same in every process; making it reads no byte of the value.  A block takes
+            memory only as long as a task has it.  The array works in threads, in processes and on
+            a cluster of one host, as long as nobody overwrites or deletes the value.
 
         Raises
         ------
@@ -1032,7 +1031,7 @@ class Chest(Dictionary):
         ValueTypeError
             The value is no array.
         SpillError
-            It was in RAM, and could not be stored.
+            The value was in RAM, and the chest could not store it.
         ImportError
             dask is missing: ``pip install 'arraychest[dask]'``.
 
@@ -1056,8 +1055,8 @@ class Chest(Dictionary):
         x
             A dask array, also one larger than RAM.
         key
-            Where it is stored; by default under ``("dask", x.name)``, and taken from there if it
-            is stored already.
+            Where to store it; by default under ``("dask", x.name)``.  If it is stored there
+            already, nothing is computed.
         options
             For the scheduler, as `dask.compute` takes them.
 
@@ -1087,31 +1086,32 @@ class Chest(Dictionary):
     ) -> int:
         """Write values to a file or folder that other programs read; `import_from` undoes it.
 
-        Each array is one of the format's own, under a name made of its key.  What the format has
-        no place for lies beside them, so that nothing is lost: keys with their types and order,
-        scalars, value trees (of which the arrays are numbered below the key's name), dtypes.
+        Each array becomes an array of the format, under a name made of its key: a tuple makes
+        groups, as in ``run/1``.  An index beside the arrays holds what the format has no place for:
+        keys with their types and order, scalars, value trees and dtypes.  The arrays of a tree have
+        numbers below the key's name.
 
         Parameters
         ----------
         path
             It appears whole or not at all; a killed process leaves a file ``.NAME-....part``.
         format
-            ``"npz"``; ``"npy"``, a folder of such files; ``"hdf5"``, which takes h5py; ``"zarr"``,
-            a folder in Zarr's third format, which takes zarr.  None: what the name ends in, no
-            ending being a folder of ``.npy`` files.
+            ``"npz"``; ``"npy"``, a folder of such files; ``"hdf5"``, which needs h5py; ``"zarr"``,
+            a folder in Zarr's third format, which needs zarr.  None: the ending of the name
+            decides; a name without an ending is a folder of ``.npy`` files.
         keys
             Which values; None: all.
         overwrite
             Whether to replace a file, or an earlier export.  Other folders are never replaced.
         allow_pickle
-            Whether values are written that only pickle, or the chest's ``load=``, can read.
+            Whether to write values that only pickle, or the chest's ``load=``, can read.
         progress
             As `verify` takes it.
 
         Returns
         -------
         int
-            How many values were written; one deleted meanwhile is left out.
+            How many values were written, without those that were deleted meanwhile.
 
         Raises
         ------
@@ -1120,7 +1120,7 @@ class Chest(Dictionary):
         PickleRefusedError
             A value is pickled.  As with all errors, nothing is left behind.
         AbsentKeyError, CorruptEntryError
-            A key is not there, or its value cannot be read.
+            There is no such key, or its value cannot be read.
         ImportError
             h5py or zarr is missing: ``pip install 'arraychest[hdf5]'``, ``'arraychest[zarr]'``.
         OSError
@@ -1128,8 +1128,8 @@ class Chest(Dictionary):
 
         Notes
         -----
-        Values larger than RAM are written in parts: compressed ones chunk by chunk, but row by row
-        into a ``.npz``.
+        A value that is larger than RAM is written in parts: a compressed one chunk by chunk, or row
+        by row into a ``.npz``.
 
         Examples
         --------
@@ -1180,7 +1180,7 @@ class Chest(Dictionary):
             A str to put before each key that is a str; another key becomes the tuple ``(prefix,
             key)``.
         overwrite
-            Whether values of keys that are here already are replaced.
+            Whether to replace the values of keys that are here already.
         allow_pickle
             Whether to take what `export` wrote with ``allow_pickle=True``; the chest must allow
             it, too.
@@ -1195,7 +1195,7 @@ class Chest(Dictionary):
         Raises
         ------
         ValueTypeError
-            A key is here already, or a value is none that a chest takes.
+            A key is here already, or a chest does not take a value of this type.
         CorruptEntryError
             The file is damaged, or not what it says.
         PickleRefusedError
@@ -1234,7 +1234,7 @@ class Chest(Dictionary):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A chest pickles to its path and options; what was put is flushed, for others to see."""
+        """A chest pickles to its path and options.  It is flushed first, for others to see."""
         engine = self._engine
         if engine.temporary:
             raise TypeError(
@@ -1250,7 +1250,7 @@ class Chest(Dictionary):
     def entry(self, key: Any) -> Entry:
         """Shape, dtype, size and place of a value; reads no data.
 
-        Of a compressed value also codec, filters, chunks, blocks and ratio: its checksums are read.
+        For a compressed value, it also tells codec, filters, chunks, blocks and ratio.
 
         Raises
         ------
@@ -1271,9 +1271,9 @@ class Chest(Dictionary):
 
     @property
     def inmem(self) -> Mapping[Any, Any]:
-        """What is in RAM and not yet stored, by key, as of now; read-only.
+        """The values that are in RAM and not yet stored, by key, at this moment; read-only.
 
-        It keeps those arrays alive, beyond the budget, as long as it lives itself.
+        The mapping keeps those arrays alive, also beyond the budget, as long as you hold it.
         """
         return MappingProxyType(self._engine.resident_values())
 
@@ -1293,14 +1293,14 @@ class Chest(Dictionary):
     def plot(self, *, times: bool = False) -> Any:
         """Draw what lies where by key and size, how large entries are, and memory over time.
 
-        Reads no value.  What was in RAM and what was spilled is noted while the chest spills, twice
-        a second at most; of a chest that lives longer than some minutes, less often.
+        This reads no value.  The chest notes what is in RAM and what was spilled while it spills,
+        twice a second at most, and less often when it lives longer than some minutes.
 
         Parameters
         ----------
         times
-            Draw when the files were last written in place of memory over time: for a chest that was
-            opened just now.
+            Draw when the files were last written, and not memory over time.  This suits a chest
+            that was opened just now.
 
         Returns
         -------
@@ -1316,7 +1316,7 @@ class Chest(Dictionary):
 
         Notes
         -----
-        O(entries), some 10 us each; with `times` and files of their own, some 15.
+        O(entries): some 10 us each, or 15 us with `times` for a value with a file of its own.
 
         Examples
         --------
@@ -1343,14 +1343,14 @@ class Chest(Dictionary):
 
     @property
     def available_memory(self) -> int:
-        """The budget in bytes; may be set to anything that `Chest` takes.
+        """The budget in bytes.  You may set it to anything that `Chest` takes.
 
-        Lowering it spills before it returns.
+        If you lower it, the chest spills before the assignment returns.
 
         Raises
         ------
         SpillError
-            What had to leave RAM could not be stored; the new budget holds.
+            Values that had to leave RAM could not be stored.  The new budget counts all the same.
         """
         engine = self._engine
         engine.budget.refresh(engine.resident.charged)
@@ -1361,21 +1361,21 @@ class Chest(Dictionary):
         self._engine.set_budget(Budget(size))
 
     def spill(self, key: Any) -> None:
-        """Store a value now and drop it from RAM; one that is stored already stays as it is.
+        """Store a value now and drop it from RAM.  A value that is stored already stays as it is.
 
         Raises
         ------
         AbsentKeyError
             There is no such key.
         SpillError
-            It could not be stored, and stays in RAM.
+            The chest could not store the value, which stays in RAM.
         """
         self._engine.spill(key)
 
     move_to_disk = spill
 
     def prefetch(self, keys: Any) -> None:
-        """Map stored values, and have the kernel read them ahead.
+        """Map stored values, and ask the kernel to read them ahead.
 
         Parameters
         ----------
@@ -1385,61 +1385,59 @@ class Chest(Dictionary):
         Raises
         ------
         AbsentKeyError
-            One of them is not there; nothing was fetched.
+            There is no such key.  Nothing was fetched.
         """
         self._engine.prefetch(keys if isinstance(keys, list) else [keys])
 
     # --- disk ------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Return once everything put or deleted before is stored and committed.
+        """Store and commit everything that was put or deleted before; then return.
 
         Raises
         ------
         SpillError
-            Something could not be; it stays in RAM and is tried again later.
+            Something could not be stored.  It stays in RAM, and the chest tries again later.
         """
         self._engine.flush()
 
     def compact(self, *, progress: ProgressAsked = False) -> int:
-        """Give back the holes that deleted small values left; returns how many bytes they were.
+        """Give back the holes that deleted small values left; returns their bytes.
 
-        Results of cached functions that have expired are removed.
-
-        Views of values that are moved stay valid.  A pack of which more than half is dead is
-        compacted in the background anyway.
+        This also removes values that have expired.  Views of values that move stay valid.  When
+        more than half of a pack is dead, the chest compacts it in the background anyway.
 
         Parameters
         ----------
         progress
-            As `verify` takes it; what was moved before it is stopped stays so.
+            As `verify` takes it.  Values that moved before it was stopped stay where they are.
 
         Raises
         ------
         SpillError, OSError, CorruptEntryError
-            What was not moved stays where it is.
+            Values that did not move stay where they are.
         """
         return self._engine.compact(progress)
 
     def verify(self, *, read_data: bool = True, progress: ProgressAsked = False) -> Report:
-        """Look whether all that is stored is what was written; changes nothing.
+        """Check that everything stored is what was written.  It changes nothing.
 
-        Every row, file, pack and checksum is looked at, and the catalog itself.  Others may go on
-        reading and writing.  What is in RAM and not yet stored is not looked at.
+        It checks every row, file, pack and checksum, and the catalog itself.  Others may go on
+        reading and writing.  It does not check values that are in RAM and not yet stored.
 
         Parameters
         ----------
         read_data
-            Whether the data are read and compared with their checksums, at 5 to 15 GB/s; otherwise
-            only sizes, headers and places are, which costs some 50 us a file.
+            Whether to read the data and compare them with their checksums, at 5 to 15 GB/s.
+            Otherwise it checks only sizes, headers and places, which costs some 50 us a file.
         progress
-            How far it has come: True, a bar on standard error; a function, which is called with a
-            `Progress` some ten times a second, and may raise to stop it.
+            True: show a bar on standard error.  A function: it is called with a `Progress` some ten
+            times a second, and may raise to stop the work.
 
         Returns
         -------
         Report
-            What was found; its ``ok`` is true if that is nothing.
+            The findings.  ``ok`` is true if there are none.
 
         Examples
         --------
@@ -1453,52 +1451,53 @@ class Chest(Dictionary):
         return verify(self._engine, read_data=read_data, progress=progress)
 
     def repair(self, *, progress: ProgressAsked = False) -> Report:
-        """Mend what `verify` finds, and say what was done.
+        """Mend what `verify` finds, and report what was done.
 
-        What is damaged leaves the chest: what is left of it goes to the folder ``quarantine/``
-        inside the chest's, and its key is absent from then on.  A file without a row whose key is
-        absent is restored; values without a checksum are given one.  Others may go on reading and
-        writing.  A catalog that is damaged itself needs `arraychest.repair`.
+        A damaged value leaves the chest: its file moves to the folder ``quarantine/`` inside the
+        chest's folder, and its key is absent from then on.  A file without a row becomes a value
+        again if its key is absent.  Others may go on reading and writing.  If the catalog itself is
+        damaged, use `arraychest.repair`.
 
         Parameters
         ----------
         progress
-            As `verify` takes it.  It is told while everything is read, and may stop it before
-            anything is mended.
+            As `verify` takes it.  It may stop the work while everything is read, before anything is
+            mended.
 
         Returns
         -------
         Report
-            What was found, each finding with what was done about it.
+            The findings, each with what was done about it.
 
         Raises
         ------
         SpillError
-            Something could not be written; what was not mended is as it was.
+            Something could not be written.  What was not mended is as it was.
         ReadOnlyChestError
             The chest was opened with ``mode="r"``.
         """
         return repair_findings(self._engine, progress)
 
     def close(self) -> None:
-        """Flush a named chest, remove a temporary one; a second call does nothing.
+        """Flush a chest with a path; remove a temporary one.  A second call does nothing.
 
-        Views handed out before stay valid.
+        Views that you got before stay valid.
 
         Raises
         ------
         SpillError
-            Something could not be stored: the chest stays open, with nothing lost.  Where its
-            folder was removed or replaced, `drop` gives it up, and what was not stored.
+            Something could not be stored.  The chest stays open, and nothing is lost.  If somebody
+            removed or replaced the folder, call `drop` to give up the chest, and what was not
+            stored.
         """
         self._engine.close()
         if self._engine.closed:
             self._finalizer.detach()
 
     def drop(self) -> None:
-        """Close the chest and remove its folder for good.  Views handed out stay valid.
+        """Close the chest and remove its folder for good.  Views that you got stay valid.
 
-        A folder that is another chest's by now is not touched.
+        If another chest lies in that folder by now, nothing in it is touched.
 
         Raises
         ------
