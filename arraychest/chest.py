@@ -525,7 +525,7 @@ class Chest(Dictionary):
 
     def copy_from(
         self,
-        other: Chest,
+        other: Chest | Group,
         keys: Iterable[Any],
         *,
         overwrite: bool = True,
@@ -535,6 +535,8 @@ class Chest(Dictionary):
 
         Parameters
         ----------
+        other
+            A chest, or a group of one, whose values are copied and never linked.
         keys
             Which, in this order.
         overwrite
@@ -555,6 +557,13 @@ class Chest(Dictionary):
                 raise AbsentKeyError(key)
         total = lambda: sum(other.entry(key).nbytes for key in wanted)  # noqa: E731
         with measured(progress, "copy", total) as meter, self._changing() as changes:
+            if isinstance(other, Group):
+                # A file that is linked says of itself the key that its own chest has.
+                for key in wanted:
+                    if overwrite or not self._engine.contains(key):
+                        changes.put(key, value := other[key])
+                        meter.add(getattr(value, "nbytes", 0))
+                return
             mine, theirs = self._engine, other._engine
             update_from(mine, theirs, changes, meter, overwrite=overwrite, keys=wanted)
 
