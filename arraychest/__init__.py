@@ -38,7 +38,7 @@ from arraychest.errors import (
 from arraychest.formats.compression import COMPRESS_ABOVE
 from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.group import Group
-from arraychest.integrity.inspection import Finding, Report
+from arraychest.integrity.report import Finding, Report
 from arraychest.memoize.cached import Cached, CacheStats
 from arraychest.memoize.options import Kept, caching_disabled
 from arraychest.progress import Progress

@@ -34,9 +34,10 @@ from arraychest.engine.update import update_from
 from arraychest.errors import AbsentKeyError
 from arraychest.formats.compression import Asked, parse_compression
 from arraychest.group import Group
-from arraychest.integrity.inspection import Report, verify
+from arraychest.integrity.inspection import verify
 from arraychest.integrity.rebuild import rebuild_if_lost
 from arraychest.integrity.repair import repair as repair_findings
+from arraychest.integrity.report import Report
 from arraychest.memoize.cached import Cached, P, R, cached
 from arraychest.memoize.flights import Flights
 from arraychest.memoize.options import DEFAULTS as CACHE_DEFAULTS
@@ -524,7 +525,7 @@ class Chest(Dictionary):
 
     def copy_from(
         self,
-        other: Chest,
+        other: Chest | Group,
         keys: Iterable[Any],
         *,
         overwrite: bool = True,
@@ -534,6 +535,8 @@ class Chest(Dictionary):
 
         Parameters
         ----------
+        other
+            A chest, or a group of one, whose values are copied and never linked.
         keys
             Which, in this order.
         overwrite
@@ -554,6 +557,13 @@ class Chest(Dictionary):
                 raise AbsentKeyError(key)
         total = lambda: sum(other.entry(key).nbytes for key in wanted)  # noqa: E731
         with measured(progress, "copy", total) as meter, self._changing() as changes:
+            if isinstance(other, Group):
+                # A file that is linked says of itself the key that its own chest has.
+                for key in wanted:
+                    if overwrite or not self._engine.contains(key):
+                        changes.put(key, value := other[key])
+                        meter.add(getattr(value, "nbytes", 0))
+                return
             mine, theirs = self._engine, other._engine
             update_from(mine, theirs, changes, meter, overwrite=overwrite, keys=wanted)
 

@@ -95,6 +95,19 @@ def test_it_does_what_a_chest_does_with_a_key(prefix, path):
         assert "Group" in repr(group)
 
 
+def test_a_chest_copies_from_a_group_what_the_group_calls_by_that_key(prefix, path):
+    with Chest(path) as chest, Chest({"kept": np.array([3])}) as target:
+        group = chest.group(prefix)
+        chest["x"], group["x"], group["kept"] = np.array([1]), np.array([2]), np.array([4])
+        chest.flush()
+        target.copy_from(group, ["kept", "x"], overwrite=False)
+        assert {key: value.tolist() for key, value in target.items()} == {"kept": [3], "x": [2]}
+        target.copy_from(group, ["kept"])
+        assert target["kept"].tolist() == [4]
+        with pytest.raises(AbsentKeyError, match="y"):
+            target.copy_from(group, ["x", "y"])
+
+
 def test_an_empty_prefix_is_refused():
     with Chest() as chest:
         with pytest.raises(ValueError, match="expected a prefix of one key or more"):

@@ -946,3 +946,32 @@ def test_the_parser_of_another_thread_is_in_the_way(chest, monkeypatch):
     with pytest.raises(TypeError, match="parser"):
         chest["y"] = np.zeros(3, [("of this test, too", "i4")])
     assert list(chest) == ["x"]
+
+
+def test_a_flush_waits_for_deletions_that_another_thread_commits(make_chest, tmp_path):
+    chest = make_chest(path=tmp_path / "chest")
+    chest.update({number: np.zeros(10) for number in range(5)})
+    chest.flush()
+    store = chest._engine._store
+    began, may_go_on, done = threading.Event(), threading.Event(), threading.Event()
+    commit = store.commit
+
+    def slow(*arguments, **options):
+        began.set()
+        assert may_go_on.wait(30)
+        return commit(*arguments, **options)
+
+    store.commit = slow
+    del chest[3]
+    first = threading.Thread(target=chest.flush)
+    first.start()
+    assert began.wait(30)
+    second = threading.Thread(target=lambda: (chest.flush(), done.set()))
+    second.start()
+    assert not done.wait(0.2)
+    may_go_on.set()
+    assert done.wait(30)
+    first.join()
+    second.join()
+    with arraychest.open(chest.path, "r") as reader:
+        assert list(reader) == [0, 1, 2, 4]

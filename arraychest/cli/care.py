@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from typing import Any
 
 import arraychest
 from arraychest.cli.errors import CommandError
 from arraychest.cli.printing import amount, readable
-from arraychest.units import format_bytes
+from arraychest.units import format_bytes, parse_bytes
 
 
 def add_commands(commands: Any) -> None:
@@ -59,13 +60,36 @@ def add_commands(commands: Any) -> None:
         epilog="Example: arraychest reduce work.chest --bytes '10 GiB'",
     )
     reduce.add_argument("path", metavar="PATH", help="the chest's folder")
-    reduce.add_argument("--bytes", metavar="SIZE", help="most bytes on disk")
-    reduce.add_argument("--entries", metavar="N", type=int, help="largest number of results")
-    reduce.add_argument("--days", metavar="N", type=float, help="remove those not used for N days")
+    reduce.add_argument("--bytes", metavar="SIZE", type=_bytes, help="most bytes on disk")
+    reduce.add_argument("--entries", metavar="N", type=_number, help="largest number of results")
+    reduce.add_argument("--days", metavar="N", type=_days, help="remove those not used for N days")
     reduce.add_argument(
         "--everything", action="store_true", help="count and remove all entries, not only results"
     )
     reduce.set_defaults(run=_reduce)
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < math.inf:
+        raise argparse.ArgumentTypeError(f"expected 0 days or more, found {text!r}")
+    return days
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -180,6 +180,8 @@ class Committer:
         self._reserved = 0
         self._doomed: dict[Slot, None] = {}
         self._doomed_bytes = 0
+        # Those that a commit under way deletes: they wait as the others do, until it is over.
+        self._leaving: list[Slot] = []
         self._follower = Follower(index, resident, self._doomed, self.doom, self._bury)
         # Once something was committed.
         self._store: Store | None = None
@@ -202,6 +204,9 @@ class Committer:
         index = self.index
         index.settle_all()
         # Whatever was being written is written by the parent.
+        # What its parent was about to delete at the fork, it deletes.
+        self._doomed.update(dict.fromkeys(self._leaving))
+        self._leaving = []
         for slot in (*self.resident.slots(), *self._doomed):
             slot.writing = -1
         self.resident.leave_to_parent()
@@ -280,7 +285,7 @@ class Committer:
     @property
     def doomed(self) -> list[Slot]:
         """Deleted slots whose rows are still in the catalog."""
-        return list(self._doomed)
+        return [*self._doomed, *self._leaving]
 
     @property
     def deletions_wait(self) -> bool:
@@ -540,7 +545,7 @@ class Committer:
                         for slot, row in zip(slots, rows, strict=True)
                     ]
                 before = self._doomed_bytes
-                deletions = self._take_doomed(most)
+                deletions = self._leaving = self._take_doomed(most)
                 doomed_bytes = before - self._doomed_bytes
                 # A batch has no slots: only what was put with a cost has something to say.
                 facts = [
@@ -560,10 +565,12 @@ class Committer:
                     store.catalog.database.end_snapshot()
                     self._doomed.update(dict.fromkeys(deletions))
                     self._doomed_bytes += doomed_bytes
+                    self._leaving = []
                 store.files.remove(unused)
                 raise
             with self.lock:
                 store.catalog.database.end_snapshot()
+                self._leaving = []
                 for slot in deletions:
                     slot.raw = None
                     if slot.writing < 0:  # otherwise whoever writes it does

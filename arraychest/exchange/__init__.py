@@ -24,7 +24,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from arraychest.arrays.compressed import CompressedArray
 from arraychest.engine.commit import logger
 from arraychest.engine.face import Face
 from arraychest.errors import (
@@ -38,9 +37,9 @@ from arraychest.errors import (
 from arraychest.exchange import hdf5, npy, zarr3
 from arraychest.exchange.arrays import Found, Reader, Writer, as_stored, check_fits, order_of
 from arraychest.exchange.names import INDEX, Names
+from arraychest.exchange.others import codec_of, described
 from arraychest.exchange.records import Encoding, Kept, Record, decode, encode
 from arraychest.formats.form import Form, Kind, form_text, parse_form
-from arraychest.formats.frame import CODEC_NAMES
 from arraychest.formats.tree import Tree
 from arraychest.progress import Asked, Meter, measured
 from arraychest.values.accept import Dumped, value_of
@@ -72,9 +71,6 @@ _READERS: dict[Format, Callable[[str], Reader]] = {
 }
 
 ATTRIBUTES = "attributes"
-
-# A dict of more scalars is shown to nobody but a chest.
-_MOST_ATTRIBUTES = 100
 
 
 class _Planned(NamedTuple):
@@ -239,9 +235,9 @@ def _write(chest: Face, writer: Writer, planned: list[_Planned], meter: Meter) -
             meter.reach(before + each.nbytes)
             owner = _owner_of_attributes(each.key)
             if record.kind == "tree" and owner is None and not record.arrays:
-                described = _described(chest, each.key)
-                if described:
-                    writer.describe(each.name, described)
+                shown = described(chest, each.key)
+                if shown:
+                    writer.describe(each.name, shown)
             if record.kind == "tree" and owner is not None and owner in names:
                 value = chest.get(each.key)
                 if type(value) is dict:
@@ -256,27 +252,6 @@ def _write(chest: Face, writer: Writer, planned: list[_Planned], meter: Meter) -
     return len(records)
 
 
-def _described(chest: Face, key: Any) -> dict[str, Any]:
-    """What other programs are shown of a value without arrays; nothing if it is too much."""
-    value = chest.get(key)
-    shown = value if type(value) is dict else {"value": value}
-    plain = all(
-        type(name) is str and name and isinstance(each, str | bool | int | float)
-        for name, each in shown.items()
-    )
-    return shown if plain and len(shown) <= _MOST_ATTRIBUTES else {}
-
-
-def _codec(chest: Face, key: Any, value: Any) -> str | None:
-    """How the chest compresses a value: a codec's name, None, or ``"auto"``."""
-    if type(value) is CompressedArray:
-        return chest.entry(key).codec
-    how = chest._engine.options.compression.how
-    if isinstance(how, str):
-        return None if how == "never" else "auto"
-    return CODEC_NAMES.get(how.codec, "auto")
-
-
 def _owner_of_attributes(key: Any) -> Any:
     """The key of the array that a dict is the attributes of; None if it is none's."""
     return key[0] if type(key) is tuple and len(key) == 2 and key[1] == ATTRIBUTES else None
@@ -288,7 +263,7 @@ def _export_value(chest: Face, writer: Writer, key: Any, name: str, meter: Meter
     found = engine._find(key)
     if type(found) is Tree:
         arrays = tuple(
-            _export_array(writer, f"{name}/{at}", part, meter, _codec(chest, key, part))
+            _export_array(writer, f"{name}/{at}", part, meter, codec_of(chest, key, part))
             for at, part in enumerate(found.parts)
         )
         return Record(key, "tree", found.structure, arrays)
@@ -303,7 +278,7 @@ def _export_value(chest: Face, writer: Writer, key: Any, name: str, meter: Meter
     if value.dtype.hasobject:
         data = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
         return Record(key, "pickle", b"", (_export_array(writer, name, data, meter),))
-    codec = _codec(chest, key, value)
+    codec = codec_of(chest, key, value)
     return Record(key, "array", b"", (_export_array(writer, name, value, meter, codec),))
 
 

@@ -12,7 +12,7 @@ from arraychest.errors import ChestFormatError
 from arraychest.files.files import Files
 from arraychest.files.names import QUARANTINE, SPARE
 from arraychest.formats import pack
-from arraychest.integrity.inspection import Finding
+from arraychest.integrity.report import Finding
 from arraychest.integrity.salvage import listed_rows
 from arraychest.sharing.open_folder import OpenFolder
 from arraychest.storage.folder import attach

@@ -20,7 +20,8 @@ from arraychest.files.files import Files
 from arraychest.files.names import PACKS, QUARANTINE
 from arraychest.formats import pack
 from arraychest.formats.form import parse_form
-from arraychest.integrity.inspection import Finding, Inspection, Report, bytes_to_read
+from arraychest.integrity.inspection import Inspection, bytes_to_read
+from arraychest.integrity.report import Finding, Report
 from arraychest.integrity.salvage import listed_rows
 from arraychest.progress import Asked, measured
 from arraychest.storage.reading import pack_name, value_name

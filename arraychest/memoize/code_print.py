@@ -117,18 +117,9 @@ def code_print(code: types.CodeType) -> Code:
         appended |= each.appended
         examined |= each.examined
         read |= {*each.names, *each.code.co_freevars} - each.recorded
-    constants = list(code.co_consts)
-    if not first_is_used and constants and type(constants[0]) is str and _has_docstring(code):
-        constants[0] = None
-    encoder = _Constants(array_digest)
-    encoder.node((
-        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount,
-        code.co_flags & ~_HAS_DOCSTRING, code.co_code, code.co_names, code.co_varnames,
-        code.co_freevars, code.co_cellvars, code.co_exceptiontable, constants,
-    ))  # fmt: skip
     found = Code(
         code,
-        encoder.hashed(),
+        _hashed(code, first_is_used=first_is_used),
         tuple(sorted(names)),
         frozenset(recorded - read),
         frozenset(appended - examined),
@@ -141,6 +132,20 @@ def code_print(code: types.CodeType) -> Code:
         _codes.clear()
     _codes[id(code)] = found
     return found
+
+
+def _hashed(code: types.CodeType, *, first_is_used: bool) -> bytes:
+    """A hash of what a code object does; a docstring does not count."""
+    constants = list(code.co_consts)
+    if not first_is_used and constants and type(constants[0]) is str and _has_docstring(code):
+        constants[0] = None
+    encoder = _Constants(array_digest)
+    encoder.node((
+        code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount,
+        code.co_flags & ~_HAS_DOCSTRING, code.co_code, code.co_names, code.co_varnames,
+        code.co_freevars, code.co_cellvars, code.co_exceptiontable, constants,
+    ))  # fmt: skip
+    return encoder.hashed()
 
 
 def _has_docstring(code: types.CodeType) -> bool:

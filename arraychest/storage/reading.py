@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import math
 import os
 import pickle
 import stat
@@ -20,7 +19,7 @@ import numpy as np
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import MmapMode, map_file, release
+from arraychest.arrays.mmap import MmapMode, map_file
 from arraychest.catalog.record import Pack, RawRow, Row
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files.files import Files
@@ -34,6 +33,7 @@ from arraychest.platform.folders import NO_FILE
 from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
+from arraychest.storage.frame_of import FrameOf
 from arraychest.values.accept import Dumped, copied
 from arraychest.values.file_stems import file_stem, harmless_stem
 from arraychest.values.keys import decode_key
@@ -232,7 +232,7 @@ class Loader:
                 f"the compressed array of key {key!r} in {path}: {error}"
             ) from error
         chunks = checked.layout.chunks[::-1] if turned else checked.layout.chunks
-        reader = _FrameOf(checked, key, path, data, keep=self._keep)
+        reader = FrameOf(checked, key, path, data, keep=self._keep)
         return CompressedArray(reader, form.dtype, form.shape, chunks, transposed=turned)
 
     def _open_blocks(
@@ -268,7 +268,7 @@ class Loader:
         value = loader.load(row, key)
         assert isinstance(value, CompressedArray)
         reader = value.reader
-        assert isinstance(reader, _FrameOf)
+        assert isinstance(reader, FrameOf)
         return reader.layout
 
     def _load_file(self, path: str, row: Row, form: Form, key: Any, name: str, folder: int) -> Any:
@@ -435,9 +435,6 @@ def _told(error: Exception, what: str, chest: OpenFolder | None = None) -> Corru
     return CorruptEntryError(f"expected {what}, found what is none: {error}")
 
 
-# So many chunks of a compressed array, of 512 KiB each, are read before their pages are released.
-_CHUNKS_MAPPED = 16
-
 # Of a blocked array so many blocks stay open.
 _MAX_OPEN_BLOCKS = 64
 
@@ -537,72 +534,6 @@ def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
     if found.manifest.stamp != stamp:
         raise CorruptEntryError(f"expected the blocks of key {key!r} in {path}, found others")
     return found
-
-
-class _FrameOf:
-    """Reads a compressed value, and says whose it is where it cannot.
-
-    Parameters
-    ----------
-    data
-        The map of its file.
-    keep
-        Whether the pages of the map stay after a read.
-    """
-
-    def __init__(
-        self, checked: CheckedReader, key: Any, path: str, data: np.ndarray, *, keep: bool
-    ) -> None:
-        self._checked = checked
-        self._key = key
-        self._path = path
-        self._data = data
-        self._releases = not keep
-
-    @property
-    def stored(self) -> int:
-        """Bytes of the frame."""
-        return self._checked.stored
-
-    @property
-    def layout(self) -> Layout:
-        return self._checked.layout
-
-    def read(self, where: tuple[slice, ...]) -> np.ndarray:
-        try:
-            return self._read_and_release(where) if self._releases else self._checked.read(where)
-        except (ValueError, RuntimeError) as error:
-            raise CorruptEntryError(
-                f"the compressed array of key {self._key!r} in {self._path}: {error}"
-            ) from error
-
-    def _read_and_release(self, where: tuple[slice, ...]) -> np.ndarray:
-        """A part, read a few chunks at a time: the kernel maps 16 pages where one is touched."""
-        first, *others = where
-        chunk, *sizes = self.layout.chunks
-        across = math.prod(
-            -(-each.stop // size) - each.start // size
-            for each, size in zip(others, sizes, strict=True)
-        )
-        step = chunk * max(1, _CHUNKS_MAPPED // max(1, across))
-        # From the first chunk on, as each is decompressed once.
-        starts = range(first.start // chunk * chunk, first.stop, step)
-        bands = [slice(max(at, first.start), min(at + step, first.stop)) for at in starts]
-        try:
-            if len(bands) == 1:
-                return self._checked.read(where)
-            found = np.empty([each.stop - each.start for each in where], self.layout.dtype)
-            for band in bands:
-                there = slice(band.start - first.start, band.stop - first.start)
-                found[there] = self._checked.read((band, *others))
-                release(self._data)
-            return found
-        finally:
-            release(self._data)
-
-    @property
-    def token(self) -> bytes:
-        return self._checked.token
 
 
 def is_packed_well(row: Row, form: Form) -> bool:

@@ -482,3 +482,27 @@ def test_ctrl_c_in_a_put_leaves_the_chest_as_it_was(work, tmp_path, capsys, monk
     assert keys_of(work) == before
     with arraychest.open(work, "r") as chest:
         assert chest.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--bytes", "foo"),
+        ("--bytes", "-3"),
+        ("--entries", "-1"),
+        ("--entries", "few"),
+        ("--days", "-1"),
+        ("--days", "nan"),
+    ],
+)
+def test_reduce_names_the_flag_whose_value_is_wrong(flag, text, capsys, tmp_path):
+    with arraychest.open(tmp_path / "x.chest") as chest:
+        chest["a"] = np.zeros(3)
+    with pytest.raises(SystemExit) as ended:
+        main(["reduce", str(tmp_path / "x.chest"), f"{flag}={text}", "--everything"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"argument {flag}: expected" in told
+    assert repr(text) in told
+    with arraychest.open(tmp_path / "x.chest", "r") as chest:
+        assert list(chest) == ["a"]

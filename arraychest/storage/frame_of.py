@@ -1,0 +1,85 @@
+"""Reading parts of a compressed value's file."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from arraychest.arrays.mmap import release
+from arraychest.errors import CorruptEntryError
+from arraychest.formats.b2nd import CheckedReader
+from arraychest.formats.frame import Layout
+
+# So many chunks of a compressed array, of 512 KiB each, are read before their pages are released.
+_CHUNKS_MAPPED = 16
+
+
+class FrameOf:
+    """Reads a compressed value, and says whose it is where it cannot.
+
+    Parameters
+    ----------
+    data
+        The map of its file.
+    keep
+        Whether the pages of the map stay after a read.
+    """
+
+    def __init__(
+        self, checked: CheckedReader, key: Any, path: str, data: np.ndarray, *, keep: bool
+    ) -> None:
+        self._checked = checked
+        self._key = key
+        self._path = path
+        self._data = data
+        self._releases = not keep
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the frame."""
+        return self._checked.stored
+
+    @property
+    def layout(self) -> Layout:
+        """How the frame is laid out."""
+        return self._checked.layout
+
+    def read(self, where: tuple[slice, ...]) -> np.ndarray:
+        """A part of the array, all of whose steps are 1; CorruptEntryError if it has changed."""
+        try:
+            return self._read_and_release(where) if self._releases else self._checked.read(where)
+        except (ValueError, RuntimeError) as error:
+            raise CorruptEntryError(
+                f"the compressed array of key {self._key!r} in {self._path}: {error}"
+            ) from error
+
+    def _read_and_release(self, where: tuple[slice, ...]) -> np.ndarray:
+        """A part, read a few chunks at a time: the kernel maps 16 pages where one is touched."""
+        first, *others = where
+        chunk, *sizes = self.layout.chunks
+        across = math.prod(
+            -(-each.stop // size) - each.start // size
+            for each, size in zip(others, sizes, strict=True)
+        )
+        step = chunk * max(1, _CHUNKS_MAPPED // max(1, across))
+        # From the first chunk on, as each is decompressed once.
+        starts = range(first.start // chunk * chunk, first.stop, step)
+        bands = [slice(max(at, first.start), min(at + step, first.stop)) for at in starts]
+        try:
+            if len(bands) == 1:
+                return self._checked.read(where)
+            found = np.empty([each.stop - each.start for each in where], self.layout.dtype)
+            for band in bands:
+                there = slice(band.start - first.start, band.stop - first.start)
+                found[there] = self._checked.read((band, *others))
+                release(self._data)
+            return found
+        finally:
+            release(self._data)
+
+    @property
+    def token(self) -> bytes:
+        """What tells this array from all others."""
+        return self._checked.token
