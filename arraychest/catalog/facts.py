@@ -1,6 +1,7 @@
-"""What the catalog knows of values beside their rows: edits in place, digests, costs and expiry.
+"""What the catalog knows of values beside their rows.
 
-The tables are ``in_place``, ``digest`` and ``cost``; `schema` says what they hold.
+The tables are ``in_place``, ``digest``, ``cost``, ``renamed`` and ``expiry``; `schema` says what
+they hold.
 """
 
 from __future__ import annotations

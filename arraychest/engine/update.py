@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from arraychest.catalog.record import Facts, Pack, Row
+from arraychest.catalog.record import Cost, Facts, Pack, Row
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
 from arraychest.engine.transaction import Transaction
@@ -45,11 +45,15 @@ def update_from(
     for key in theirs.keys() if keys is None else keys:
         if not overwrite and mine.contains(key):
             continue
-        row = theirs.stored_row(key)
+        row, cost = theirs.stored_row(key), theirs.cost_of(key)
+        if cost is not None and cost.expires is not None:
+            # A copy is good as long as what it is a copy of.
+            with mine.writer.lock:
+                mine.expiry.note(key, cost.expires)
         try:
             if row is not None:
                 linked = _link(mine, theirs, row, packs, changes)
-                changes.put_row(key, linked, _facts_of(theirs, row, linked))
+                changes.put_row(key, linked, _facts_of(theirs, row, linked, cost))
                 meter.add(row.stored)
                 continue
         except (OSError, KeyError, ValueError) as error:
@@ -59,15 +63,15 @@ def update_from(
             value = theirs.get(key)
         except AbsentKeyError:
             continue  # deleted meanwhile
-        changes.put(key, value)
+        changes.put(key, value, cost=cost)
         meter.add(getattr(value, "nbytes", 0))
 
 
-def _facts_of(theirs: Engine, row: Row, linked: Row) -> Facts:
+def _facts_of(theirs: Engine, row: Row, linked: Row, cost: Cost | None) -> Facts:
     """What the other chest knows of a value's file."""
     with theirs.writer.lock:
         written_as = theirs.open_store().catalog.facts.written_as(row.generation)
-    return Facts(linked.generation, {}, None, written_as)
+    return Facts(linked.generation, {}, cost, written_as)
 
 
 def _link(

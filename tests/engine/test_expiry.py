@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -237,16 +237,28 @@ def test_another_process_sees_it_go_in_time(path):
         assert "x" not in chest
 
 
-@pytest.mark.parametrize("build", [lambda c: c.flush(), lambda c: c.close()])
-def test_a_new_catalog_forgets_when_values_expire(build: Callable[[Chest], Any], path, clock):
-    chest = Chest(path)
-    chest.put("x", np.zeros(10), expires_after=5)
-    chest.close()
-    (arraychest.Chest(path)).close()
-    import os
-
+def test_a_new_catalog_forgets_when_values_expire(path, clock):
+    with Chest(path) as chest:
+        chest.put("x", np.zeros(10), expires_after=5)
     os.unlink(f"{path}/catalog.sqlite")
     assert not arraychest.repair(path).ok
     clock.ahead = 10
     with Chest(path, mode="r") as chest:
         assert "x" in chest
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_copy_is_good_as_long_as_the_value(path, tmp_path, clock, size, stored):
+    with Chest(path) as chest, Chest(tmp_path / "a") as one, Chest(tmp_path / "b") as other:
+        chest.put("x", np.zeros(size), expires_after=50)
+        chest["stays"] = np.zeros(size)
+        if stored:
+            chest.flush()
+        one.update(chest)
+        other.copy_from(chest, ["x", "stays"])
+        for each in (one, other):
+            assert list(each) == ["x", "stays"]
+        clock.ahead = 60
+        for each in (chest, one, other):
+            is_absent(each, "x", ["stays"])
