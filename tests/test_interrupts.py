@@ -8,6 +8,7 @@ says; `verify` finds nothing; and nothing hangs.
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 from collections.abc import Callable
@@ -226,6 +227,8 @@ def attempt(path: Path, operation: Operation, at: int) -> list[Place]:
 
     def child(say: Say) -> list[Place]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Other packages' callbacks of the garbage collector: CPython itself drops what they raise.
+        gc.callbacks.clear()
         chest = prepared(path, operation)
         places, told = interrupted(lambda: operation.call(chest), at)
         say(places)
