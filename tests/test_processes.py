@@ -39,7 +39,7 @@ def filled(number: float, size: int) -> np.ndarray:
 
 def idle(chest: Chest) -> None:
     """Wait until nothing is being written or removed."""
-    writer = chest._engine.writer
+    writer = chest._engine.session.writer
     with writer.lock:
         writer.wait_idle()
 
@@ -269,8 +269,8 @@ def test_a_child_may_have_chests_of_its_own(path, tmp_path):
                 mine.update(chest)
                 mine.flush()
                 read_everything(mine, {number: number for number in range(3)})
-                assert mine.path != chest.path
-                place = str(mine.path)
+                assert mine.session.path != chest.path
+                place = str(mine.session.path)
             with arraychest.open(path, "w") as named:
                 named.update(chest)
             return place

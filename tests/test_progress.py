@@ -254,8 +254,8 @@ def spill_failing(path: str, times: int) -> int:
         stack.enter_context(injected(refusing))
         for number in range(8):
             chest[number] = np.full(size, float(number))
-        with chest._engine.writer.lock:
-            chest._engine.writer.wait_idle()
+        with chest._engine.session.writer.lock:
+            chest._engine.session.writer.wait_idle()
         with pytest.raises(SpillError):
             chest["told"] = np.zeros(3)
         assert all((chest[number] == number).all() for number in range(8))
@@ -306,8 +306,8 @@ def test_scarce_memory_is_warned_of_once(monkeypatch, path):
         ) as seen:
             for number in range(20):
                 chest[number] = np.zeros(20_000)
-            with chest._engine.writer.lock:
-                chest._engine.writer.wait_idle()
+            with chest._engine.session.writer.lock:
+                chest._engine.session.writer.wait_idle()
         assert len(seen) == 1
 
 
