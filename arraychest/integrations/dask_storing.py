@@ -18,8 +18,8 @@ from arraychest.engine.blocks import begin
 from arraychest.engine.face import Face, in_chest
 from arraychest.engine.handle import handle_of
 from arraychest.errors import ValueTypeError
-from arraychest.formats.form import describe
 from arraychest.formats.compression import How
+from arraychest.formats.form import describe
 from arraychest.formats.manifest import Chunks, indices
 from arraychest.integrations.dask_arrays import StoredArray, to_dask
 from arraychest.integrations.dask_functions import print_of_array

@@ -187,7 +187,8 @@ def index_to_tree(index: Any, members: Mapping[Any, Any]) -> dict[str, Any]:
 
 def index_from_tree(tree: Any) -> Any:
     """The index again; raises ValueError or TypeError if the tree is none of `index_to_tree`."""
-    return _index(*checks.fields(tree, "dim", "index", "dtypes"))
+    dim, index, dtypes = checks.fields(tree, "dim", "index", "dtypes")
+    return _index(index, dim, dtypes)
 
 
 def _of_coords(coords: Any) -> dict[str, Any]:

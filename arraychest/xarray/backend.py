@@ -40,6 +40,7 @@ class ArrayChestBackend(BackendEntrypoint):
         decode_times: Any = None,
         decode_timedelta: Any = None,
         use_cftime: bool | None = None,
+        decode_coords: bool | str | None = None,
     ) -> xr.Dataset:
         """See `xarray.open_dataset`.
 
@@ -49,9 +50,9 @@ class ArrayChestBackend(BackendEntrypoint):
             The path of the group to open; None: the root.
         allow_pickle
             Whether Python objects are read that were stored by pickle: reading runs code.
-        mask_and_scale, decode_times, decode_timedelta, use_cftime
+        mask_and_scale, decode_times, decode_timedelta, use_cftime, decode_coords
             As `xarray.open_dataset` has them, except for None: what `save` packed is unpacked, and
-            nothing else.
+            nothing else; coordinates are those that were saved.
 
         Raises
         ------
@@ -65,7 +66,9 @@ class ArrayChestBackend(BackendEntrypoint):
         It reads the descriptions, the coordinates with an index, and extension arrays of pandas.
         Everything else is read when it is asked for, in the chunks that hold it, from any thread.
         """
-        decoding = Decoding(mask_and_scale, decode_times, decode_timedelta, use_cftime)
+        decoding = Decoding(
+            mask_and_scale, decode_times, decode_timedelta, use_cftime, decode_coords
+        )
         dropped = _dropped(drop_variables)
         node = node_at(group)
         return _whole(

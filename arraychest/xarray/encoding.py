@@ -212,6 +212,7 @@ class Decoding:
     decode_times: Any = None
     decode_timedelta: Any = None
     use_cftime: bool | None = None
+    decode_coords: Any = None
 
 
 def unpacked(
@@ -252,16 +253,38 @@ def unpacked(
     )
 
 
+def with_coordinates(dataset: xr.Dataset, asked: Any) -> xr.Dataset:
+    """The coordinates that `xarray.open_dataset` was asked for by ``decode_coords=``.
+
+    None: those that were saved.  False: those with a dimension's name.  Else also the variables
+    that attributes name as coordinates by the CF conventions.
+    """
+    if asked is None:
+        return dataset
+    if asked is False:
+        return dataset.reset_coords([n for n in dataset.coords if n not in dataset.xindexes])
+    variables, attrs, names = xr.conventions.decode_cf_variables(
+        dict(dataset.variables), dataset.attrs, concat_characters=False, mask_and_scale=False,
+        decode_times=False, decode_coords=asked, decode_timedelta=False,
+    )  # fmt: skip
+    found = dataset.set_coords([name for name in names if name in dataset.variables])
+    found.attrs = dict(attrs)
+    for name, variable in variables.items():
+        found[name].attrs = variable.attrs
+        found[name].encoding = variable.encoding
+    return found
+
+
 def _times(use_cftime: bool | None, unit: str | None) -> dict[str, Any]:
     """What makes xarray decode times to cftime, or to dates of NumPy in this unit."""
     if "time_unit" not in inspect.signature(CFDatetimeCoder).parameters:  # before 2025.1
         return {"use_cftime": use_cftime}
-    options = {} if unit is None else {"time_unit": unit}
+    options: dict[str, Any] = {} if unit is None else {"time_unit": unit}
     return {"decode_times": CFDatetimeCoder(use_cftime=use_cftime, **options)}
 
 
 def _span_coder(unit: str | None) -> Any:
-    coders = getattr(xr, "coders", None)
+    coders: Any = getattr(xr, "coders", None)
     if unit is None or not hasattr(coders, "CFTimedeltaCoder"):
         return True
     return coders.CFTimedeltaCoder(time_unit=unit)

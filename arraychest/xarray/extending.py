@@ -1,4 +1,4 @@
-"""Adding to the datasets of a chest: variables, more along a dimension, and a region anew."""
+"""Adding to a stored dataset: variables, and more along a dimension."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arraychest.arrays.blocked import BlockedArray
 from arraychest.chest import Chest
 from arraychest.errors import ValueTypeError
 from arraychest.formats.manifest import Chunks, indices
-from arraychest.storage.block_writer import regular, slices
+from arraychest.storage.block_writer import regular
 from arraychest.values.accept import Own
 from arraychest.xarray.layout import ARRAY, INDEX, OBJECTS, STRINGS, Node, description_of
 from arraychest.xarray.reading import dataset_in
@@ -27,7 +27,7 @@ from arraychest.xarray.writing import (
 )
 
 # Arrays of up to so many bytes are written whole where a part of them changes.
-_WHOLE_BYTES = 64 << 20
+WHOLE_BYTES = 64 << 20
 # And so they are where something is appended, which happens more often.
 _SHORT_BYTES = 1 << 20
 
@@ -64,12 +64,12 @@ def joined(node: Node, told: dict[str, Any], plan: Plan, chest: Chest) -> dict[s
                     'to make them longer, or mode="w"'
                 )
     coords = [name for name in told["coords"] if name in left]
-    indexed = [name for name in told.get("indexed", coords) if name in left]
+    indexed = {name: freq for name, freq in told["indexed"].items() if name in left}
     return {
         "variables": {name: new[name].told if name in new else each
                       for name, each in (told["variables"] | plan.description()["variables"]).items()},  # noqa: E501
         "coords": [*coords, *plan.told["coords"]],
-        "indexed": [*indexed, *plan.told["indexed"]],
+        "indexed": {**indexed, **plan.told["indexed"]},
         "attrs": {**told["attrs"], **plan.told["attrs"]},
     }  # fmt: skip
 
@@ -140,7 +140,7 @@ def appended(chest: Chest, node: Node, dataset: xr.Dataset, dim: Hashable, own: 
     coords = planned(ends, own, {}, stored)
     for name in plan.variables:
         if name in longer:
-            _check_stored(name, stored[name], plan.variables[name], before.variables[name])
+            check_stored(name, stored[name], plan.variables[name], before.variables[name])
         else:
             _check_sizes(name, dataset.variables[name], before.sizes)
     # Nothing has been written yet, and nothing is refused any more.
@@ -154,15 +154,13 @@ def appended(chest: Chest, node: Node, dataset: xr.Dataset, dim: Hashable, own: 
         else:
             _replace(chest, node, stored, name, each)
     gone = {*coords.variables, *plan.variables}
-    told["indexed"] = [
-        *(name for name in told.get("indexed", told["coords"]) if name not in gone),
-        *coords.told["indexed"],
-        *plan.told["indexed"],
-    ]
+    told["indexed"] = {
+        **{name: freq for name, freq in told["indexed"].items() if name not in gone},
+        **coords.told["indexed"],
+        **plan.told["indexed"],
+    }
     told["coords"] += [name for name in dataset.coords if name not in told["coords"]]
     chest[node.description] = told
-    if node != Node():
-        chest[Node().description] = chest[Node().description]
 
 
 def _coords_of(dataset: xr.Dataset, names: list[Hashable]) -> xr.Dataset:
@@ -181,8 +179,8 @@ def _check_alike(name: Hashable, before: xr.Variable, new: xr.Variable, dim: Has
     sizes = {each: n for each, n in before.sizes.items() if each != dim}
     if before.dims != new.dims or sizes != {n: new.sizes[n] for n in sizes}:
         raise ValueError(
-            f"expected the variable {name!r:.200} to have the dimensions {before.dims} and, but for "
-            f"{dim!r:.200}, the sizes {sizes}, as in the chest, found {dict(new.sizes)}: use "
+            f"expected the variable {name!r:.200} to have the dimensions {before.dims} and, but "
+            f"for {dim!r:.200}, the sizes {sizes}, as in the chest, found {dict(new.sizes)}: use "
             "transpose, or select the same labels"
         )
 
@@ -196,7 +194,7 @@ def _check_sizes(name: Hashable, new: xr.Variable, sizes: Mapping[Any, int]) -> 
             )
 
 
-def _check_stored(
+def check_stored(
     name: Hashable, stored: Mapping[str, Any], each: Planned, before: xr.Variable
 ) -> None:
     """That what comes is stored as what is there."""
@@ -253,9 +251,10 @@ def _continued(
         _append_array(chest, node.variable(name), each, axis)
         return told
     if told["kind"] in (STRINGS, OBJECTS):
-        return _append_values(chest, node, name, told, each, axis, before)
+        return _append_values(chest, node, name, told, each, axis)
     whole = [before.variables[name], xr.Variable(told["dims"], each.data)]
-    joined_data = xr.Variable.concat(whole, dim)
+    concat: Any = xr.Variable.concat
+    joined_data = concat(whole, dim)
     data = joined_data.data
     chest[node.variable(name)] = getattr(data, "array", data)
     return told
@@ -269,7 +268,7 @@ def _append_array(chest: Chest, key: Any, each: Planned, axis: int) -> None:
         if variable.chunks is None and total <= _SHORT_BYTES:
             chest[key] = np.concatenate([np.asarray(value), computed(variable)], axis)
             return
-        chunks = _rows(value.shape, value.dtype, axis)
+        chunks = in_rows(value.shape, value.dtype, axis)
         store_in_blocks(chest, key, value.dtype, chunks, lambda where: np.asarray(value[where]))
         value = None
     if variable.chunks is None:
@@ -280,11 +279,11 @@ def _append_array(chest: Chest, key: Any, each: Planned, axis: int) -> None:
         append(variable.data, chest, key, axis)
 
 
-def _rows(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> Chunks:
+def in_rows(shape: tuple[int, ...], dtype: np.dtype, axis: int) -> Chunks:
     """Chunks of an array that is cut along one dimension, each of up to 64 MiB."""
     sides = list(shape)
     row = dtype.itemsize * int(np.prod(shape)) // max(shape[axis], 1)
-    sides[axis] = max(1, min(shape[axis], _WHOLE_BYTES // max(row, 1)))
+    sides[axis] = max(1, min(shape[axis], WHOLE_BYTES // max(row, 1)))
     return regular(shape, tuple(sides))
 
 
@@ -295,7 +294,6 @@ def _append_values(
     told: dict[str, Any],
     each: Planned,
     axis: int,
-    before: xr.Dataset,
 ) -> dict[str, Any]:
     """Continue strings or objects by further blocks."""
     assert each.chunks is not None
@@ -311,190 +309,3 @@ def _append_values(
         (*sizes, *more[at]) if at == axis else sizes for at, sizes in enumerate(chunks)
     )
     return {**told, "chunks": joined_chunks}
-
-
-# A region.
-
-
-def overwritten(chest: Chest, node: Node, dataset: xr.Dataset, region: Any, own: Own) -> None:
-    """Store a dataset in a region of the one that is there; called in a transaction.
-
-    Raises
-    ------
-    ValueError, ValueTypeError
-        They do not fit together.  Nothing was written.
-    """
-    told = description_of(chest, node)
-    stored = told["variables"]
-    before = dataset_in(chest, node, set())
-    where = _region(before, dataset, region)
-    if outside := [
-        name for name, each in dataset.variables.items() if not set(where) & set(each.dims)
-    ]:
-        raise ValueError(
-            f"expected variables with one of the region's dimensions {', '.join(map(repr, where))}, "
-            f"found {', '.join(map(repr, outside))} without: use dataset.drop_vars({outside!r:.200})"
-        )
-    if new := [name for name in dataset.variables if name not in stored]:
-        raise ValueError(
-            f"expected variables that are in the chest, found {', '.join(map(repr, new))}: save "
-            "all of it first"
-        )
-    places: dict[Hashable, tuple[slice, ...]] = {}
-    for name, variable in dataset.variables.items():
-        old = before.variables[name]
-        places[name] = tuple(where.get(dim, slice(0, n)) for dim, n in old.sizes.items())
-        shape = tuple(part.stop - part.start for part in places[name])
-        if variable.dims != old.dims or variable.shape != shape:
-            raise ValueError(
-                f"expected the variable {name!r:.200} to have the dimensions {old.dims} of sizes "
-                f"{shape}, as the region has, found {dict(variable.sizes)}"
-            )
-    kept = [name for name in dataset.variables if stored[name].get("kind") == INDEX]
-    for name in kept:
-        if not dataset[name].variable.equals(before[name].variable[places[name]]):
-            raise ValueTypeError(
-                f"expected the labels of the coordinate {name!r:.200} to be those in the chest, as "
-                f"its index is stored whole, found others: use dataset.drop_vars({name!r:.200})"
-            )
-    rest = dataset.drop_vars(kept)
-    plan = planned(rest.drop_indexes(list(rest.xindexes)), own, {}, stored)
-    for name, each in plan.variables.items():
-        _check_stored(name, stored[name], each, before.variables[name])
-    for name, each in plan.variables.items():
-        _overwrite(chest, node, name, stored[name], each, places[name], before)
-    chest[node.description] = told
-    if node != Node():
-        chest[Node().description] = chest[Node().description]
-
-
-def _region(before: xr.Dataset, dataset: xr.Dataset, region: Any) -> dict[Hashable, slice]:
-    """The region, as slices from a start to a stop."""
-    if region == "auto":
-        region = {dim: "auto" for dim in dataset.dims if dim in before.xindexes}
-    if not isinstance(region, Mapping) or not region:
-        raise ValueError(
-            f"expected region as slices by dimension, or 'auto' with an index, found {region!r:.200}"
-        )
-    found: dict[Hashable, slice] = {}
-    for dim, part in region.items():
-        if dim not in before.sizes or dim not in dataset.sizes:
-            raise ValueError(
-                f"expected region to name dimensions of both datasets, found {dim!r:.200}"
-            )
-        if part == "auto":
-            part = _labels_in(before, dataset, dim)
-        if not isinstance(part, slice) or part.step not in (None, 1):
-            raise ValueError(
-                f"expected the region along {dim!r:.200} as a slice of step 1, or 'auto', found "
-                f"{part!r:.200}"
-            )
-        start, stop, _ = part.indices(before.sizes[dim])
-        found[dim] = slice(start, max(stop, start))
-    return found
-
-
-def _labels_in(before: xr.Dataset, dataset: xr.Dataset, dim: Hashable) -> slice:
-    if dim not in before.xindexes or dim not in dataset.xindexes:
-        raise ValueError(
-            f"expected an index of {dim!r:.200} in both datasets for the region 'auto', found "
-            "none: give a slice"
-        )
-    at = before.indexes[dim].get_indexer(dataset.indexes[dim])
-    if not len(at) or at[0] < 0 or (np.diff(at) != 1).any():
-        raise ValueError(
-            f"expected the labels of {dim!r:.200} to stand in the chest one after the other, found "
-            "others, or in another order: give a slice"
-        )
-    return slice(int(at[0]), int(at[-1]) + 1)
-
-
-def _overwrite(
-    chest: Chest,
-    node: Node,
-    name: Hashable,
-    told: Mapping[str, Any],
-    each: Planned,
-    where: tuple[slice, ...],
-    before: xr.Dataset,
-) -> None:
-    kind, key = told.get("kind", ARRAY), node.variable(name)
-    if kind == ARRAY:
-        _overwrite_array(chest, key, each, where)
-    elif kind in (STRINGS, OBJECTS):
-        chunks: Chunks = told["chunks"]
-        for index in indices(chunks):
-            if (inside := _inside(chunks, index, where)) is not None:
-                block = np.array(before.variables[name][slices(chunks, index)].values, object)
-                block[inside[0]] = computed(each.data[inside[1]])
-                only = all(len(sizes) == 1 for sizes in chunks)
-                part = xr.Variable(told["dims"], block, fastpath=True)
-                if kind == STRINGS:
-                    dtype = each.data.dtype
-                    part = xr.Variable(told["dims"], block.astype(dtype), fastpath=True)
-                one = Planned(each.told, part, tuple((n,) for n in block.shape))
-                start = (0,) * block.ndim if only else index
-                _put_block(chest, node, name, one, start, is_alone=only)
-    else:
-        whole = before.variables[name].copy(deep=True)
-        whole[dict(zip(told["dims"], where, strict=True))] = xr.Variable(told["dims"], each.data)
-        data = whole.data
-        chest[key] = getattr(data, "array", data)
-
-
-def _put_block(
-    chest: Chest,
-    node: Node,
-    name: Hashable,
-    one: Planned,
-    index: tuple[int, ...],
-    *,
-    is_alone: bool,
-) -> None:
-    from arraychest.integrations import objects
-
-    array = computed(one.data)
-    key = node.variable(name, None if is_alone else index)
-    chest[key] = objects.to_tree(array) if one.told["kind"] == OBJECTS else array
-
-
-def _inside(
-    chunks: Chunks, index: tuple[int, ...], where: tuple[slice, ...]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """Where a region lies in a block, and where that lies in the region; None if nowhere."""
-    here, there = [], []
-    for part, block in zip(where, slices(chunks, index), strict=True):
-        first, last = max(part.start, block.start), min(part.stop, block.stop)
-        if first >= last:
-            return None
-        here.append(slice(first - block.start, last - block.start))
-        there.append(slice(first - part.start, last - part.start))
-    return tuple(here), tuple(there)
-
-
-def _overwrite_array(chest: Chest, key: Any, each: Planned, where: tuple[slice, ...]) -> None:
-    variable = each.data
-    value = chest[key]
-    if not isinstance(value, BlockedArray) and value.nbytes <= _WHOLE_BYTES:
-        array = np.array(value)
-        array[where] = computed(variable)
-        chest[key] = array
-        return
-    is_blocked = isinstance(value, BlockedArray)
-    chunks = value.chunks if is_blocked else _rows(value.shape, value.dtype, 0)
-    touched = {index for index in indices(chunks) if _inside(chunks, index, where) is not None}
-
-    def block(place: tuple[slice, ...]) -> np.ndarray:
-        found = np.array(value[place])
-        inside = _inside(tuple((part.stop - part.start,) for part in place), (0,) * len(place),
-                         tuple(slice(part.start - at.start, part.stop - at.start)
-                               for part, at in zip(where, place, strict=True)))  # fmt: skip
-        if inside is not None:
-            found[inside[0]] = computed(variable[inside[1]])
-        return found
-
-    store_in_blocks(
-        chest, key, value.dtype, chunks, block,
-        before=value if is_blocked else None,
-        unchanged=[index for index in indices(chunks) if index not in touched],
-    )  # fmt: skip

@@ -17,10 +17,10 @@ from xarray.core import indexing
 from xarray.indexes import PandasIndex, PandasMultiIndex
 
 from arraychest.errors import ArrayChestError, ValueTypeError
-from arraychest.integrations import checks, objects
-from arraychest.integrations.xarray import index_from_tree, index_to_tree
+from arraychest.integrations import checks, objects, pandas_scalars
+from arraychest.integrations.xarray import encoding_from_tree, index_from_tree, index_to_tree
 from arraychest.values.accept import Own, accept
-from arraychest.xarray.encoding import packed
+from arraychest.xarray.encoding import Decoding, packed, unpacked
 from arraychest.xarray.layout import ARRAY, OBJECTS, PICKLED, STRINGS, VALUE
 
 # Exact for all dates of cftime: they count microseconds.
@@ -105,9 +105,7 @@ def _of_objects(
 
 def _of_dates(name: Hashable, variable: xr.Variable) -> xr.Variable:
     """Dates of cftime as numbers that tell them exactly."""
-    from arraychest.xarray.encoding import Decoding, unpacked
-
-    array = variable._data
+    array: Any = variable._data
     calendar = getattr(array.flat[0], "calendar", "")
     packing = {"units": _CFTIME_UNITS, "calendar": calendar, "dtype": np.dtype("i8")}
     remedy = f"convert it, or drop it with dataset.drop_vars({name!r:.200})"
@@ -118,7 +116,7 @@ def _of_dates(name: Hashable, variable: xr.Variable) -> xr.Variable:
         )
     try:
         found = packed(name, variable, packing)
-        again = unpacked(name, found, {"packed": "cftime"}, Decoding()).values
+        again: Any = unpacked(name, found, {"packed": "cftime"}, Decoding()).values
         is_exact = all(
             type(one) is type(other) and one == other and _zero(one) == _zero(other)
             for one, other in zip(array.flat, again.flat, strict=True)
@@ -145,25 +143,26 @@ def _zero(date: Any) -> Any:
 
 def checked_indexes(
     dataset: xr.Dataset, own: Own
-) -> tuple[list[Hashable], dict[Hashable, dict[str, Any]]]:
+) -> tuple[dict[Hashable, Any], dict[Hashable, dict[str, Any]]]:
     """Which coordinates have the index that xarray makes of their values, and the other indexes.
 
     Returns
     -------
-    list, dict
-        Names; and by the name of the first coordinate of each other index what tells it exactly.
+    dict, dict
+        By name, the frequency of an index of dates, and else None; and by the name of the first
+        coordinate of each other index what tells it exactly.
 
     Raises
     ------
     ValueTypeError
         There is an index of another kind.
     """
-    plain: list[Hashable] = []
+    plain: dict[Hashable, Any] = {}
     others: dict[Hashable, dict[str, Any]] = {}
     for index, members in dataset.xindexes.group_by_index():
         name = next(iter(members))
         if type(index) is PandasIndex and _is_plain(name, members[name], index):
-            plain.append(name)
+            plain[name] = pandas_scalars.of_freq(getattr(index.index, "freq", None))
             continue
         if type(index) in (PandasIndex, PandasMultiIndex):
             tree = index_to_tree(index, members)
@@ -194,10 +193,9 @@ def _is_plain(name: Hashable, variable: xr.Variable, index: PandasIndex) -> bool
     again = PandasIndex.from_variables({name: made}, options={})
     return (
         type(again.index) is type(index.index)
-        and again.index.identical(index.index)
+        and again.index.equals(index.index)
         and again.index.dtype == index.index.dtype
         and again.coord_dtype == index.coord_dtype
-        and getattr(again.index, "freq", None) == getattr(index.index, "freq", None)
     )
 
 
@@ -214,6 +212,16 @@ def _of_range(index: Any) -> dict[str, Any]:
     }
 
 
+def plain_index(name: Hashable, variable: xr.Variable, freq: Any) -> PandasIndex:
+    """The index that xarray makes of a coordinate's values, with its frequency."""
+    found = PandasIndex.from_variables({name: variable}, options={})
+    if freq is not None:
+        dates = found.index.copy()
+        dates.freq = pandas_scalars.freq_of(freq)  # compared with all that is in the index
+        found = PandasIndex(dates, found.dim, found.coord_dtype)
+    return found
+
+
 def index_made(tree: Any, variables: Mapping[Hashable, Mapping[str, Any]]) -> Any:
     """The index again, and its coordinates.
 
@@ -224,13 +232,12 @@ def index_made(tree: Any, variables: Mapping[Hashable, Mapping[str, Any]]) -> An
     variables
         The descriptions of all variables: the coordinates' attributes are there.
     """
-    if type(tree) is dict and "start" in tree:
-        index = _range(tree)
-    else:
-        index = index_from_tree(tree)
+    is_range = type(tree) is dict and "start" in tree
+    index = _range(tree) if is_range else index_from_tree(tree)
     made = index.create_variables()
     for name, variable in made.items():
         variable.attrs = checks.exactly(dict, variables[name]["attrs"], "attrs")
+        variable.encoding = encoding_from_tree(variables[name].get("encoding") or [])
     return index, made
 
 

@@ -16,8 +16,6 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from arraychest.chest import Chest
 from arraychest.engine.handle import Handle
 from arraychest.errors import AbsentKeyError, ChestFormatError
@@ -35,8 +33,7 @@ ARRAY = "array"  # one array, plain, compressed or blocked
 STRINGS = "strings"  # arrays of StringDType, one for each block
 OBJECTS = "objects"  # trees of Python objects, one for each block
 VALUE = "value"  # an extension array of pandas
-INDEX = "index"  # an index of pandas, of which this and other coordinates are made
-RANGE = "range"  # nothing: a few numbers in the description tell the coordinate
+INDEX = "index"  # what tells an index, of which this and other coordinates are made
 PICKLED = "pickled"  # an array of Python objects, pickled
 
 
@@ -108,7 +105,7 @@ def nodes_in(chest: Chest) -> list[Node]:
 
 
 def saved(chest: Chest) -> Any:
-    """What tells the datasets that are there from others that were saved; None if there are none."""
+    """What tells the datasets that are there from others that were saved; None: there are none."""
     try:
         return chest.handle(Node().description).token
     except AbsentKeyError:
@@ -145,8 +142,3 @@ def handle_of(chest: Chest, node: Node, name: Hashable, block: Any = None) -> Ha
 def blocks_of(shape: Iterable[int], chunks: Chunks | None) -> Chunks:
     """The chunks of a variable; one block where none are told."""
     return tuple((int(n),) for n in shape) if chunks is None else chunks
-
-
-def dtype_text(dtype: np.dtype) -> str:
-    """A dtype of dates or spans as a description has it."""
-    return np.dtype(dtype).str

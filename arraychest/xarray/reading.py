@@ -1,4 +1,4 @@
-"""Stored datasets as xarray reads them: each variable lazily, and of it the chunks that it needs."""
+"""Stored datasets as xarray reads them: lazily, and of each variable the chunks that it needs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from arraychest.errors import ArrayChestError, ChestFormatError
 from arraychest.formats.manifest import Chunks, indices
 from arraychest.integrations import checks, objects
 from arraychest.integrations.xarray import encoding_from_tree
-from arraychest.xarray.encoding import Decoding, unpacked
-from arraychest.xarray.fidelity import index_made
+from arraychest.xarray.encoding import Decoding, unpacked, with_coordinates
+from arraychest.xarray.fidelity import index_made, plain_index
 from arraychest.xarray.layout import (
     ARRAY,
     EXPECTED,
@@ -88,7 +88,7 @@ class Stored(BackendArray):
     dtype: np.dtype
     _opened: Any
 
-    def array(self) -> Any:
+    def opened(self) -> Any:
         """The array, mapped or lazy; in another process it is opened when needed."""
         if self._opened is None:
             self._opened = self._open()
@@ -100,7 +100,8 @@ class Stored(BackendArray):
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """What xarray asks for: outer or vectorised, it reads the chunks that hold it."""
         if isinstance(key, indexing.VectorizedIndexer):
-            return np.asarray(NumpyVIndexAdapter(self.array())[key.tuple])
+            adapter: Any = NumpyVIndexAdapter
+            return np.asarray(adapter(self.opened())[key.tuple])
         return indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER, self._outer
         )
@@ -110,7 +111,7 @@ class Stored(BackendArray):
         return await asyncio.to_thread(self.__getitem__, key)
 
     def _outer(self, where: tuple[Any, ...]) -> np.ndarray:
-        array = self.array()
+        array = self.opened()
         # Beside an array NumPy takes a number for one, too, and may turn the dimensions round.
         numbers = tuple(at for at, each in enumerate(where) if isinstance(each, int | np.integer))
         wide = tuple(
@@ -151,8 +152,9 @@ def _by_chunks(array: LazyArray, where: tuple[Any, ...], vectors: list[int]) -> 
         shape[at] = length
     out = np.empty(shape, array.dtype)
     for cell in itertools.product(*groups):
-        box, target = list(where), [slice(None)] * array.ndim
+        box = list(where)
         part_of: list[Any] = [slice(None)] * array.ndim
+        target: list[Any] = [slice(None)] * array.ndim
         for at, (places, numbers) in zip(vectors, cell, strict=True):
             low = int(numbers.min())
             box[at] = slice(low, int(numbers.max()) + 1)
@@ -283,16 +285,17 @@ def _dataset(
         else:
             variables[name] = variable_in(chest, node, name, each, decoding)
     coords = {name: variables[name] for name in told["coords"] if name in variables}
-    for name in coords if told.get("indexed") is None else told["indexed"]:
+    for name, freq in checks.exactly(dict, told["indexed"], "indexes").items():
         variable = variables.get(name)
-        if variable is not None and variable.ndim == 1 and name not in indexes:
-            index = xr.indexes.PandasIndex.from_variables({name: variable}, options={})
-            indexes[name] = index
+        if variable is not None and name in coords:
+            indexes[name] = index = plain_index(name, variable, freq)
             coords |= index.create_variables({name: variable})
     data = {name: each for name, each in variables.items() if name not in coords}
     found = xr.Dataset(data, xr.Coordinates(coords, indexes), told["attrs"])
     order = [name for name in described if name in found.variables]
-    return found if list(found.variables) == order else _ordered(found, order)
+    if list(found.variables) != order:
+        found = _ordered(found, order)
+    return with_coordinates(found, decoding.decode_coords)
 
 
 def _ordered(dataset: xr.Dataset, names: list[Hashable]) -> xr.Dataset:
@@ -326,7 +329,7 @@ def variable_in(
             return unpacked(name, xr.Variable(dims, chest.load(handle.key), attrs), told, decoding)
         stored = StoredArray(handle)
         in_chunks = handle.is_compressed or handle.kind == "blocked"
-        chunks = stored.array().chunks if in_chunks else None
+        chunks = stored.opened().chunks if in_chunks else None
     else:
         raise ValueError(f"expected a kind of variable, found {checks.shown(kind)}")
     variable = xr.Variable(dims, indexing.LazilyIndexedArray(stored), attrs)
@@ -343,7 +346,7 @@ def _blocks_in(chest: Chest, node: Node, name: Hashable, told: Mapping[str, Any]
     for sizes in chunks:
         checks.shape_of(sizes)
     dtype = told["dtype"]
-    dtype = np.dtype(object) if dtype == "object" else checks.array(dtype, "a dtype").dtype
+    dtype = np.dtype(object) if type(dtype) is str else checks.array(dtype, "a dtype").dtype
     count = 1
     for sizes in chunks:
         count *= len(sizes)

@@ -10,9 +10,11 @@ import xarray as xr
 
 import arraychest
 from arraychest.errors import ChestFormatError, ValueTypeError
+from arraychest.formats.manifest import indices
 from arraychest.values.accept import Own
-from arraychest.xarray.extending import appended, joined, overwritten
+from arraychest.xarray.extending import appended, joined
 from arraychest.xarray.layout import INDEX, ROOT, Node, description_of, node_at, node_of
+from arraychest.xarray.regions import overwritten
 from arraychest.xarray.writing import Plan, planned, write
 
 # As xarray's other backends mark them, so that `xarray.open_dataarray` gives the array back.
@@ -119,36 +121,44 @@ def save(
     mode = _checked_mode(mode, append_dim, region)
     root = node_at(group)
     datasets = _datasets(dataset, root, append_dim, region)
-    encodings = _encodings(encoding or {}, datasets, is_tree=not isinstance(dataset, xr.Dataset | xr.DataArray))  # noqa: E501  # fmt: skip
+    is_tree = not isinstance(dataset, xr.Dataset | xr.DataArray)
+    encodings = _encodings(encoding or {}, datasets, is_tree=is_tree)
     own = Own(options.get("allow_pickle", False), options.get("dump"), options.get("load"))
-    is_extended = append_dim is not None or region is not None
     # What does not depend on what is there is refused before the chest is opened.
-    plans = {node: planned(each, own, encodings[node]) for node, each in datasets.items()}
+    plans = {}
+    for node, each in datasets.items():
+        plans[node] = planned(each, own, encodings[node])
     # The dataset's arrays stay their owner's to write to.
     options = {"on_put": "copy", **options}
     with _opened(path, mode, options) as chest:
         with chest.lock(Node().description), chest.transaction():
-            if is_extended and root.description in chest:
-                ((node, each),) = datasets.items()
-                if encodings[node]:
-                    raise ValueError(
-                        "expected no encoding with append_dim or region, as the variables that "
-                        f"are there have theirs, found one of {', '.join(map(repr, encodings[node]))}"
-                    )
+            if append_dim is None and region is None:
+                _put(chest, root, plans, mode)
+            elif root.description in chest:
+                _check_no_encoding(encodings[root])
                 if append_dim is not None:
-                    appended(chest, node, each, append_dim, own)
+                    appended(chest, root, datasets[root], append_dim, own)
                 else:
-                    overwritten(chest, node, each, region, own)
-            elif region is not None:
+                    overwritten(chest, root, datasets[root], region, own)
+                _touch_root(chest)
+            elif append_dim is not None:
+                _put(chest, root, plans, mode)
+            else:
                 raise ChestFormatError(
                     f"expected a dataset of which a region could be overwritten in {path}, found "
                     "none: save all of it first"
                 )
-            else:
-                _put(chest, root, plans, mode)
         # xarray names the dask arrays of `chunks=` after the folder's time of modification, which
         # need not change while another process has the chest open.
         os.utime(chest._engine.open_store().folder.fd)
+
+
+def _check_no_encoding(encoding: Mapping[Any, Any]) -> None:
+    if encoding:
+        raise ValueError(
+            "expected no encoding with append_dim or region, as the variables in the chest have "
+            f"theirs, found one of {', '.join(map(repr, encoding))}"
+        )
 
 
 def _checked_mode(mode: Any, append_dim: Any, region: Any) -> Literal["x", "w", "a"]:
@@ -192,10 +202,11 @@ def _datasets(given: Any, root: Node, append_dim: Any, region: Any) -> dict[Node
             "expected a dataset with append_dim or region, found a DataTree: save each of its "
             "datasets, as save(tree['/child'].to_dataset(), path, group='/child', append_dim=...)"
         )
-    above = given.path.rstrip("/")
+    tree: Any = given
+    above = tree.path.rstrip("/")
     return {
-        node_at(f"{root.path}/{each.path[len(above) :]}"): each.to_dataset(inherit=each is given)
-        for each in given.subtree
+        node_at(f"{root.path}/{each.path[len(above) :]}"): each.to_dataset(inherit=each is tree)
+        for each in tree.subtree
     }
 
 
@@ -215,7 +226,7 @@ def _encodings(
 ) -> dict[Node, Mapping[Any, Any]]:
     if not is_tree:
         return dict.fromkeys(datasets, encoding)
-    found: dict[Node, Mapping[Any, Any]] = dict.fromkeys(datasets, {})
+    found: dict[Node, Mapping[Any, Any]] = {node: {} for node in datasets}
     for path, each in encoding.items():
         if node_at(path) not in datasets:
             raise ValueError(
@@ -241,11 +252,11 @@ def _put(
     _touch_root(chest)
     written = _keys(plans)
     for key in before - written:
-        node = node_of(key)
+        part_of: Any = node_of(key)
         if mode == "a":
-            is_kept = node not in plans or not _is_replaced(node, key, plans[node])
+            is_kept = part_of not in plans or not _is_replaced(part_of, key, plans[part_of])
         else:
-            is_kept = root.path != ROOT and not (node is not None and node.is_within(root.path))
+            is_kept = root.path != ROOT and not (part_of and part_of.is_within(root.path))
         if not is_kept and key != Node().description:
             chest.discard(key)
 
@@ -261,8 +272,6 @@ def _keys(plans: Mapping[Node, Plan]) -> set[Any]:
 
 
 def _keys_of(node: Node, name: Hashable, each: Any) -> list[Any]:
-    from arraychest.formats.manifest import indices
-
     if each.told["kind"] == INDEX and each.data is None:
         return []
     if "chunks" in each.told and len(places := list(indices(each.told["chunks"]))) > 1:
@@ -278,4 +287,4 @@ def _is_replaced(node: Node, key: Any, plan: Plan) -> bool:
 def _touch_root(chest: arraychest.Chest) -> None:
     """Put the root's description anew, so that readers notice that something has changed."""
     key = Node().description
-    chest[key] = chest.get(key) or {"variables": {}, "coords": [], "indexed": [], "attrs": {}}
+    chest[key] = chest.get(key) or {"variables": {}, "coords": [], "indexed": {}, "attrs": {}}

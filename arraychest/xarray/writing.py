@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +25,6 @@ from arraychest.values.keys import encode_key
 from arraychest.xarray.encoding import NUMBERS, TIMES, Storage, packed, storage_of
 from arraychest.xarray.fidelity import checked, checked_indexes
 from arraychest.xarray.layout import ARRAY, INDEX, OBJECTS, STRINGS, Node, blocks_of
-
-# How dask's blocks are computed: one after the other, each as one call of the scheduler.
 
 
 @dataclass
@@ -117,7 +116,15 @@ def planned(
         if name in of:
             tree = others[name]["tree"] if name in others else None
             first = None if name in others else of[name]
-            found[name] = Planned({**shown[name], "kind": INDEX, "of": first}, tree)
+            if encoding.get(name):
+                warnings.warn(
+                    f"save ignores the encoding of the coordinate {name!r:.200}: it is stored as "
+                    "its index",
+                    stacklevel=3,
+                )
+            kept = _kept(dataset.variables[name], own)
+            told = {**shown[name], "kind": INDEX, "of": first, "encoding": kept}
+            found[name] = Planned(told, tree)
         else:
             asked = encoding.get(name)
             known = None if stored is None else stored.get(name)
