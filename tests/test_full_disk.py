@@ -173,7 +173,7 @@ def test_spares_of_another_session_are_given_up_and_it_goes_on(tiny_disk):
         for number in range(5):
             theirs["theirs", number] = filled(number)
         theirs.flush()
-        theirs.session.close()
+        theirs.close()
         with arraychest.open(path, "r") as again:
             found = numbers(again)
         assert found["mine"] == 7

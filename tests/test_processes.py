@@ -269,8 +269,8 @@ def test_a_child_may_have_chests_of_its_own(path, tmp_path):
                 mine.update(chest)
                 mine.flush()
                 read_everything(mine, {number: number for number in range(3)})
-                assert mine.session.path != chest.path
-                place = str(mine.session.path)
+                assert mine.path != chest.path
+                place = str(mine.path)
             with arraychest.open(path, "w") as named:
                 named.update(chest)
             return place

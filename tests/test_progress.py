@@ -15,7 +15,7 @@ import pytest
 
 import arraychest
 from arraychest import ArrayChestWarning, Progress, SpillError, progress
-from arraychest.engine import session
+from arraychest.engine import opening
 from arraychest.memory import budget
 from arraychest.progress import Meter, measured
 from arraychest.sharing.mounts import FileSystem
@@ -316,7 +316,7 @@ def test_a_budget_that_was_given_is_never_scarce():
 
 
 def test_a_network_file_system_is_warned_of_where_the_chest_is_opened(monkeypatch, path):
-    monkeypatch.setattr(session, "file_system_of", lambda _: FileSystem("nfs4", "/home"))
+    monkeypatch.setattr(opening, "file_system_of", lambda _: FileSystem("nfs4", "/home"))
     with pytest.warns(ArrayChestWarning, match="nfs4 at /home") as caught:
         arraychest.open(path, allow_network=True).close()
     assert [each.filename for each in caught] == [__file__]

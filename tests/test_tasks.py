@@ -449,7 +449,7 @@ def test_one_transaction_begins_as_another_ends(path, monkeypatch):
             begun.wait(0.3)  # it can only begin once the first one has ended
             return was_last
 
-        monkeypatch.setattr(chest._engine, "end_changes", end)
+        monkeypatch.setattr(chest._engine.session.transactions, "end", end)
         with chest.transaction():
             pass
         assert begun.wait(20)

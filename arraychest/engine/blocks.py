@@ -19,6 +19,7 @@ from arraychest.engine.session import Session
 from arraychest.errors import ArrayChestError, SpillError, ValueTypeError
 from arraychest.files.names import ONCE
 from arraychest.formats import manifest
+from arraychest.formats.compression import How
 from arraychest.formats.form import describe, form_text
 from arraychest.formats.manifest import Chunks, Manifest
 from arraychest.platform.space import sync
@@ -28,7 +29,12 @@ from arraychest.values.keys import encode_key
 
 
 def begin(
-    session: Session, key: Any, dtype: np.dtype, chunks: Chunks, what: str | None = None
+    session: Session,
+    key: Any,
+    dtype: np.dtype,
+    chunks: Chunks,
+    what: str | None = None,
+    how: How | None = None,
 ) -> BlockWriter:
     """The writer of an array that will be the value of a key.
 
@@ -37,6 +43,8 @@ def begin(
     what
         Names what is written: who begins the same once more goes on with the blocks that are there.
         None: it is begun anew.
+    how
+        How to compress each block; None: as the chest does.
 
     Raises
     ------
@@ -52,9 +60,10 @@ def begin(
         told = repr((code, form_text(dtype, (), "C", "array"), chunks, what))
         token = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
     store = session.open_store()
-    return BlockWriter(
-        store.folder, token, dtype, chunks, session.saver.compression, durable=store.files.durable
-    )
+    compression = session.saver.compression
+    if how is not None:
+        compression = compression._replace(how=how)
+    return BlockWriter(store.folder, token, dtype, chunks, compression, durable=store.files.durable)
 
 
 def assembled(session: Session, key: Any, writer: BlockWriter) -> Row:

@@ -18,6 +18,7 @@ from arraychest.engine.blocks import begin
 from arraychest.engine.face import Face, in_chest
 from arraychest.engine.handle import handle_of
 from arraychest.errors import ValueTypeError
+from arraychest.formats.compression import How
 from arraychest.formats.form import describe
 from arraychest.formats.manifest import Chunks, indices
 from arraychest.integrations.dask_arrays import StoredArray, to_dask
@@ -101,14 +102,15 @@ def store(
     return _stored(x, task, compute, return_stored, options)
 
 
-def store_anew(x: da.Array, chest: Face, key: Any) -> None:
+def store_anew(x: da.Array, chest: Face, key: Any, how: How | None = None) -> None:
     """Store a dask array as `store` does, but keep nothing of what was written if it fails.
 
     So its name need not tell what is in it: that of an array which xarray has opened does not.
+    `how` says how to compress each block; None: as the chest does.
     """
     engine = chest._engine
     engine.session.begin_writing()
-    writer = begin(engine.session, key, x.dtype, _chunks(x))
+    writer = begin(engine.session, key, x.dtype, _chunks(x), how=how)
     try:
         _stored(x, _Storing(chest, key, writer, (0,) * x.ndim), True, False, {})
     except BaseException:
