@@ -45,8 +45,9 @@ import arraychest.sharing.locks
 import arraychest.sharing.open_folder
 import arraychest.storage.block_writer
 import arraychest.storage.folder
+import arraychest.storage.linking
+import arraychest.storage.mapped_files
 import arraychest.storage.reading
-import arraychest.storage.store
 from tests.support import hears_interrupts, where_is
 
 # An action gets the operation's name, its arguments and what does it, and returns its result.
@@ -106,7 +107,8 @@ _HOSTS = (
     arraychest.engine.drafts,
     arraychest.formats.manifest,
     arraychest.sharing.open_folder,
-    arraychest.storage.store,
+    arraychest.storage.linking,
+    arraychest.storage.mapped_files,
 )
 _action: Action | None = None
 

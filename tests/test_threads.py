@@ -355,8 +355,8 @@ def test_a_pack_dropped_while_the_packs_are_read_again_stays_dropped(tmp_path, m
 
         (before,) = [known.id for known in real()]
         monkeypatch.setattr(store.catalog, "packs", read_then_compacted)
-        store.reread_packs()
-        assert not store.has_pack(before)
+        store.packs.reread()
+        assert not store.packs.has(before)
         assert (chest[4] == 4).all()
     audit(str(tmp_path / "chest"))
 

@@ -99,7 +99,7 @@ def _assembled(session: Session, key: Any, writer: BlockWriter, folder: int) -> 
             place,
             code.exact,
             text,
-            store.new_generation(),
+            store.generations.new(),
             None,
             BLOCKED_OFFSET,
             stored,

@@ -117,7 +117,7 @@ class Committer:
         """Look everything up again: the catalog was repaired.  Called under the lock."""
         store.catalog.database.end_snapshot()
         self._follower.forget()
-        store.reread_packs()
+        store.packs.reread()
         self.index.others_committed()
 
     @contextlib.contextmanager
@@ -137,7 +137,7 @@ class Committer:
             tell()
         store = self.open_store()
         store.begin()
-        with self.commit_lock, store.exclusive():
+        with self.commit_lock, store.access.exclusive():
             with self.lock:
                 store.distrust_stored()
                 self._follower.follow(store, alone=True)

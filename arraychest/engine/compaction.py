@@ -35,7 +35,7 @@ class Compactor:
         """A commit has freed these rows: note which packs have become sparse."""
         touched = {row[PACK] for rows in freed for row in rows if row[PACK] is not None}
         if touched:
-            self.sparse |= touched.intersection(store.sparse_packs(COMPACTION_SHARE))
+            self.sparse |= touched.intersection(store.packs.sparse(COMPACTION_SHARE))
 
     def compact_pack(self, identity: int) -> None:
         """Move what lives in a pack to the open one and remove it.
@@ -49,7 +49,7 @@ class Compactor:
             known = False
             try:
                 with self._committer.lock:
-                    known = store.begin_compaction(identity)
+                    known = store.packs.begin_compaction(identity)
                     steps = list(store.move_steps(identity)) if known else []
                 if known and not steps:
                     store.drop_pack(identity)
@@ -61,7 +61,7 @@ class Compactor:
                         for slot in self._committer.deletions.waiting:
                             if slot.raw is not None:
                                 slot.raw = moved.get(slot.raw[GENERATION], slot.raw)
-                    if store.has_pack(identity):
+                    if store.packs.has(identity):
                         store.catalog.database.raise_interrupt()
             except BaseException:
                 # Interrupted, some may have moved in the catalog that are not noted here.
@@ -70,7 +70,7 @@ class Compactor:
                 raise
             finally:
                 if known:
-                    store.end_compaction(identity)
-                if known and not store.has_pack(identity):
+                    store.packs.end_compaction(identity)
+                if known and not store.packs.has(identity):
                     store.files.remove([pack_name(identity)])
             store.catalog.database.raise_interrupt()

@@ -127,7 +127,7 @@ class DiskRoom:
         known = candidates[0].pack
         if known is not None and (
             # Now, or at this moment by another process.
-            store.is_appended_to(known.id) or not store.begin_compaction(known.id)
+            store.packs.is_appended_to(known.id) or not store.packs.begin_compaction(known.id)
         ):
             return
         try:
@@ -152,7 +152,7 @@ class DiskRoom:
             store.files.remove(unused, keep_spares=False)
         finally:
             if known is not None:
-                store.end_compaction(known.id)
+                store.packs.end_compaction(known.id)
 
     def _evictable(self, row: Row) -> Slot | None:
         """The slot of a row, unless something newer than the row is on its way."""

@@ -98,14 +98,14 @@ class Draft:
             code = encode_key(engine.session.saver.stored_key(key))
             place = engine.session.index.puts
             stored = self._file_of(source)
-            self.row, self._fd, copied = store.create(code, place, form, text, stored)
+            self.row, self._fd, copied = store.mapped.create(code, place, form, text, stored)
         except ArrayChestError:
             raise
         except OSError as error:
             raise SpillError(f"no room for the value of key {key!r}: {error}") from error
         try:
             if isinstance(source, np.ndarray) and not copied:
-                store.fill(self._fd, self.row, source, form)
+                store.mapped.fill(self._fd, self.row, source, form)
             self._base: np.ndarray | None = map_file(self._fd, self.row.stored, "r+")
             self.array = pack.view(self._base, form, self.row.offset)
             if isinstance(source, CompressedArray):
@@ -148,7 +148,7 @@ class Draft:
             return  # a forked child may have filled a part; the array is its parent's to seal
         engine = self._engine
         try:
-            engine.session.open_store().seal(self.row, self._fd)
+            engine.session.open_store().mapped.seal(self.row, self._fd)
         except OSError as error:
             self.discard()
             raise SpillError(f"key {self._key!r} could not be stored: {error}") from error
@@ -161,7 +161,7 @@ class Draft:
         if os.getpid() != self._owner:
             return
         self._let_go()
-        self._engine.session.open_store().remove_draft(self.row)
+        self._engine.session.open_store().mapped.remove(self.row)
 
     def _let_go(self) -> None:
         """From here on a write to the array, or to any view of it, reaches nobody."""

@@ -289,11 +289,11 @@ class Engine:
         if store is None:
             return 0
         store.files.remove_unfinished()
-        dead = store.dead_bytes()
+        dead = store.packs.dead_bytes()
         sizes = {}
-        for identity in store.sparse_packs(0.0):
+        for identity in store.packs.sparse(0.0):
             with contextlib.suppress(CorruptEntryError):  # compacted meanwhile
-                sizes[identity] = store.pack_record(identity).bytes
+                sizes[identity] = store.packs.record(identity).bytes
         with measured(progress, "compact", sum(sizes.values())) as meter:
             for identity, nbytes in sizes.items():
                 with session.at_work():

@@ -72,7 +72,7 @@ class Follower:
         elif changed:
             self._correct(changed)
         if changed is None or changed:
-            store.reread_packs()
+            store.packs.reread()
             self._index.others_committed()
         # Not `word`: where a commit is under way, it may be over without a sign.
         counter.saw(last)

@@ -146,7 +146,7 @@ class Getter:
             or slot in self._views.loading
         ):
             return None
-        value = store.loader.mapped_value(raw) if store.has_pack(raw[PACK]) else None
+        value = store.loader.mapped_value(raw) if store.packs.has(raw[PACK]) else None
         if value is not None:
             session.committer.counters.misses += 1
             self._keep(slot, raw, value)
@@ -179,8 +179,8 @@ class Getter:
                 if store is None:
                     raise ClosedChestError("the chest is closed")
                 session.committer.counters.misses += 1
-                if raw[PACK] is not None and not store.has_pack(raw[PACK]):
-                    store.reread_packs()  # begun by another process
+                if raw[PACK] is not None and not store.packs.has(raw[PACK]):
+                    store.packs.reread()  # begun by another process
                 if raw[PACK] is not None and session.options.on_miss is None:
                     value = store.loader.mapped_value(raw)
                     if value is not None:

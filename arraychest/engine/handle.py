@@ -168,12 +168,12 @@ def _handle_of(engine: Engine, key: Any) -> Handle:
                     continue  # put anew meanwhile
                 raise AbsentKeyError(key)  # what a parent had not stored before the fork
             store = engine.session.open_store()
-            if row.pack is not None and not store.has_pack(row.pack):
-                store.reread_packs()
+            if row.pack is not None and not store.packs.has(row.pack):
+                store.packs.reread()
             return _handle_to(store, slot.key, row)
 
 
 def _handle_to(store: Store, key: Any, row: Row) -> Handle:
     """Called under the chest's lock."""
-    pack = None if row.pack is None else store.pack_record(row.pack)
+    pack = None if row.pack is None else store.packs.record(row.pack)
     return Handle(store.folder.where(), key, str(store.catalog.meta("id")), row, pack)

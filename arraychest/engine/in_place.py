@@ -98,10 +98,10 @@ def _try_to_open(engine: Engine, store: Store, key: Any, row: Row) -> int | None
             f"expected the value of key {key!r} to be an array in one piece to write into, found "
             f"{type(engine.get(key)).__name__}"
         )
-    if not store.may_write_in_place(row):
+    if not store.mapped.is_alone(row):
         _move_to_own_file(engine, key)
         return None
-    fd = store.open_in_place(row, key)
+    fd = store.mapped.open_in_place(row, key)
     try:
         with engine.session.committer.committing():
             with engine.session.writer.lock:
@@ -114,7 +114,7 @@ def _try_to_open(engine: Engine, store: Store, key: Any, row: Row) -> int | None
                     engine.facts.in_place_edits += 1
             store.catalog.database.raise_interrupt()
         # Another chest may have linked the file just before the commit.
-        if current and store.may_write_in_place(row):
+        if current and store.mapped.is_alone(row):
             return fd
     except BaseException:
         os.close(fd)
@@ -144,7 +144,7 @@ def _finish(engine: Engine, store: Store, key: Any, row: Row, fd: int) -> None:
         The value keeps its old generation, and what was written is in it, without checksums.
     """
     try:
-        new = store.renewed(row, fd)
+        new = store.mapped.renewed(row, fd)
         names = [value_name(new)]
         try:
             with engine.session.committer.committing():

@@ -16,6 +16,7 @@ from arraychest.sharing.mounts import check_file_system, file_system_of
 from arraychest.sharing.open_folder import OpenFolder
 from arraychest.storage.folder import attach, empty_folder, open_folder
 from arraychest.storage.store import Store
+from arraychest.storage.sweeping import sweep
 
 
 def open_named(path: str, options: Options) -> tuple[Store, bool]:
@@ -52,10 +53,10 @@ def open_named(path: str, options: Options) -> tuple[Store, bool]:
         if locks is not None:
             if mode == "w":
                 store.clear()
-            swept = store.sweep()
+            swept = sweep(store)
             if swept:
                 logger.info("swept %d orphans in %s after an unclean end", swept, path)
-        store.attached()
+        store.access.attached()
     except BaseException:
         store.close()
         raise
@@ -99,8 +100,8 @@ def open_in_child(before: Store, options: Options) -> Store:
         folder.close()
         raise
     try:
-        store.sweep()
-        store.attached()
+        sweep(store)
+        store.access.attached()
     except BaseException:
         store.close()
         raise

@@ -142,16 +142,16 @@ class Saver:
         store = self._committer.open_store()
         rows: list[RawRow]
         if job.batch is not None:
-            rows = store.append(*batch_columns(job.batch))
+            rows = store.packs.append(*batch_columns(job.batch))
         elif job.small:
-            rows = store.append(*small_columns(job))
+            rows = store.packs.append(*small_columns(job))
         else:
             rows = self._write_all(store, job)
         try:
             spilled = self._commit(job, rows)
         finally:
             if job.small:
-                store.append_settled(rows)
+                store.packs.settled(rows)
         self.tell_overflow(spilled)
 
     def _write_all(self, store: Store, job: Job) -> list[RawRow]:
@@ -189,14 +189,14 @@ class Saver:
                 for part in array.parts
             ]
             if not any(choices):
-                return store.write(code, seq, list(array.buffers()), form, text)
+                return store.writer.write(code, seq, list(array.buffers()), form, text)
             with self._threads_to_compress() as nthreads:
-                return store.compress_tree(code, seq, array, choices, nthreads, named)
+                return store.writer.compress_tree(code, seq, array, choices, nthreads, named)
         choice = self.compression.choice(array, kind, asked)
         if choice is None:
-            return store.write(code, seq, npy.payload(array, form), form, text)
+            return store.writer.write(code, seq, npy.payload(array, form), form, text)
         with self._threads_to_compress() as nthreads:
-            return store.compress(code, seq, array, form, text, choice, nthreads)
+            return store.writer.compress(code, seq, array, form, text, choice, nthreads)
 
     def stored_key(self, key: Any) -> Any:
         """The key under which the value of `key` is stored, or will be.
@@ -382,7 +382,7 @@ class Saver:
         same = None if set(kinds) == {"array"} else kinds
         keys = [self.stored_key(key) for key in keys]
         places = [self._index.puts] * len(keys)
-        rows = self._committer.open_store().append(*columns(keys, places, arrays, same))
+        rows = self._committer.open_store().packs.append(*columns(keys, places, arrays, same))
         return [Row._make(row) for row in rows]
 
     def count_spill(self, nbytes: int) -> None:

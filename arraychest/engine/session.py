@@ -102,7 +102,7 @@ class Session:
         self._account = Account(self.index, self.resident, self.committer)
         if path is not None:
             store, alone = open_named(path, options)
-            if store.locks is not None:
+            if store.access.locks is not None:
                 self.index.take_places = store.take_places
             self.index.puts = store.catalog.last_seq()
             self.counter = store.counter
@@ -322,7 +322,7 @@ class Session:
         try:
             # A folder that is another chest's by now stays as it is.
             if discard:
-                ours = self.temporary or (store.folder.is_ours() and store.detach_others())
+                ours = self.temporary or (store.folder.is_ours() and store.access.detach_others())
             # This is a forked child's own connection; the rest is its parent's.
             store.catalog.database.close()
         finally:
@@ -342,7 +342,7 @@ class Session:
         """
         store = self.store
         # Nothing is removed of a folder that is gone: others that had it are no reason to wait.
-        if store is not None and store.folder.is_ours() and not store.detach_others():
+        if store is not None and store.folder.is_ours() and not store.access.detach_others():
             raise ChestInUseError(
                 f"expected {self.path} to be used by nobody else, found that it is: "
                 "close the other chests first"

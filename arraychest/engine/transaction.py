@@ -27,7 +27,7 @@ from arraychest.formats.tree import Tree
 from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
 from arraychest.sharing.contexts import current_context
 from arraychest.sharing.interrupts import held_back
-from arraychest.storage.reading import value_name
+from arraychest.storage.reading import pack_name, value_name
 from arraychest.values.accept import (
     OnPut,
     accept,
@@ -306,9 +306,9 @@ class Transaction:
             if remove:
                 rows = [row for row in self._changes.values() if isinstance(row, Row)]
                 names = [value_name(row) for row in rows if row.pack is None]
-                store.files.remove([*names, *map(store.pack_file, self.adopted)])
+                store.files.remove([*names, *[pack_name(each.id) for each in self.adopted]])
             for row in self._appended:
-                store.append_settled([row])
+                store.packs.settled([row])
         self._changes.clear()
         self._small.clear()
         self._appended.clear()

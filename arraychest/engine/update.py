@@ -90,7 +90,7 @@ def _link(
     if not mine.session.options.own.allow_pickle and form.kind == "pickle":
         raise PickleRefusedError("it holds Python objects")
     if row.pack is None:
-        mine_now = store.adopt(source.files, row, form)
+        mine_now = store.linker.adopt(source.files, row, form)
         # Asked once the file has its second name: an editor looks for that after it has said so.
         with theirs.session.writer.lock:
             theirs.session.follow()
@@ -100,7 +100,7 @@ def _link(
             raise OSError("it is edited in place, which would change it here, too")
         return mine_now
     if row.pack not in packs:
-        pack = store.adopt_pack(source.files, source.pack_record(row.pack))
+        pack = store.linker.adopt_pack(source.files, source.packs.record(row.pack))
         packs[row.pack] = pack
         changes.adopted.append(pack)
-    return store.adopt_packed(row, form, packs[row.pack])
+    return store.linker.adopt_packed(row, form, packs[row.pack])

@@ -39,7 +39,7 @@ from arraychest.parallel import default_threads
 from arraychest.progress import SILENT, Asked, Meter, measured
 from arraychest.sharing.locks import hold_folder
 from arraychest.storage.reading import file_name, pack_name, value_name
-from arraychest.storage.store import generation_of
+from arraychest.storage.sweeping import generation_of, sessions
 from arraychest.values.keys import decode_key
 
 
@@ -447,7 +447,7 @@ class Inspection:
         present = list(store.files.names())
 
         def without_row(names: list[str]) -> list[str]:
-            alive, _ = store.sessions(catalog)
+            alive, _ = sessions(store, catalog)
             alive.add(store.catalog.changes.session)
             named = catalog.file_generations() | catalog.pack_ids()
             leaving = {name for number in alive for name in catalog.changes.gone_files(number)}

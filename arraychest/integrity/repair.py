@@ -25,7 +25,8 @@ from arraychest.integrity.report import Finding, Report
 from arraychest.integrity.salvage import listed_rows
 from arraychest.progress import Asked, measured
 from arraychest.storage.reading import pack_name, value_name
-from arraychest.storage.store import Store, generation_of
+from arraychest.storage.store import Store
+from arraychest.storage.sweeping import generation_of
 
 # Times that a repair looks whether what it did has brought something else to light.
 _MORE_LOOKS = 3
@@ -93,7 +94,7 @@ class _Repair:
             for identity in self._inspection.unlisted:
                 with engine.session.at_work():
                     engine.session.compactor.compact_pack(identity)
-                if not store.has_pack(identity):
+                if not store.packs.has(identity):
                     self._say(done, pack_name(identity), "its values moved to another pack")
         except OSError as error:
             raise SpillError(f"the chest could not be repaired: {error}") from error
@@ -220,7 +221,7 @@ class _Repair:
             name = pack_name(known.id)
             gone = not self._store.files.exists(name)
             # Not one that somebody appends to, or only now has begun.
-            if gone or (name in bad and self._store.begin_compaction(known.id)):
+            if gone or (name in bad and self._store.packs.begin_compaction(known.id)):
                 dropped.append(known.id)
                 continue
             _, raws = self._rows.in_pack(known.id)

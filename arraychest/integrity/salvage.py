@@ -15,7 +15,8 @@ from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.directory import Listed
 from arraychest.formats.form import Form, parse_form
 from arraychest.storage.reading import frame_shape, value_name
-from arraychest.storage.store import Store, generation_of
+from arraychest.storage.store import Store
+from arraychest.storage.sweeping import generation_of
 from arraychest.values.keys import decode_key
 
 # Rows that are read at a time.

@@ -110,7 +110,7 @@ class Loader:
         keep: bool = True,
     ) -> None:
         self._files = files
-        self._packs = packs
+        self.packs = packs
         self.allow_pickle = allow_pickle
         self._mode = mmap_mode
         self._nthreads = nthreads
@@ -356,7 +356,7 @@ class Loader:
             stamp = None
             if stat.S_ISREG(status.st_mode):
                 stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
-            known = self._packs.get(identity)
+            known = self.packs.get(identity)
             if known is None or stamp is None or stamp != known.stamp:
                 raise CorruptEntryError(
                     f"expected the pack of key {key!r} in {path}, found something else"
@@ -373,7 +373,7 @@ class Loader:
             os.close(fd)
         if len(self._maps) >= _MAX_PACK_MAPS:
             self._maps.clear()
-        if identity in self._packs:  # not moved elsewhere meanwhile
+        if identity in self.packs:  # not moved elsewhere meanwhile
             self._maps[identity] = base, status.st_size
         return base
 

@@ -20,7 +20,8 @@ from arraychest.formats.form import describe
 from arraychest.memory import memtable as index_module
 from arraychest.memory.slot import Batch
 from arraychest.show.entries import listed
-from arraychest.storage.store import Store
+from arraychest.storage.packs import Packs
+from arraychest.storage.writing import Writer
 
 SMALL = 16
 
@@ -383,14 +384,14 @@ class TestABatchThatIsBeingWritten:
     def writing(self, path, monkeypatch):
         """A chest whose batch of a, b, c is being written until `go` is set; and a flush of it."""
         started, go = threading.Event(), threading.Event()
-        append = Store.append
+        append = Packs.append
 
         def slow(*arguments: object) -> object:
             started.set()
             assert go.wait(30)
             return append(*arguments)
 
-        monkeypatch.setattr(Store, "append", slow)
+        monkeypatch.setattr(Packs, "append", slow)
         with arraychest.open(path, "w") as chest:
             for number, key in enumerate("abc"):
                 chest[key] = value(number)
@@ -523,8 +524,8 @@ def test_many_threads_see_their_own_small_values(
 
         monkeypatch.setattr(of, name, sometimes)
 
-    fill(Store, "append", 0.1)
-    fill(Store, "write", 0.1)
+    fill(Packs, "append", 0.1)
+    fill(Writer, "write", 0.1)
     fill(Catalog, "commit", 0.05)
     players = [Player(number, seed=rounds + known) for number in range(4)]
     for _ in range(sessions):
