@@ -207,11 +207,11 @@ class Chest(Dictionary):
         folder = None if path is None else folder_at(path)
         self._engine = Engine(folder, Budget(available_memory), checked)
         # The hot path's own name for it: the same dict object for the chest's whole life.
-        self._index = self._engine.index.slots
+        self._index = self._engine.session.index.slots
         # None where no other process changes the chest, so that a get need not ask whether one has.
-        self._counter = None if folder is None else self._engine.counter
+        self._counter = None if folder is None else self._engine.session.counter
         self._flights = Flights(self._engine)
-        self._finalizer = weakref.finalize(self, self._engine.finalize)
+        self._finalizer = weakref.finalize(self, self._engine.session.finalize)
         if data is not None:
             try:
                 self.update(data)
@@ -508,7 +508,7 @@ class Chest(Dictionary):
         keys = getattr(other, "keys", None)
         pairs: Any = other if keys is None else ((key, cast(Any, other)[key]) for key in keys())
         with measured(asked, "update", lambda: _bytes_in(other)) as meter:
-            if self._engine.temporary and not isinstance(other, Chest):
+            if self._engine.session.temporary and not isinstance(other, Chest):
                 # Nobody else can see a part of it, and it may stay in RAM.
                 for key, value in itertools.chain(pairs, named.items()):
                     self._engine.put_any(key, value, only_absent=not overwrite)
@@ -623,7 +623,7 @@ class Chest(Dictionary):
         changes = Transaction(engine)
         try:
             try:
-                with engine.writer.lock:
+                with engine.session.writer.lock:
                     engine.begin_changes(changes)
                     # An empty one: each get asks from here on whether it is in a transaction.
                     self._index = {}
@@ -631,9 +631,9 @@ class Chest(Dictionary):
             finally:
                 # First, and without a call, in front of which an interrupt could come.
                 changes.is_left = True
-                with engine.writer.lock:
-                    if engine.end_changes(changes):
-                        self._index = engine.index.slots
+                with engine.session.writer.lock:
+                    if engine.session.transactions.end(changes):
+                        self._index = engine.session.index.slots
             changes.commit()
         except BaseException:
             # Of what was committed nothing is left to do.
@@ -677,7 +677,7 @@ class Chest(Dictionary):
         ...     chest.flush()
         >>> chest.close()
         """
-        folder = self._engine.open_store().folder
+        folder = self._engine.session.open_store().folder
         return KeyLock(folder, group_of(key), key, self)
 
     def edit(self, key: Any, *, in_place: bool = False) -> AbstractContextManager[np.ndarray]:
@@ -1246,14 +1246,14 @@ class Chest(Dictionary):
     def __reduce__(self) -> tuple[Any, ...]:
         """A chest pickles to its path and options.  It is flushed first, for others to see."""
         engine = self._engine
-        if engine.temporary:
+        if engine.session.temporary:
             raise TypeError(
                 "expected a chest with a path, found a temporary one, which no other process "
                 "can open"
             )
-        if engine.is_writer() and not engine.closed:
+        if engine.session.is_writer() and not engine.session.closed:
             self.flush()
-        return _reopen, (type(self), engine.path, self._arguments)
+        return _reopen, (type(self), engine.session.path, self._arguments)
 
     # --- what it holds ---------------------------------------------------------------------
 
@@ -1293,12 +1293,12 @@ class Chest(Dictionary):
 
         Of a folder that was moved, this is the new path; of one that is gone, the old path.
         """
-        return self._engine.path
+        return self._engine.session.path
 
     @property
     def closed(self) -> bool:
         """Whether the chest was closed."""
-        return self._engine.closed
+        return self._engine.session.closed
 
     def plot(self, *, times: bool = False) -> Any:
         """Draw what lies where by key and size, how large entries are, and memory over time.
@@ -1338,9 +1338,9 @@ class Chest(Dictionary):
         engine = self._engine
         samples = None
         if not times:
-            engine.check_open()
-            engine.take_sample()
-            samples = engine.history.samples
+            engine.session.check_open()
+            engine.session.take_sample()
+            samples = engine.session.history.samples
         plots = importlib.import_module("arraychest.show.plots")
         return plots.plotted(engine, samples)
 
@@ -1349,7 +1349,7 @@ class Chest(Dictionary):
     @property
     def memory_usage(self) -> int:
         """Bytes of the buffers that the chest keeps in RAM, each once."""
-        return self._engine.resident.charged
+        return self._engine.session.resident.charged
 
     @property
     def available_memory(self) -> int:
@@ -1363,8 +1363,8 @@ class Chest(Dictionary):
             Values that had to leave RAM could not be stored.  The new budget counts all the same.
         """
         engine = self._engine
-        engine.budget.refresh(engine.resident.charged)
-        return engine.budget.bytes
+        engine.session.budget.refresh(engine.session.resident.charged)
+        return engine.session.budget.bytes
 
     @available_memory.setter
     def available_memory(self, size: int | float | str | None) -> None:
@@ -1500,8 +1500,8 @@ class Chest(Dictionary):
             removed or replaced the folder, call `drop` to give up the chest, and what was not
             stored.
         """
-        self._engine.close()
-        if self._engine.closed:
+        self._engine.session.close()
+        if self._engine.session.closed:
             self._finalizer.detach()
 
     def drop(self) -> None:
@@ -1516,8 +1516,8 @@ class Chest(Dictionary):
         ChestInUseError
             Another chest may write to the folder; nothing was removed.
         """
-        self._engine.begin_writing()
-        self._engine.drop()
+        self._engine.session.begin_writing()
+        self._engine.session.drop()
         self._finalizer.detach()
 
     def __enter__(self) -> Self:
@@ -1533,15 +1533,16 @@ class Chest(Dictionary):
 
     def __repr__(self) -> str:
         engine = self._engine
-        if engine.closed:
-            return f"<arraychest.Chest {engine.path or 'temporary'}, closed>"
-        where = (
-            f"temporary, {engine.path or 'nothing on disk'}" if engine.temporary else engine.path
-        )
+        if engine.session.closed:
+            return f"<arraychest.Chest {engine.session.path or 'temporary'}, closed>"
+        session = engine.session
+        where = session.path
+        if session.temporary:
+            where = f"temporary, {where or 'nothing on disk'}"
         return (
-            f"<arraychest.Chest {where}: {len(self)} values, {engine.resident.count} "
-            f"resident ({format_bytes(self.memory_usage)} of {format_bytes(engine.budget.bytes)}), "
-            f"{format_bytes(engine.stored_bytes())} stored>"
+            f"<arraychest.Chest {where}: {len(self)} values, {session.resident.count} "
+            f"resident ({format_bytes(self.memory_usage)} of "
+            f"{format_bytes(session.budget.bytes)}), {format_bytes(engine.stored_bytes())} stored>"
         )
 
     def _repr_html_(self) -> str:

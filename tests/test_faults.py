@@ -155,11 +155,11 @@ def test_a_failure_in_the_background_is_told_by_the_next_put_once(path):
 
     refusing = True
     with arraychest.open(path, "w", 10 * BYTES) as chest, injected(failing):
-        writer = chest._engine.writer
+        writer = chest._engine.session.writer
         for number in range(8):  # past the high watermark
             chest[number] = filled(number, LARGE)
         deadline = time.monotonic() + 30
-        while writer.failure is None:
+        while writer.failures.untold is None:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         refusing = False
@@ -364,8 +364,8 @@ def test_a_file_that_cannot_be_removed_is_swept_by_the_next_writer(path):
             del chest[0]
             chest[1] = filled(10, LARGE)
             chest.flush()
-            with chest._engine.writer.lock:
-                chest._engine.writer.wait_idle()
+            with chest._engine.session.writer.lock:
+                chest._engine.session.writer.wait_idle()
         assert fault.hits
     assert len(list(Path(path).rglob("*.npy"))) == 5
     with arraychest.open(path) as chest:
@@ -743,7 +743,7 @@ def test_memory_that_cannot_be_had_for_a_copy_leaves_everything_as_it_was(path, 
 
     with arraychest.open(path, "w", on_put="copy") as chest:
         chest["x"] = filled(1, LARGE)
-        monkeypatch.setattr("arraychest.engine.engine.array_to_keep", refuse)
+        monkeypatch.setattr("arraychest.engine.put.array_to_keep", refuse)
         with pytest.raises(MemoryError):
             chest["x"] = filled(2, LARGE)
         monkeypatch.undo()
@@ -936,9 +936,9 @@ def test_a_failure_that_waits_to_be_told_keeps_no_array(path):
             kept = [weakref.ref(array) for array in arrays]
             for number in range(4):
                 chest[number] = arrays.pop()
-            with chest._engine.writer.lock:
-                chest._engine.writer.wait_idle()
-            assert chest._engine.writer.failure is not None
+            with chest._engine.session.writer.lock:
+                chest._engine.session.writer.wait_idle()
+            assert chest._engine.session.writer.failures.untold is not None
             fault.on = False
             for number in range(4):
                 del chest[number]

@@ -30,8 +30,8 @@ def rename(engine: Engine, changes: Transaction, old: Any, new: Any) -> None:
         changes.put(new, engine.get(old))
         changes.delete(old)
         return
-    store = engine.open_store()
-    with engine.writer.lock:
+    store = engine.session.open_store()
+    with engine.session.writer.lock:
         known = store.catalog.facts.of(row.generation)
     if row.pack is None:
         mine = store.adopt(store.files, row, parse_form(row.form), code)

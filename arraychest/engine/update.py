@@ -45,11 +45,11 @@ def update_from(
     for key in theirs.keys() if keys is None else keys:
         if not overwrite and mine.contains(key):
             continue
-        row, cost = theirs.stored_row(key), theirs.cost_of(key)
+        row, cost = theirs.stored_row(key), theirs.facts.cost_of(key)
         if cost is not None and cost.expires is not None:
             # A copy is good as long as what it is a copy of.
-            with mine.writer.lock:
-                mine.expiry.note(key, cost.expires)
+            with mine.session.writer.lock:
+                mine.session.expiry.note(key, cost.expires)
         try:
             if row is not None:
                 linked = _link(mine, theirs, row, packs, changes)
@@ -69,8 +69,8 @@ def update_from(
 
 def _facts_of(theirs: Engine, row: Row, linked: Row, cost: Cost | None) -> Facts:
     """What the other chest knows of a value's file."""
-    with theirs.writer.lock:
-        written_as = theirs.open_store().catalog.facts.written_as(row.generation)
+    with theirs.session.writer.lock:
+        written_as = theirs.session.open_store().catalog.facts.written_as(row.generation)
     return Facts(linked.generation, {}, cost, written_as)
 
 
@@ -84,16 +84,16 @@ def _link(
     OSError, ValueError, KeyError
         Its row is not what it should be, or its file is not what the row says.
     """
-    store = mine.open_store()
-    source = theirs.open_store()
+    store = mine.session.open_store()
+    source = theirs.session.open_store()
     form = parse_form(row.form)
-    if not mine.options.own.allow_pickle and form.kind == "pickle":
+    if not mine.session.options.own.allow_pickle and form.kind == "pickle":
         raise PickleRefusedError("it holds Python objects")
     if row.pack is None:
         mine_now = store.adopt(source.files, row, form)
         # Asked once the file has its second name: an editor looks for that after it has said so.
-        with theirs.writer.lock:
-            theirs.follow()
+        with theirs.session.writer.lock:
+            theirs.session.follow()
             is_edited = source.catalog.facts.is_written_in_place(row.generation)
         if is_edited:
             store.files.remove([value_name(mine_now)], keep_spares=False)

@@ -79,11 +79,11 @@ class Inspection:
     def report(self) -> Report:
         """Look at everything."""
         engine = self._engine
-        with engine.writer.lock:
-            engine.check_open()
-            nothing = engine.temporary and engine.path is None
+        with engine.session.writer.lock:
+            engine.session.check_open()
+            nothing = engine.session.temporary and engine.session.path is None
         if not nothing:
-            self._store = engine.open_store()
+            self._store = engine.session.open_store()
             try:
                 database = Database(self._store.folder, writable=False, durable=False)
             except ChestFormatError as error:
@@ -471,8 +471,8 @@ class Inspection:
             return
         # While nobody commits, or removes what a commit has put out of use.
         held: Any = contextlib.nullcontext()
-        if self._engine.is_writer():
-            held = self._engine.committer.committing()
+        if self._engine.session.is_writer():
+            held = self._engine.session.committer.committing()
         with held:
             suspects = without_row(suspects)
         for name in suspects:

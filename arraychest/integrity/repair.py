@@ -35,7 +35,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def repair(engine: Engine, progress: Asked = False) -> Report:
     """See `Chest.repair`."""
-    engine.begin_writing()
+    engine.session.begin_writing()
     engine.flush()
     # Reading everything is what takes time; what is found is mended without a stop.
     with measured(progress, "repair", lambda: bytes_to_read(engine)) as meter:
@@ -51,7 +51,7 @@ def repair(engine: Engine, progress: Asked = False) -> Report:
         left = [each for each in again.report().findings if each.kind != "unknown file"]
         more = _Repair(engine, again).mended(tuple(left))
         findings += more
-    logger.info("repaired %s: %d findings", engine.path, len(findings))
+    logger.info("repaired %s: %d findings", engine.session.path, len(findings))
     return found._replace(findings=tuple(findings))
 
 
@@ -61,7 +61,7 @@ class _Repair:
     def __init__(self, engine: Engine, inspection: Inspection) -> None:
         self._engine = engine
         self._inspection = inspection
-        self._store: Store = engine.open_store()
+        self._store: Store = engine.session.open_store()
 
     def mended(self, findings: tuple[Finding, ...]) -> list[Finding]:
         """The findings, each with what was done about it.
@@ -78,8 +78,8 @@ class _Repair:
             return [replace(finding, action=hint) for finding in findings]
         try:
             with (
-                engine.at_work(),
-                engine.committer.committing(),
+                engine.session.at_work(),
+                engine.session.committer.committing(),
                 contextlib.closing(
                     Database(store.folder, writable=False, durable=False)
                 ) as database,
@@ -88,11 +88,11 @@ class _Repair:
                 self._catalog = Catalog(database)
                 self._rows = DamagedRows(self._catalog)
                 self._amend(done)
-                with engine.writer.lock:
-                    engine.committer.forget(store)
+                with engine.session.writer.lock:
+                    engine.session.committer.forget(store)
             for identity in self._inspection.unlisted:
-                with engine.at_work():
-                    engine.committer.compact_pack(identity)
+                with engine.session.at_work():
+                    engine.session.compactor.compact_pack(identity)
                 if not store.has_pack(identity):
                     self._say(done, pack_name(identity), "its values moved to another pack")
         except OSError as error:
@@ -157,8 +157,8 @@ class _Repair:
         dropped = self._count_packs(deleted, rows, packs, bad)
         for identity in {*packs, *dropped}:
             self._say(done, pack_name(identity), "the catalog says what is there")
-        with self._engine.writer.lock:
-            first = self._engine.index.next_places(len(rows))
+        with self._engine.session.writer.lock:
+            first = self._engine.session.index.next_places(len(rows))
         in_order = sorted(rows.values(), key=lambda row: (row.seq, row.generation))
         placed = [row._replace(seq=first + number) for number, row in enumerate(in_order)]
         store.amend(deleted, placed, list(packs.values()), dropped)

@@ -189,7 +189,7 @@ def _title(figure: Any, engine: Engine, found: _Summary) -> None:
             told.append(f"compressed {size / stored:.3g} : 1")
     if found.damaged:
         told.append(f"{found.damaged:,} damaged rows")
-    path = engine.path or "a temporary chest"
+    path = engine.session.path or "a temporary chest"
     name = path if len(path) <= 70 else f"…{path[-69:]}"
     style: dict[str, Any] = {"parse_math": False, "va": "center"}
     figure.text(0.03, 0.95, _drawable(visible(name)), fontsize=15, weight="bold", color=_INK,

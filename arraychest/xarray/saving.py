@@ -150,7 +150,7 @@ def save(
                 )
         # xarray names the dask arrays of `chunks=` after the folder's time of modification, which
         # need not change while another process has the chest open.
-        os.utime(chest._engine.open_store().folder.fd)
+        os.utime(chest._engine.session.open_store().folder.fd)
 
 
 def _check_no_encoding(encoding: Mapping[Any, Any]) -> None:

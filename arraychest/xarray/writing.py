@@ -258,7 +258,7 @@ def store_in_blocks(
         An array of the same chunks, and the places of the blocks that are taken over from it.
     """
     engine = chest._engine
-    writer = begin(engine.committer, key, dtype, chunks, how=how)
+    writer = begin(engine.session, key, dtype, chunks, how=how)
     try:
         with writer.held():
             if before is not None:

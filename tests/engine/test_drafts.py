@@ -815,8 +815,8 @@ class TestHandle:
         chest["x"] = filled(2, size)
         chest.flush()
         chest.compact()
-        with chest._engine.writer.lock:  # the old file goes after the commit
-            chest._engine.writer.wait_idle()
+        with chest._engine.session.writer.lock:  # the old file goes after the commit
+            chest._engine.session.writer.wait_idle()
         if size == LARGE:
             with pytest.raises(AbsentKeyError):
                 handle.array()

@@ -113,8 +113,8 @@ def test_what_a_chest_shows_reads_nothing_and_counts_as_no_use(path):
         assert chest.stats() == before
         assert not missed
         # Nothing that is stored was taken note of.
-        assert not engine.index.slots
-        assert set(engine.index.rows) <= {"fresh"}
+        assert not engine.session.index.slots
+        assert set(engine.session.index.rows) <= {"fresh"}
         assert chest.inmem["fresh"].tolist() == [0, 1, 2]
 
 
@@ -125,7 +125,7 @@ def test_a_chest_of_many_entries_shows_the_first_ones_without_reading_the_others
         for number in range(20):
             del chest[number]  # not committed yet
         chest[5000] = np.arange(2)
-        catalog = chest._engine.open_store().catalog
+        catalog = chest._engine.session.open_store().catalog
         asked = []
         rows_after = catalog.rows_after
         monkeypatch.setattr(
@@ -221,7 +221,7 @@ def test_a_catalog_that_cannot_be_read_is_told(path, monkeypatch):
         def fail(*_):
             raise OSError("<disk> is gone")
 
-        monkeypatch.setattr(chest._engine.open_store().catalog, "rows_after", fail)
+        monkeypatch.setattr(chest._engine.session.open_store().catalog, "rows_after", fail)
         page = chest._repr_html_()
         assert "&lt;disk&gt; is gone" in page
         assert "table" not in Page(page).tags
