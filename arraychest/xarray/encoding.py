@@ -102,7 +102,7 @@ def storage_of(name: Hashable, variable: xr.Variable, asked: Mapping[str, Any] |
         warnings.warn(
             f"save ignores {', '.join(map(repr, ignored))} in the encoding of the variable "
             f"{name!r:.200}: a chest has no such setting for {variable.dtype}",
-            stacklevel=4,
+            stacklevel=5,
         )
     return found
 

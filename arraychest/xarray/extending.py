@@ -165,14 +165,8 @@ def appended(chest: Chest, node: Node, dataset: xr.Dataset, dim: Hashable, own: 
 
 def _coords_of(dataset: xr.Dataset, names: list[Hashable]) -> xr.Dataset:
     """The dataset of these coordinates alone, with their indexes."""
-    return (
-        dataset.coords.to_dataset()
-        .drop_attrs(deep=False)[names]
-        .reset_coords(
-            [name for name in dataset.coords if name not in names and name in dataset.sizes],
-            drop=True,
-        )
-    )
+    found = dataset.coords.to_dataset()
+    return found.drop_vars([name for name in found.variables if name not in names])
 
 
 def _check_alike(name: Hashable, before: xr.Variable, new: xr.Variable, dim: Hashable) -> None:

@@ -91,7 +91,8 @@ def _of_objects(
         dates = xr.Variable(variable.dims, array, variable.attrs, fastpath=True)
         return ARRAY, _of_dates(name, dates), {"packed": "cftime"}
     try:
-        accept(objects.to_tree(array), own)
+        # Without pickle where that can be: then it is also read lazily.
+        accept(objects.to_tree(array), own._replace(allow_pickle=False))
     except ArrayChestError as error:
         if own.allow_pickle:
             accept(array, own)
@@ -118,7 +119,7 @@ def _of_dates(name: Hashable, variable: xr.Variable) -> xr.Variable:
         found = packed(name, variable, packing)
         again: Any = unpacked(name, found, {"packed": "cftime"}, Decoding()).values
         is_exact = all(
-            type(one) is type(other) and one == other and _zero(one) == _zero(other)
+            one == other and _sort(one) == _sort(other)
             for one, other in zip(array.flat, again.flat, strict=True)
         )
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -134,8 +135,8 @@ def _of_dates(name: Hashable, variable: xr.Variable) -> xr.Variable:
     return found
 
 
-def _zero(date: Any) -> Any:
-    return getattr(date, "has_year_zero", None)
+def _sort(date: Any) -> Any:
+    return date.calendar, getattr(date, "has_year_zero", None)
 
 
 # Indexes.
@@ -162,7 +163,7 @@ def checked_indexes(
     for index, members in dataset.xindexes.group_by_index():
         name = next(iter(members))
         if type(index) is PandasIndex and _is_plain(name, members[name], index):
-            plain[name] = pandas_scalars.of_freq(getattr(index.index, "freq", None))
+            plain[name] = _freq_of(name, index.index)
             continue
         if type(index) in (PandasIndex, PandasMultiIndex):
             tree = index_to_tree(index, members)
@@ -197,6 +198,18 @@ def _is_plain(name: Hashable, variable: xr.Variable, index: PandasIndex) -> bool
         and again.index.dtype == index.index.dtype
         and again.coord_dtype == index.coord_dtype
     )
+
+
+def _freq_of(name: Hashable, index: pd.Index) -> Any:
+    if not isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
+        return None
+    try:
+        return pandas_scalars.of_freq(index.freq)
+    except ArrayChestError as error:
+        raise ValueTypeError(
+            f"expected the coordinate {name!r:.200} to have a frequency that its name tells: "
+            f"{error}"
+        ) from error
 
 
 def _of_range(index: Any) -> dict[str, Any]:

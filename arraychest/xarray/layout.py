@@ -98,10 +98,9 @@ def node_of(key: Any) -> Node | None:
 
 
 def nodes_in(chest: Chest) -> list[Node]:
-    """The datasets of a chest, parents first; O(keys)."""
-    found = {node_of(key) for key in chest}
-    nodes = [node for node in found if node is not None and node.description in chest]
-    return sorted(nodes, key=lambda node: node.path.split("/") if node.path != ROOT else [])
+    """The datasets of a chest, in the order in which they were first saved; O(keys)."""
+    found = dict.fromkeys(map(node_of, chest))
+    return [node for node in found if node is not None and node.description in chest]
 
 
 def saved(chest: Chest) -> Any:

@@ -295,7 +295,14 @@ def _dataset(
     order = [name for name in described if name in found.variables]
     if list(found.variables) != order:
         found = _ordered(found, order)
-    return with_coordinates(found, decoding.decode_coords)
+    found = with_coordinates(found, decoding.decode_coords)
+    # `xarray.open_mfdataset` closes all that it has opened.
+    found.set_close(_nothing_to_close)
+    return found
+
+
+def _nothing_to_close() -> None:
+    """Files stay open for as long as a variable reads them."""
 
 
 def _ordered(dataset: xr.Dataset, names: list[Hashable]) -> xr.Dataset:

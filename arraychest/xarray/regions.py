@@ -70,13 +70,17 @@ def overwritten(chest: Chest, node: Node, dataset: xr.Dataset, region: Any, own:
         check_stored(name, stored[name], each, before.variables[name])
     for name, each in plan.variables.items():
         _overwrite(chest, node, name, stored[name], each, places[name], before)
+        # The labels may be others now, of which no frequency is known.
+        labels: Any = before.variables[name]
+        if name in told["indexed"] and not labels[places[name]].equals(dataset.variables[name]):
+            told["indexed"][name] = None
     chest[node.description] = told
 
 
 def _region(before: xr.Dataset, dataset: xr.Dataset, region: Any) -> dict[Hashable, slice]:
     """The region, as slices from a start to a stop."""
     if region == "auto":
-        region = {dim: "auto" for dim in dataset.dims if dim in before.xindexes}
+        region = {dim: "auto" for dim in dataset.xindexes if dim in before.xindexes}
     if not isinstance(region, Mapping) or not region:
         raise ValueError(
             f"expected region as slices by dimension, or 'auto' with an index, found "

@@ -158,12 +158,24 @@ def _planned(
     elif kept := _kept(variable, own):
         told["encoding"] = kept
     kind, data, more = checked(name, variable, own)
+    if stored is not None:
+        kind, data = _as_stored(kind, data, stored)
     if kind in (STRINGS, OBJECTS):
         more["chunks"] = chunks = blocks_of(variable.shape, chunks or variable.chunks)
     if kind == ARRAY:
         told["attrs"] = dict(data.attrs)
     how = parse_compression(storage.compression) if storage.is_compression_told else None
     return Planned({**told, "kind": kind, **more}, data, chunks, how)
+
+
+def _as_stored(kind: str, data: Any, stored: Mapping[str, Any]) -> tuple[str, Any]:
+    """Strings and other objects as the ones of the same variable that are there."""
+    there = stored.get("kind")
+    if kind == STRINGS and there == OBJECTS:
+        return OBJECTS, xr.Variable(data.dims, np.asarray(data.values, object), fastpath=True)
+    if kind == OBJECTS and there == STRINGS and not data.size:
+        return STRINGS, xr.Variable(data.dims, data.values.astype(np.dtypes.StringDType()))
+    return kind, data
 
 
 def _kept(variable: xr.Variable, own: Own) -> list[Any]:
@@ -218,8 +230,11 @@ def _write_array(chest: Chest, key: Any, each: Planned) -> None:
 
 
 def computed(variable: xr.Variable) -> np.ndarray:
-    """The values of a variable as a plain array; one of dask is computed, and none is kept."""
-    return np.asarray(variable.copy(deep=False).values)
+    """The values of a variable as a plain array; one of dask is computed.
+
+    xarray keeps none of what it reads of a file for that.
+    """
+    return np.asarray(variable[...].values)
 
 
 def store_in_blocks(
