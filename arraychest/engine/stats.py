@@ -79,3 +79,18 @@ def stats_of(engine: Engine) -> Stats:
         evictions=counters.evictions,
         budget_reason=engine.session.budget.reason,
     )
+
+
+def description(engine: Engine) -> str:
+    """A chest in one line."""
+    session = engine.session
+    where = session.path
+    if session.closed:
+        return f"<arraychest.Chest {where or 'temporary'}, closed>"
+    if session.temporary:
+        where = f"temporary, {where or 'nothing on disk'}"
+    charged, budget = format_bytes(session.resident.charged), format_bytes(session.budget.bytes)
+    return (
+        f"<arraychest.Chest {where}: {engine.count()} values, {session.resident.count} resident "
+        f"({charged} of {budget}), {format_bytes(engine.stored_bytes())} stored>"
+    )

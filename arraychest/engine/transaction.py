@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
 from typing import Any, Final
 
@@ -326,5 +326,48 @@ def changes_of(engine: Engine) -> Iterator[Transaction]:
         yield changes
         changes.commit()
     except BaseException:
+        changes.roll_back()
+        raise
+
+
+@contextlib.contextmanager
+def changing(
+    engine: Engine, look_up_in: Callable[[dict[Any, Any]], object]
+) -> Iterator[Transaction]:
+    """As `changes_of`, where gets of the thread or task see the transaction; see `Chest`.
+
+    Parameters
+    ----------
+    look_up_in
+        Told where the chest may look values up without asking the engine: in nothing as long as
+        anybody is in a transaction.
+    """
+    session = engine.session
+    outer = engine.own_changes()
+    if isinstance(outer, Transaction):
+        yield outer
+        if outer.has_ended:
+            raise RuntimeError(
+                "expected a transaction to end before the one that it is part of, found that "
+                "the other one ended first"
+            )
+        return
+    changes = Transaction(engine)
+    try:
+        try:
+            with session.writer.lock:
+                engine.begin_changes(changes)
+                # Each get asks from here on whether it is in a transaction.
+                look_up_in({})
+            yield changes
+        finally:
+            # First, and without a call, in front of which an interrupt could come.
+            changes.is_left = True
+            with session.writer.lock:
+                if session.transactions.end(changes):
+                    look_up_in(session.index.slots)
+        changes.commit()
+    except BaseException:
+        # Of what was committed nothing is left to do.
         changes.roll_back()
         raise

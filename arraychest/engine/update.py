@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from arraychest.catalog.record import Cost, Facts, Pack, Row
@@ -104,3 +104,37 @@ def _link(
         packs[row.pack] = pack
         changes.adopted.append(pack)
     return store.linker.adopt_packed(row, form, packs[row.pack])
+
+
+def update_by(
+    engine: Engine,
+    changes: Transaction,
+    pairs: Iterable[tuple[Any, Any]],
+    meter: Meter,
+    *,
+    overwrite: bool,
+) -> None:
+    """Put values by their keys in a transaction; those of keys that are there if `overwrite`."""
+    for key, value in pairs:
+        if overwrite or not engine.contains(key):
+            changes.put(key, value)
+        meter.add(getattr(value, "nbytes", 0))
+
+
+def put_each(
+    put: Callable[..., None], pairs: Iterable[tuple[Any, Any]], meter: Meter, **options: Any
+) -> None:
+    """Put values by their keys one by one, and tell of the bytes of each."""
+    for key, value in pairs:
+        put(key, value, **options)
+        meter.add(getattr(value, "nbytes", 0))
+
+
+def bytes_in(values: object) -> int:
+    """Bytes of a mapping's values; 0 where they are not at hand."""
+    engine = getattr(values, "_engine", None)
+    if isinstance(engine, Engine) and not hasattr(values, "full_key"):  # no group of a chest
+        return engine.stored_bytes() + engine.session.resident.charged
+    if isinstance(values, dict):
+        return sum(getattr(value, "nbytes", 0) for value in values.values())
+    return 0

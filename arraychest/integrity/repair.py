@@ -20,9 +20,10 @@ from arraychest.files.files import Files
 from arraychest.files.names import PACKS, QUARANTINE
 from arraychest.formats import pack
 from arraychest.formats.form import parse_form
-from arraychest.integrity.inspection import Inspection, bytes_to_read
+from arraychest.integrity.inspection import Inspection
 from arraychest.integrity.report import Finding, Report
 from arraychest.integrity.salvage import listed_rows
+from arraychest.integrity.verify import bytes_to_read
 from arraychest.progress import Asked, measured
 from arraychest.storage.reading import pack_name, value_name
 from arraychest.storage.store import Store

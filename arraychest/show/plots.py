@@ -132,13 +132,13 @@ def _second_of(file: str) -> int | None:
 # --- the figure --------------------------------------------------------------------------------
 
 
-def plotted(engine: Engine, samples: Sequence[Sample] | None = None) -> Any:
+def plotted(engine: Engine, *, times: bool = False) -> Any:
     """Draw what lies where, by key and size; see `Chest.plot`.
 
     Parameters
     ----------
-    samples
-        Memory over time; None: when files were written is drawn in its place.
+    times
+        Whether to draw when files were written, and not memory over time.
 
     Raises
     ------
@@ -147,6 +147,11 @@ def plotted(engine: Engine, samples: Sequence[Sample] | None = None) -> Any:
     ClosedChestError, ChestFormatError, OSError
         The chest cannot be read.
     """
+    samples: Sequence[Sample] | None = None
+    if not times:
+        engine.session.check_open()
+        engine.session.take_sample()
+        samples = engine.session.history.samples
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
