@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import arraychest.arrays.mmap
 import arraychest.catalog.connection
 import arraychest.engine.blocks
 import arraychest.engine.drafts
@@ -39,6 +38,7 @@ import arraychest.monitor.live
 import arraychest.platform.choice
 import arraychest.platform.cloning
 import arraychest.platform.leases
+import arraychest.platform.maps
 import arraychest.platform.space
 import arraychest.sharing.commit_counter
 import arraychest.sharing.locks
@@ -103,7 +103,7 @@ _HOSTS = (
     arraychest.storage.reading,
     arraychest.sharing.locks,
     arraychest.formats.manifest,
-    arraychest.arrays.mmap,
+    arraychest.platform.maps,
     arraychest.engine.drafts,
     arraychest.formats.manifest,
     arraychest.sharing.open_folder,

@@ -852,13 +852,13 @@ def test_a_file_that_became_a_spare_while_it_was_linked_is_not_linked(path, othe
 def test_nothing_is_written_through_a_map(path, monkeypatch):
     """On a full disk that is SIGBUS: a shared map of a value's file is never writable."""
     modes = []
-    real = arraychest.arrays.mmap._mmap
+    real = arraychest.platform.maps._mmap
 
     def spy(address: Any, nbytes: int, protection: int, flags: int, *rest: Any) -> Any:
         modes.append((nbytes, protection, flags))
         return real(address, nbytes, protection, flags, *rest)
 
-    monkeypatch.setattr(arraychest.arrays.mmap, "_mmap", spy)
+    monkeypatch.setattr(arraychest.platform.maps, "_mmap", spy)
     for mmap_mode in ("r", "c"):
         with arraychest.open(path, "w", 2 * BYTES, mmap_mode=mmap_mode) as chest:
             for number in range(5):
@@ -919,7 +919,7 @@ def test_the_c_library_reports_a_map_that_cannot_be_made(tmp_path):
     fd = os.open(file, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="Invalid"):
-            arraychest.arrays.mmap._Map(fd, 0, "r", steady=False)
+            arraychest.platform.maps._Map(fd, 0, "r", steady=False)
     finally:
         os.close(fd)
     assert ctypes.get_errno() in (0, errno.EINVAL)

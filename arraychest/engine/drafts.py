@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import detach, map_file
 from arraychest.catalog.record import Row
 from arraychest.engine.engine import Engine
 from arraychest.engine.transaction import changes_of
@@ -32,6 +31,7 @@ from arraychest.formats import npy, pack
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.platform.locks import lock_file, unlock_file
+from arraychest.platform.maps import detach, map_file
 from arraychest.sharing.locks import KeyLock
 from arraychest.storage.reading import value_name
 from arraychest.values.accept import copied

@@ -14,7 +14,6 @@ from arraychest.arrays import provenance
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.lazy import LazyArray
-from arraychest.arrays.mmap import MmapMode, is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.catalog.record import GENERATION, KEY, PACK, STORED, RawRow, Row
 from arraychest.engine.commit import logger
@@ -24,6 +23,7 @@ from arraychest.errors import AbsentKeyError, ClosedChestError, CorruptEntryErro
 from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.formats.tree import Tree
 from arraychest.memory.slot import Batch, Slot
+from arraychest.platform.maps import MmapMode, is_map
 from arraychest.sharing.interrupts import held_back, let_through
 from arraychest.storage.eviction import Uses
 from arraychest.values.accept import at_hand, copied, value_of

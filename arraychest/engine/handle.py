@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from arraychest.arrays.digests import array_digest
-from arraychest.arrays.mmap import MmapMode
 from arraychest.catalog.record import Pack, Row
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import entry_of
@@ -16,6 +15,7 @@ from arraychest.errors import AbsentKeyError, CorruptEntryError
 from arraychest.files.files import Files
 from arraychest.formats.form import Kind, parse_form
 from arraychest.parallel import default_threads
+from arraychest.platform.maps import MmapMode
 from arraychest.sharing.open_folder import OpenFolder
 from arraychest.storage.reading import Loader
 from arraychest.storage.store import Store

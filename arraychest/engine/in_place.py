@@ -23,13 +23,13 @@ from typing import Any, Literal
 import numpy as np
 
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import detach, map_file
 from arraychest.catalog.record import Row
 from arraychest.engine.drafts import Draft, check_editable
 from arraychest.engine.engine import Engine
 from arraychest.errors import ArrayChestError, CorruptEntryError, SpillError, ValueTypeError
 from arraychest.formats import pack
 from arraychest.formats.form import Form, parse_form
+from arraychest.platform.maps import detach, map_file
 from arraychest.sharing.locks import KeyLock
 from arraychest.storage.reading import value_name
 from arraychest.storage.store import Store

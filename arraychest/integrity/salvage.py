@@ -7,7 +7,6 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from arraychest.arrays.mmap import map_file
 from arraychest.catalog.record import BLOCKED_OFFSET, Pack, Row
 from arraychest.files.files import Files
 from arraychest.files.names import BLOCKS, SPARE
@@ -15,6 +14,7 @@ from arraychest.formats import directory, manifest, npy, pack
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.directory import Listed
 from arraychest.formats.form import Form, parse_form
+from arraychest.platform.maps import map_file
 from arraychest.storage.reading import frame_shape, value_name
 from arraychest.storage.store import Store
 from arraychest.storage.sweeping import generation_of

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import sys
 import time
 import types
@@ -282,8 +281,9 @@ class Cached(Generic[P, R]):
     def _repr_html_(self) -> str:
         """The statistics as notebooks show them."""
         where = self._engine.session.path or "a temporary chest"
-        cards = importlib.import_module("arraychest.show.cards")
-        return str(cards.cached_html(self._name, where, self.stats(), self._options))
+        from arraychest.memoize.card import cached_html
+
+        return cached_html(self._name, where, self.stats(), self._options)
 
     # --- a call ------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from arraychest.engine.engine import Engine
+from arraychest.engine.listing import listed
 from arraychest.errors import AbsentKeyError
-from arraychest.show.entries import listed
 from arraychest.storage.reading import file_name
 from arraychest.units import parse_bytes
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from arraychest.engine.engine import Engine
+from arraychest.engine.listing import Listed, listed
 from arraychest.monitor.samples import Sample
-from arraychest.show.entries import Listed, listed
 from arraychest.text import key_text, visible
 from arraychest.units import format_bytes
 

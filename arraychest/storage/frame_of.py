@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from arraychest.arrays.mmap import release
 from arraychest.errors import CorruptEntryError
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.frame import Layout
+from arraychest.platform.maps import release
 
 # About so many bytes of a file are read before their pages are released.
 _MAPPED_BYTES = 4 << 20

@@ -19,7 +19,6 @@ import numpy as np
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import MmapMode, map_file
 from arraychest.catalog.record import Pack, RawRow, Row
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files.files import Files
@@ -30,6 +29,7 @@ from arraychest.formats.form import Form, parse_form
 from arraychest.formats.frame import Layout
 from arraychest.parallel import default_threads
 from arraychest.platform.folders import NO_FILE
+from arraychest.platform.maps import MmapMode, map_file
 from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from arraychest.arrays.mmap import MmapMode
 from arraychest.catalog.catalog import Catalog
 from arraychest.catalog.connection import Database, found_version
 from arraychest.catalog.damaged import DamagedRows
@@ -30,6 +29,7 @@ from arraychest.files.files import Files
 from arraychest.files.room import RESERVE_BYTES
 from arraychest.formats import pack
 from arraychest.parallel import default_threads
+from arraychest.platform.maps import MmapMode
 from arraychest.sharing.commit_counter import open_counter, unmoved
 from arraychest.sharing.locks import NUMBERS, LockFile
 from arraychest.sharing.open_folder import OpenFolder

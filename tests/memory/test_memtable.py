@@ -15,11 +15,11 @@ import pytest
 
 import arraychest
 from arraychest.catalog.catalog import Catalog
+from arraychest.engine.listing import listed
 from arraychest.errors import SpillError
 from arraychest.formats.form import describe
 from arraychest.memory import memtable as index_module
 from arraychest.memory.slot import Batch
-from arraychest.show.entries import listed
 from arraychest.storage.packs import Packs
 from arraychest.storage.writing import Writer
 

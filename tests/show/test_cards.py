@@ -16,8 +16,8 @@ import pytest
 import arraychest
 from arraychest.arrays import chunk_grid
 from arraychest.arrays.card import array_html
+from arraychest.engine.listing import listed
 from arraychest.show import cards
-from arraychest.show.entries import listed
 
 HOSTILE = [
     "<script>window.hacked=1</script>",
