@@ -181,8 +181,8 @@ def test_several_chests_are_one_dataset(tmp_path, options):
         assert found.v.chunks[0] == (8, 8, 8)
         with found:
             xr.testing.assert_identical(found.compute(scheduler="sync"), right)
-    # The engine is found by the folder.
-    with xr.open_mfdataset(paths, preprocess=lambda each: each[["v"]], **options) as found:
+    options = {**options, "engine": "arraychest", "preprocess": lambda each: each[["v"]]}
+    with xr.open_mfdataset(paths, **options) as found:
         assert found.v.sum().compute(scheduler="sync") == right.v.sum()
 
 
