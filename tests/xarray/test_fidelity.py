@@ -123,8 +123,10 @@ def test_dates_of_cftime_come_back_as_they_were(path, calendar):
     ]
     times = xr.date_range("2000-01-01", periods=3, freq="D", calendar=calendar, use_cftime=True)
     right = xr.Dataset({"v": ("x", dates)}, {"t": times, "x": np.arange(3)})
+    right.v.encoding = {"units": "days since 1900-01-01"}
     found = roundtrip(right, path)
     check_same(found, right)
+    assert (found.v.encoding, found.t.encoding) == (right.v.encoding, {})
     assert found.v.values[0].calendar == calendar
     assert type(found.indexes["t"]) is xr.CFTimeIndex
     assert found.v.values[0].microsecond == 789
