@@ -14,6 +14,7 @@ from arraychest.errors import ValueTypeError
 from arraychest.formats.manifest import Chunks, indices
 from arraychest.storage.block_writer import regular
 from arraychest.values.accept import Own
+from arraychest.xarray.fidelity import extension_array
 from arraychest.xarray.layout import ARRAY, INDEX, OBJECTS, STRINGS, Node, description_of
 from arraychest.xarray.reading import dataset_in
 from arraychest.xarray.writing import (
@@ -193,24 +194,22 @@ def check_stored(
 ) -> None:
     """That what comes is stored as what is there."""
     kind = stored.get("kind", ARRAY)
-    if kind == each.told["kind"] and (stored.get("packed") == each.told.get("packed")):
-        is_packed = "packed" in stored
-        calendars = [told["attrs"].get("calendar") if is_packed else None
-                     for told in (stored, each.told)]  # fmt: skip
-        if kind != ARRAY or (
-            calendars[0] == calendars[1] and (is_packed or each.data.dtype == before.dtype)
-        ):
-            return
-        found = calendars[1] if calendars[0] != calendars[1] else each.data.dtype
-        expected = calendars[0] if calendars[0] != calendars[1] else before.dtype
+    if kind != each.told["kind"] or stored.get("packed") != each.told.get("packed"):
         raise ValueTypeError(
-            f"expected the variable {name!r:.200} to be of {expected}, as in the chest, found "
-            f"{found}: use astype, or convert_calendar"
+            f"expected the variable {name!r:.200} to be of {before.dtype}, as in the chest, found "
+            f"other values, which are stored as {each.told['kind']} and not as {kind}: use astype"
         )
-    raise ValueTypeError(
-        f"expected the variable {name!r:.200} to be of {before.dtype}, as in the chest, found "
-        f"other values, which are stored as {each.told['kind']} and not as {kind}: use astype"
-    )
+    expected, found = before.dtype, getattr(each.data, "dtype", None)
+    if kind in (STRINGS, OBJECTS):
+        found = np.dtype(object) if type(each.told["dtype"]) is str else found
+    elif "packed" in stored:
+        # Packed alike; only dates may be of another calendar.
+        expected, found = (told["attrs"].get("calendar") for told in (stored, each.told))
+    if expected != found:
+        raise ValueTypeError(
+            f"expected the variable {name!r:.200} to be of {expected!r}, as in the chest, found "
+            f"{found!r}: use astype, or convert_calendar"
+        )
 
 
 def _replace(
@@ -246,11 +245,9 @@ def _continued(
         return told
     if told["kind"] in (STRINGS, OBJECTS):
         return _append_values(chest, node, name, told, each, axis)
-    whole = [before.variables[name], xr.Variable(told["dims"], each.data)]
-    concat: Any = xr.Variable.concat
-    joined_data = concat(whole, dim)
-    data = joined_data.data
-    chest[node.variable(name)] = getattr(data, "array", data)
+    # Of one dtype, as `check_stored` has found.
+    there = extension_array(before.variables[name])
+    chest[node.variable(name)] = type(there)._concat_same_type([there, each.data])
     return told
 
 

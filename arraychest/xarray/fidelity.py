@@ -60,11 +60,16 @@ def checked(name: Hashable, variable: xr.Variable, own: Own) -> tuple[str, Any, 
     return _of_objects(name, variable, np.asarray(variable.values), own)
 
 
-def _extension(name: Hashable, variable: xr.Variable, own: Own) -> Any:
+def extension_array(variable: xr.Variable) -> Any:
+    """The array of pandas that a variable consists of."""
     data = variable.data
     data = getattr(data, "array", data)
-    if not isinstance(data, pd.api.extensions.ExtensionArray):
-        data = variable.to_index().array
+    is_array = isinstance(data, pd.api.extensions.ExtensionArray)
+    return data if is_array else variable.to_index().array
+
+
+def _extension(name: Hashable, variable: xr.Variable, own: Own) -> Any:
+    data = extension_array(variable)
     try:
         accept(data, own)
     except ArrayChestError as error:
@@ -78,6 +83,8 @@ def _extension(name: Hashable, variable: xr.Variable, own: Own) -> Any:
 def _of_objects(
     name: Hashable, variable: xr.Variable, array: np.ndarray, own: Own
 ) -> tuple[str, Any, dict[str, Any]]:
+    if array.dtype != variable.dtype:  # what dask says of its blocks need not be so
+        return checked(name, xr.Variable(variable.dims, array, variable.attrs), own)
     if array.dtype != object:  # structured, with objects in it
         accept(array, own)
         return ARRAY, variable, {}

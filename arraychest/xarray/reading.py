@@ -341,6 +341,8 @@ def variable_in(
         raise ValueError(f"expected a kind of variable, found {checks.shown(kind)}")
     variable = xr.Variable(dims, indexing.LazilyIndexedArray(stored), attrs)
     found = unpacked(name, variable, told, decoding)
+    if told.get("packed") == "cftime" and found.dtype == object:
+        found.encoding = {}  # nobody has asked for the numbers that tell these dates
     if told.get("encoding"):
         found.encoding |= encoding_from_tree(told["encoding"])
     if chunks is not None:

@@ -16,6 +16,7 @@ from arraychest.integrations import objects
 from arraychest.storage.block_writer import slices
 from arraychest.values.accept import Own
 from arraychest.xarray.extending import WHOLE_BYTES, check_stored, in_rows
+from arraychest.xarray.fidelity import extension_array
 from arraychest.xarray.layout import ARRAY, INDEX, OBJECTS, STRINGS, Node, description_of
 from arraychest.xarray.reading import dataset_in
 from arraychest.xarray.writing import Planned, computed, planned, store_in_blocks
@@ -146,10 +147,9 @@ def _overwrite(
                 start = (0,) * block.ndim if only else index
                 _put_block(chest, node, name, one, start, is_alone=only)
     else:
-        whole = before.variables[name].copy(deep=True)
-        whole[dict(zip(told["dims"], where, strict=True))] = xr.Variable(told["dims"], each.data)
-        data = whole.data
-        chest[key] = getattr(data, "array", data)
+        whole = extension_array(before.variables[name]).copy()
+        whole[where[0]] = each.data
+        chest[key] = whole
 
 
 def _put_block(

@@ -122,7 +122,7 @@ def planned(
                     "its index",
                     stacklevel=3,
                 )
-            kept = _kept(dataset.variables[name], own)
+            kept = _kept(dataset.variables[name].encoding, own)
             told = {**shown[name], "kind": INDEX, "of": first, "encoding": kept}
             found[name] = Planned(told, tree)
         else:
@@ -155,7 +155,7 @@ def _planned(
         variable = packed(name, variable, storage.packing)
         told["attrs"] = dict(variable.attrs)
         accept(told, own)
-    elif kept := _kept(variable, own):
+    elif kept := _kept(variable.encoding if asked is None else {}, own):
         told["encoding"] = kept
     kind, data, more = checked(name, variable, own)
     if stored is not None:
@@ -178,12 +178,12 @@ def _as_stored(kind: str, data: Any, stored: Mapping[str, Any]) -> tuple[str, An
     return kind, data
 
 
-def _kept(variable: xr.Variable, own: Own) -> list[Any]:
+def _kept(encoding: Mapping[Any, Any], own: Own) -> list[Any]:
     """What comes back of the encoding of a variable that is stored as it is."""
     kept = []
     for name in dict.fromkeys((*NUMBERS, *TIMES)):
-        if name in variable.encoding:
-            tree = encoding_to_tree({name: variable.encoding[name]})
+        if name in encoding:
+            tree = encoding_to_tree({name: encoding[name]})
             try:
                 accept(tree, own)
             except ArrayChestError:

@@ -8,6 +8,9 @@ xr = pytest.importorskip("xarray")
 
 from arraychest.xarray import save  # noqa: E402
 
+# Before 2025 xarray had dates of nanoseconds only, and compared no strings of StringDType.
+OTHER_DATES = STRINGDTYPE = hasattr(getattr(xr, "coders", None), "CFDatetimeCoder")
+
 
 def opened(path, **options):
     return xr.open_dataset(path, engine="arraychest", **options)

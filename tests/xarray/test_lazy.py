@@ -17,7 +17,7 @@ da = pytest.importorskip("dask.array")
 
 from arraychest.storage.reading import _BlocksOf  # noqa: E402
 from arraychest.xarray import save  # noqa: E402
-from tests.xarray.support import check_same, opened  # noqa: E402
+from tests.xarray.support import STRINGDTYPE, check_same, opened  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_pool")
 
@@ -99,7 +99,10 @@ def test_only_the_chunks_of_a_compressed_array_that_are_needed_are_read(path, mo
 def test_any_index_is_as_xarray_reads_it_in_memory(path, chunked):
     random = np.random.default_rng(5)
     right = xr.Dataset(
-        {"v": (("t", "y", "x"), RIGHT), "s": (("t", "y"), RIGHT[..., 0].astype("T"))}
+        {
+            "v": (("t", "y", "x"), RIGHT),
+            "s": (("t", "y"), RIGHT[..., 0].astype("T" if STRINGDTYPE else "U")),
+        }
     )
     encoding = {"v": {"chunks": CHUNKS}, "s": {"chunks": CHUNKS[:2]}} if chunked else {}
     save(right, path, encoding=encoding)
@@ -178,8 +181,8 @@ def test_several_chests_are_one_dataset(tmp_path, options):
         assert found.v.chunks[0] == (8, 8, 8)
         with found:
             xr.testing.assert_identical(found.compute(scheduler="sync"), right)
-    # The engine is found by the folder.
-    with xr.open_mfdataset(paths, preprocess=lambda each: each[["v"]], **options) as found:
+    options = {**options, "engine": "arraychest", "preprocess": lambda each: each[["v"]]}
+    with xr.open_mfdataset(paths, **options) as found:
         assert found.v.sum().compute(scheduler="sync") == right.v.sum()
 
 

@@ -11,7 +11,7 @@ xr = pytest.importorskip("xarray")
 da = pytest.importorskip("dask.array")
 
 from arraychest.xarray import save  # noqa: E402
-from tests.xarray.support import check_same, opened, roundtrip  # noqa: E402
+from tests.xarray.support import STRINGDTYPE, check_same, opened, roundtrip  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_pool")
 
@@ -24,6 +24,8 @@ DTYPES = {
     "object": np.dtype(object),
     "fixed": np.dtype("U40"),
 }
+if not STRINGDTYPE:
+    DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype.kind != "T"}
 CHUNKS = (4, 6)
 
 
