@@ -17,6 +17,7 @@ import arraychest
 from arraychest.arrays import chunk_grid
 from arraychest.arrays.card import array_html
 from arraychest.engine.listing import listed
+from arraychest.memoize import card
 from arraychest.show import cards
 
 HOSTILE = [
@@ -352,7 +353,7 @@ def test_a_cached_function_shows_hits_misses_and_the_time_saved(make_chest):
 
 
 def test_seconds_are_told_to_three_figures():
-    told = [cards._seconds(each) for each in (0, 2.5e-6, 0.0125, 1, 59.9996, 90, 7200, 1e6)]
+    told = [card._seconds(each) for each in (0, 2.5e-6, 0.0125, 1, 59.9996, 90, 7200, 1e6)]
     assert told == ["0 µs", "2.5 µs", "12.5 ms", "1 s", "1 min", "1.5 min", "2 h", "11.6 d"]
 
 
