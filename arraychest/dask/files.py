@@ -22,6 +22,9 @@ from arraychest.arrays.ownership import owner_of
 from arraychest.dask.pickling import Pickled
 from arraychest.platform.maps import is_map
 
+# Results of so many bytes are compressed, where that is asked for: what is smaller shares a file.
+_COMPRESS_ABOVE = 64 << 10
+
 # The thread ends when nothing came for so long.
 _LINGER_SECONDS = 0.02
 
@@ -222,6 +225,8 @@ class ResultFiles:
                 mmap_mode="c",
                 on_put="share",
                 compression=self.compression,
+                # Whoever asks for a codec asks for it to be used.
+                compress_above=_COMPRESS_ABOVE,
                 allow_network=True,
                 checksums=False,
                 # Counted by who writes; with a limit of its own the chest keeps no files for later

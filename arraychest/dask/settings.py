@@ -8,8 +8,9 @@ option                                  meaning
                                         None: ``distributed.worker.memory.target``
 ``arraychest.worker.max-spill``         most bytes on disk, or False for any number; None:
                                         ``distributed.worker.memory.max-spill``
-``arraychest.worker.compression``       as `arraychest.Chest` takes it; None: results are written as
-                                        they are, and mapped
+``arraychest.worker.compression``       as `arraychest.Chest` takes it; None:
+                                        ``distributed.worker.memory.spill-compression``, of which
+                                        ``auto`` and False leave results as they are, and mapped
 ======================================  ============================================================
 
 They are set as all of dask's are: in ``~/.config/dask/*.yaml``, with `dask.config.set`, or by the
@@ -25,8 +26,12 @@ import dask.config
 from dask.utils import parse_bytes
 from distributed.worker import Worker
 
+from arraychest.formats.frame import CODECS
+
 DEFAULTS = {"arraychest": {"worker": {"target": None, "max-spill": None, "compression": None}}}
 dask.config.update_defaults(DEFAULTS)
+
+_MEMORY = "distributed.worker.memory."
 
 # Half-way between where dask spills and where it pauses, if both are switched off.
 _RELEASE = 0.75
@@ -34,14 +39,39 @@ _RELEASE = 0.75
 
 def option(name: str, given: Any = None) -> Any:
     """What was given, or else is configured as ``arraychest.worker.NAME``."""
-    return dask.config.get(f"arraychest.worker.{name}") if given is None else given
+    # Not there where dask's configuration was replaced.
+    return dask.config.get(f"arraychest.worker.{name}", None) if given is None else given
+
+
+def compression(given: Any) -> Any:
+    """How results are compressed, as `arraychest.Chest` takes it; None: they are not.
+
+    Raises
+    ------
+    ValueError
+        dask's configuration names a codec that Blosc2 does not have.
+    """
+    asked = option("compression", given)
+    if asked is not None:
+        return asked
+    name = dask.config.get(_MEMORY + "spill-compression", "auto")
+    if name in ("auto", None, False):
+        return None
+    # The fastest, as snappy is.
+    name = {"snappy": "lz4"}.get(name, name)
+    if name not in CODECS:
+        raise ValueError(
+            f'expected {_MEMORY}spill-compression to be "auto", False, "snappy" or one of the '
+            f"codecs {', '.join(CODECS)}, found {name!r}"
+        )
+    return name
 
 
 def max_spill(given: Any) -> int | None:
     """Most bytes on disk; None: any number."""
     size = option("max-spill", given)
     if size is None:
-        size = dask.config.get("distributed.worker.memory.max-spill")
+        size = dask.config.get(_MEMORY + "max-spill", False)
     return None if size is False or size is None else int(parse_bytes(size))
 
 
@@ -55,7 +85,7 @@ def target(given: Any, limit: int | None) -> int:
     """
     size = option("target", given)
     if size is None:
-        fraction = dask.config.get("distributed.worker.memory.target")
+        fraction = dask.config.get(_MEMORY + "target", 0.6)
         return int(limit * fraction) if limit and fraction else sys.maxsize
     if isinstance(size, int | float) and size <= 1:
         return int(limit * size) if limit else sys.maxsize
@@ -64,7 +94,7 @@ def target(given: Any, limit: int | None) -> int:
 
 def spill_limit(limit: int | None) -> int | None:
     """From how many bytes in RAM on dask spills, whatever they are; None: it does not."""
-    fraction = dask.config.get("distributed.worker.memory.spill")
+    fraction = dask.config.get(_MEMORY + "spill", 0.7)
     return int(limit * fraction) if limit and fraction else None
 
 
@@ -74,9 +104,8 @@ def release_limit(limit: int | None) -> int | None:
     """
     if not limit:
         return None
-    config = "distributed.worker.memory."
-    upper = dask.config.get(config + "pause") or dask.config.get(config + "terminate")
-    lower = dask.config.get(config + "spill") or dask.config.get(config + "target")
+    upper = dask.config.get(_MEMORY + "pause", 0.8) or dask.config.get(_MEMORY + "terminate", 0.95)
+    lower = dask.config.get(_MEMORY + "spill", 0.7) or dask.config.get(_MEMORY + "target", 0.6)
     if not upper:
         return None
     return int(limit * ((lower + upper) / 2 if lower else upper * _RELEASE))

@@ -18,11 +18,9 @@ import logging
 import os
 import threading
 import weakref
-from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +31,7 @@ from distributed.utils import RateLimiterFilter
 
 from arraychest.arrays.ownership import owner_of
 from arraychest.dask import settings
+from arraychest.dask.activities import Activities, Activity
 from arraychest.dask.files import ResultFiles, Written
 from arraychest.dask.pages import MappedPages
 from arraychest.dask.pickling import Pickled, pickled, unpickled
@@ -79,6 +78,35 @@ class _Stored(NamedTuple):
     writable: bool | None
 
 
+class Snapshot(Mapping[Any, Any]):
+    """A part of a worker's results to look at, also while other threads change it.
+
+    Parameters
+    ----------
+    lock
+        The one under which it is changed.
+    results
+        The part; an iteration goes over its keys as they are when it begins.
+    """
+
+    def __init__(self, lock: Any, results: Mapping[Any, Any]) -> None:
+        self._lock = lock
+        self._results = results
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._results[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._lock:
+            return iter(list(self._results))
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._results
+
+
 class WorkerChest(MutableMapping[Any, Any]):
     """The results of a dask worker: ``Worker(data=WorkerChest)``.
 
@@ -95,7 +123,8 @@ class WorkerChest(MutableMapping[Any, Any]):
         ``distributed.worker.memory.max-spill``.
     compression
         As `arraychest.Chest` takes it; what comes back is then an array in RAM.  None:
-        ``arraychest.worker.compression``; where that is None, too, results are written as they are.
+        ``arraychest.worker.compression``, or else ``distributed.worker.memory.spill-compression``.
+        Of the latter ``auto`` leaves results as they are, so that they can be mapped.
 
     Notes
     -----
@@ -128,7 +157,7 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._files = ResultFiles(
             os.path.join(worker_local_directory, "arraychest"),
             self._max_spill,
-            settings.option("compression", compression),
+            settings.compression(compression),
             self._lock,
         )
         # Whether the last write has failed.
@@ -151,27 +180,27 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._held: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
         self._pages = MappedPages()
         self._numbers = itertools.count()
+        # Of those in RAM that could not be written, when they left it, by the number of the file.
+        self._returned: dict[Any, int] = {}
         # Those that cannot be pickled, which was logged.
         self._refused: set[Any] = set()
+        self._activities = Activities()
         #: (label, unit) -> what it adds up to
-        self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
-        for unit in ("count", "bytes", "seconds"):
-            # By another thread than the one that reads them: never the first of its kind.
-            self.cumulative_metrics["disk-write", unit] = 0.0
+        self.cumulative_metrics = self._activities.cumulative
 
     # --- what dask asks for ------------------------------------------------------------------
 
     @property
     def fast(self) -> Mapping[Any, Any]:
         """What is in RAM, by key."""
-        return MappingProxyType(self._fast)
+        return Snapshot(self._lock, self._fast)
 
     memory = fast
 
     @property
     def slow(self) -> Mapping[Any, Any]:
         """What has left RAM, by key: where it is stored."""
-        return MappingProxyType(self._slow)
+        return Snapshot(self._lock, self._slow)
 
     disk = slow
 
@@ -208,6 +237,7 @@ class WorkerChest(MutableMapping[Any, Any]):
         if self._target is not None:
             return
         limit = worker.memory_manager.memory_limit
+        self._activities.attach(worker)
         self._target = settings.target(self._asked_target, limit)
         self._spill_limit = settings.spill_limit(limit)
         self._pages.limit = settings.release_limit(limit)
@@ -231,7 +261,7 @@ class WorkerChest(MutableMapping[Any, Any]):
             logged.  Raises nothing.
         """
         try:
-            with self._lock, self._metered():
+            with self._lock, self._activities.memory_monitor():
                 self._files.wait(self._backlog)
                 return self._evict_oldest(len(self._fast))
         except Exception:
@@ -250,14 +280,15 @@ class WorkerChest(MutableMapping[Any, Any]):
 
         Raises
         ------
-        Exception
-            It is larger than the target by itself, and cannot be pickled.  It is not kept.
+        TypeError
+            It is larger than the target by itself, and cannot be pickled.  It is not kept.  The
+            cause is what pickling it has raised.
 
         Notes
         -----
         Where the disk is full, or has no room left by `max_spill`, results stay in RAM.
         """
-        with self._lock, self._metered():
+        with self._lock, self._activities.put_of(key):
             self.discard(key)
             weight = safe_sizeof(value)
             self._keep(key, value, weight)
@@ -270,9 +301,10 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._relieve()
 
     def __getitem__(self, key: Any) -> Any:
-        with self._lock, self._metered():
+        with self._lock, self._activities.get():
             if key in self._fast:
                 self._fast.move_to_end(key)
+                self._returned.pop(key, None)
                 context_meter.digest_metric("memory-read", 1, "count")
                 context_meter.digest_metric("memory-read", self._weights[key], "bytes")
                 return self._fast[key]
@@ -349,6 +381,7 @@ class WorkerChest(MutableMapping[Any, Any]):
 
     def _let_go(self, key: Any) -> int:
         del self._fast[key]
+        self._returned.pop(key, None)
         weight = self._weights.pop(key)
         self._charged -= weight
         return weight
@@ -399,7 +432,7 @@ class WorkerChest(MutableMapping[Any, Any]):
 
         Raises
         ------
-        Exception
+        TypeError
             It cannot be pickled, and that is `fatal`: it is forgotten.
         """
         value = self._fast[key]
@@ -410,10 +443,10 @@ class WorkerChest(MutableMapping[Any, Any]):
                 return -1
             try:
                 taken = _taken(value)
-            except Exception:
+            except Exception as error:
                 if fatal:
                     self.discard(key)
-                    raise
+                    raise TypeError(f"Failed to pickle {key!r}") from error
                 self._refused.add(key)
                 logger.exception("Failed to pickle %r, which stays in RAM", key)
                 return -1
@@ -431,12 +464,14 @@ class WorkerChest(MutableMapping[Any, Any]):
         # As long as a task has it, it is the result, and not a second one beside it.
         self._note_held(key, value)
         if taken is not None:
-            self._files.write(stored.number, taken, partial(self._written, key))
+            self._files.write(
+                stored.number, taken, partial(self._written, key, self._activities.current)
+            )
         if self._failing:
             self._files.wait()
         return -1 if key in self._fast else weight
 
-    def _written(self, key: Any, written: Written) -> None:
+    def _written(self, key: Any, cause: Activity, written: Written) -> None:
         """A result is on disk, or cannot be."""
         value = self._leaving.pop(key)
         stored = self._slow[key]
@@ -447,15 +482,18 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._spilled_memory -= stored.memory
             self._spilled_disk -= stored.disk
             self._keep(key, value, stored.memory)
-            self._fast.move_to_end(key, last=False)
+            self._put_first(key, stored.number)
             return
         self._slow[key] = stored._replace(disk=written.nbytes)
         self._spilled_disk += written.nbytes - stored.disk
-        # No task's, whose metrics are told of otherwise.
-        metrics = self.cumulative_metrics
-        metrics["disk-write", "count"] += 1
-        metrics["disk-write", "bytes"] += written.nbytes
-        metrics["disk-write", "seconds"] += written.seconds
+        self._activities.written(cause, written.nbytes, written.seconds)
+
+    def _put_first(self, key: Any, number: int) -> None:
+        """Let a result that is back be the first to leave again, behind those that left earlier."""
+        self._returned[key] = number
+        for each in sorted(self._returned, key=self._returned.__getitem__, reverse=True):
+            if self._returned[each] <= number:
+                self._fast.move_to_end(each, last=False)
 
     def _load(self, key: Any, stored: _Stored) -> Any:
         with context_meter.meter("disk-read", "seconds"):
@@ -496,14 +534,6 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._held.pop(key, None)
             return False
         return True
-
-    @contextmanager
-    def _metered(self) -> Iterator[None]:
-        def note(label: Hashable, value: float, unit: str) -> None:
-            self.cumulative_metrics[str(label), unit] += value
-
-        with context_meter.add_callback(note):
-            yield
 
 
 def _taken(value: Any) -> np.ndarray | Pickled:
