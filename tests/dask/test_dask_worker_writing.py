@@ -13,6 +13,7 @@ pytest.importorskip("distributed")
 
 import dask.config
 from dask.sizeof import sizeof
+from distributed.utils import RateLimiterFilter
 
 from arraychest.dask import settings
 from tests.dask.workers import (
@@ -147,6 +148,8 @@ def test_what_cannot_be_pickled_stays_and_others_leave(make, caplog):
 
 
 def test_max_spill(make, caplog):
+    # It is logged once in a while, whichever test had it before.
+    RateLimiterFilter.reset_timer("distributed.spill.arraychest")
     data = make(target=2 * LARGE, max_spill=3 * LARGE + 10_000)
     for number in range(8):
         data[number] = large(number)
