@@ -95,7 +95,8 @@ class ResultFiles:
         number
             One that was never given before.
         ended
-            Called under the lock, unless the result is removed before.
+            Called under the lock, unless the result is removed before.  Where a write fails, all
+            that wait fail with it, the newest first.
         """
         write = _Write(taken, ended, _in_ram(taken))
         self._waiting[number] = write
@@ -182,8 +183,13 @@ class ResultFiles:
         wanted = self._forget(number) is not None
         if error is not None or not wanted:
             self._discard(number)
-        if wanted:
-            write.ended(Written(nbytes, seconds, error))
+        ended = [write] if wanted else []
+        if error is not None:
+            # Those that wait would fail, too, and each would come back before the one that is older
+            # than it.
+            ended += filter(None, map(self._forget, list(self._waiting)))
+        for each in reversed(ended):
+            each.ended(Written(nbytes, seconds, error))
 
     def _forget(self, number: int) -> _Write | None:
         """Take a result from those that wait, if it is one."""

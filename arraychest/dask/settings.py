@@ -8,9 +8,14 @@ option                                  meaning
                                         None: ``distributed.worker.memory.target``
 ``arraychest.worker.max-spill``         most bytes on disk, or False for any number; None:
                                         ``distributed.worker.memory.max-spill``
-``arraychest.worker.compression``       as `arraychest.Chest` takes it; None: results are written as
-                                        they are, and mapped
+``arraychest.worker.compression``       as `arraychest.Chest` takes it, or False for none; None:
+                                        ``distributed.worker.memory.spill-compression``
 ======================================  ============================================================
+
+dask's ``spill-compression`` names a codec: ``"zlib"``, ``"lz4"``, ``"zstd"``, or another one that
+Blosc2 has.  ``"snappy"``, which it has not, is lz4.  dask's default, ``"auto"``, leaves results as
+they are, and so do None and False: what is not compressed is mapped when it is asked for, and only
+the pages that a task touches are read.
 
 They are set as all of dask's are: in ``~/.config/dask/*.yaml``, with `dask.config.set`, or by the
 environment, as ``DASK_ARRAYCHEST__WORKER__MAX_SPILL="200 GiB"``.
@@ -25,8 +30,10 @@ import dask.config
 from dask.utils import parse_bytes
 from distributed.worker import Worker
 
-DEFAULTS = {"arraychest": {"worker": {"target": None, "max-spill": None, "compression": None}}}
-dask.config.update_defaults(DEFAULTS)
+from arraychest.formats.frame import CODECS
+
+_DEFAULTS = {"target": None, "max-spill": None, "compression": None}
+dask.config.update_defaults({"arraychest": {"worker": _DEFAULTS}})
 
 # Half-way between where dask spills and where it pauses, if both are switched off.
 _RELEASE = 0.75
@@ -34,7 +41,34 @@ _RELEASE = 0.75
 
 def option(name: str, given: Any = None) -> Any:
     """What was given, or else is configured as ``arraychest.worker.NAME``."""
-    return dask.config.get(f"arraychest.worker.{name}") if given is None else given
+    if given is not None:
+        return given
+    # Who replaces dask's configuration as a whole loses our defaults.
+    return dask.config.get(f"arraychest.worker.{name}", _DEFAULTS[name])
+
+
+def compression(given: Any) -> Any:
+    """With what spilled results are compressed, as `arraychest.Chest` takes it; None: not at all.
+
+    Raises
+    ------
+    ValueError
+        dask's configuration names a codec that there is none of.
+    """
+    asked = option("compression", given)
+    if asked is not None:
+        return None if asked is False else asked
+    name = dask.config.get("distributed.worker.memory.spill-compression", None)
+    if name in (None, False, "auto"):
+        return None
+    codec = "lz4" if name == "snappy" else name
+    if codec not in CODECS:
+        raise ValueError(
+            "expected distributed.worker.memory.spill-compression to be None, False, 'auto', "
+            f"'snappy' or one of {', '.join(map(repr, CODECS))}, found {name!r}: choose one of "
+            "these, or set arraychest.worker.compression, which overrules it"
+        )
+    return codec
 
 
 def max_spill(given: Any) -> int | None:

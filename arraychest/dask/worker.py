@@ -19,10 +19,8 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,8 +33,11 @@ from arraychest.arrays.mmap import is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.dask import settings
 from arraychest.dask.files import ResultFiles, Written
+from arraychest.dask.metrics import Cause, SpillMetrics
 from arraychest.dask.pages import MappedPages
-from arraychest.dask.pickling import Pickled, pickled, unpickled
+from arraychest.dask.pickling import Pickled, unpickled
+from arraychest.dask.pickling import taken as taken_of
+from arraychest.dask.views import View
 from arraychest.platform.pages import resident_bytes
 
 logger = logging.getLogger("distributed.spill.arraychest")
@@ -94,8 +95,10 @@ class WorkerChest(MutableMapping[Any, Any]):
         Most bytes on disk; False: any number.  None: ``arraychest.worker.max-spill``, or else
         ``distributed.worker.memory.max-spill``.
     compression
-        As `arraychest.Chest` takes it; what comes back is then an array in RAM.  None:
-        ``arraychest.worker.compression``; where that is None, too, results are written as they are.
+        As `arraychest.Chest` takes it; what comes back is then an array in RAM.  False: none.
+        None: what ``arraychest.worker.compression`` says in dask's configuration, or else
+        ``distributed.worker.memory.spill-compression``.  Unlike dask's spill buffer a chest leaves
+        results uncompressed where that is ``"auto"``, as it is by default: it maps them.
 
     Notes
     -----
@@ -128,7 +131,7 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._files = ResultFiles(
             os.path.join(worker_local_directory, "arraychest"),
             self._max_spill,
-            settings.option("compression", compression),
+            settings.compression(compression),
             self._lock,
         )
         # Whether the last write has failed.
@@ -153,27 +156,30 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._numbers = itertools.count()
         # Those that cannot be pickled, which was logged.
         self._refused: set[Any] = set()
-        #: (label, unit) -> what it adds up to
-        self.cumulative_metrics: defaultdict[tuple[str, str], float] = defaultdict(float)
-        for unit in ("count", "bytes", "seconds"):
-            # By another thread than the one that reads them: never the first of its kind.
-            self.cumulative_metrics["disk-write", unit] = 0.0
+        self._metrics = SpillMetrics()
 
     # --- what dask asks for ------------------------------------------------------------------
 
     @property
     def fast(self) -> Mapping[Any, Any]:
-        """What is in RAM, by key."""
-        return MappingProxyType(self._fast)
+        """What is in RAM, by key; it may be iterated over while other threads get and put."""
+        return View(self._fast, self._lock)
 
     memory = fast
 
     @property
     def slow(self) -> Mapping[Any, Any]:
-        """What has left RAM, by key: where it is stored."""
-        return MappingProxyType(self._slow)
+        """What has left RAM, by key: where it is stored; as `fast`."""
+        return View(self._slow, self._lock)
 
     disk = slow
+
+    @property
+    def cumulative_metrics(self) -> defaultdict[tuple[str, str], float]:
+        """What reads and writes add up to: by label and unit (``"count"``, ``"bytes"``,
+        ``"seconds"``), as ``("disk-write", "bytes")``.
+        """
+        return self._metrics.cumulative
 
     @property
     def spilled_total(self) -> SpilledSize:
@@ -211,6 +217,7 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._target = settings.target(self._asked_target, limit)
         self._spill_limit = settings.spill_limit(limit)
         self._pages.limit = settings.release_limit(limit)
+        self._metrics.attach(worker)
         monitor = worker.monitor
         watched = self._pages.watched(monitor.get_process_memory)
         # dask would spill as much again before this is gone.
@@ -231,7 +238,7 @@ class WorkerChest(MutableMapping[Any, Any]):
             logged.  Raises nothing.
         """
         try:
-            with self._lock, self._metered():
+            with self._lock, self._metrics.call():
                 self._files.wait(self._backlog)
                 return self._evict_oldest(len(self._fast))
         except Exception:
@@ -250,14 +257,15 @@ class WorkerChest(MutableMapping[Any, Any]):
 
         Raises
         ------
-        Exception
-            It is larger than the target by itself, and cannot be pickled.  It is not kept.
+        TypeError
+            It is larger than the target by itself, and cannot be pickled.  It is not kept.  Why it
+            cannot is the cause of this, and what the object has raised is the cause of that.
 
         Notes
         -----
         Where the disk is full, or has no room left by `max_spill`, results stay in RAM.
         """
-        with self._lock, self._metered():
+        with self._lock, self._metrics.call(puts=True, key=key):
             self.discard(key)
             weight = safe_sizeof(value)
             self._keep(key, value, weight)
@@ -270,7 +278,7 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._relieve()
 
     def __getitem__(self, key: Any) -> Any:
-        with self._lock, self._metered():
+        with self._lock, self._metrics.call():
             if key in self._fast:
                 self._fast.move_to_end(key)
                 context_meter.digest_metric("memory-read", 1, "count")
@@ -399,7 +407,7 @@ class WorkerChest(MutableMapping[Any, Any]):
 
         Raises
         ------
-        Exception
+        TypeError
             It cannot be pickled, and that is `fatal`: it is forgotten.
         """
         value = self._fast[key]
@@ -409,11 +417,11 @@ class WorkerChest(MutableMapping[Any, Any]):
             if self._files.closed:
                 return -1
             try:
-                taken = _taken(value)
-            except Exception:
+                taken = taken_of(value)
+            except Exception as error:
                 if fatal:
                     self.discard(key)
-                    raise
+                    raise TypeError(f"Failed to pickle {key!r}") from error
                 self._refused.add(key)
                 logger.exception("Failed to pickle %r, which stays in RAM", key)
                 return -1
@@ -431,12 +439,14 @@ class WorkerChest(MutableMapping[Any, Any]):
         # As long as a task has it, it is the result, and not a second one beside it.
         self._note_held(key, value)
         if taken is not None:
-            self._files.write(stored.number, taken, partial(self._written, key))
+            self._files.write(
+                stored.number, taken, partial(self._written, key, self._metrics.cause())
+            )
         if self._failing:
             self._files.wait()
         return -1 if key in self._fast else weight
 
-    def _written(self, key: Any, written: Written) -> None:
+    def _written(self, key: Any, cause: Cause, written: Written) -> None:
         """A result is on disk, or cannot be."""
         value = self._leaving.pop(key)
         stored = self._slow[key]
@@ -451,11 +461,7 @@ class WorkerChest(MutableMapping[Any, Any]):
             return
         self._slow[key] = stored._replace(disk=written.nbytes)
         self._spilled_disk += written.nbytes - stored.disk
-        # No task's, whose metrics are told of otherwise.
-        metrics = self.cumulative_metrics
-        metrics["disk-write", "count"] += 1
-        metrics["disk-write", "bytes"] += written.nbytes
-        metrics["disk-write", "seconds"] += written.seconds
+        self._metrics.written(cause, written.nbytes, written.seconds)
 
     def _load(self, key: Any, stored: _Stored) -> Any:
         with context_meter.meter("disk-read", "seconds"):
@@ -496,26 +502,3 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._held.pop(key, None)
             return False
         return True
-
-    @contextmanager
-    def _metered(self) -> Iterator[None]:
-        def note(label: Hashable, value: float, unit: str) -> None:
-            self.cumulative_metrics[str(label), unit] += value
-
-        with context_meter.add_callback(note):
-            yield
-
-
-def _taken(value: Any) -> np.ndarray | Pickled:
-    """A result as the chest takes it; an array that lies in one piece is not copied."""
-    if type(value) is np.ndarray and _is_plain(value):
-        return value if value.flags.forc else np.ascontiguousarray(value)
-    with context_meter.meter("serialize", "seconds"):
-        return pickled(value)
-
-
-def _is_plain(array: np.ndarray) -> bool:
-    # Of NumPy's own dtypes.  A broadcast array is small in RAM, and would be large on disk.
-    dtype = array.dtype
-    own = dtype.kind in "biufcmMSU" and dtype.isbuiltin != 2 and dtype.metadata is None
-    return own and array.nbytes > 0 and (array.flags.forc or 0 not in array.strides)

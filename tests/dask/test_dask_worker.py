@@ -1,11 +1,11 @@
 """`WorkerChest` as dask's workers use it: the mapping and the protocol, without a cluster.
 
+How results leave RAM, `test_dask_spilling` shows.
+
 dask's own tests of its spill buffer and of the worker's memory manager are not part of its wheel.
 What they show is shown here and in `test_dask_cluster`, in our own words, but for
 
-- the compression of spilled bytes (``distributed.worker.memory.spill-compression``): ours is
-  `compression`, and off, because a compressed result cannot be mapped;
-- metrics of compression and decompression, for the same reason;
+- metrics of compression and decompression: they are part of writing and reading;
 - names of spill files that are made of keys: ours are numbers, and no key is too long for them;
 - that a result which cannot be pickled keeps older ones from being spilled: it is passed over;
 - that a result which was read back is written again when it leaves RAM: its file was kept;
@@ -19,13 +19,10 @@ from __future__ import annotations
 import contextlib
 import decimal
 import gc
-import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,102 +30,10 @@ import pytest
 
 pytest.importorskip("distributed")
 
-import dask.config
 from dask.sizeof import sizeof
 
-from arraychest.dask import WorkerChest, settings
 from arraychest.dask.pages import MappedPages, resident_bytes
-from tests.support import fill_disk, listing
-
-LARGE = 1 << 20  # bytes of a value that has a file of its own
-MakeChest = Callable[..., WorkerChest]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[MakeChest]:
-    """Make chests that keep all in RAM until told otherwise, and check their books at the end."""
-    made: list[WorkerChest] = []
-
-    def make(folder: object = tmp_path, **options: Any) -> WorkerChest:
-        options = {"target": "1 TiB", "max_spill": False, **options}
-        made.append(WorkerChest(str(folder), **options))
-        return made[-1]
-
-    yield make
-    for data in made:
-        check(data)
-        data.close()
-        assert not os.path.exists(data._files.folder)
-
-
-@pytest.fixture
-def data(make: MakeChest) -> WorkerChest:
-    return make()
-
-
-def check(data: WorkerChest) -> None:
-    """What the mapping says of itself adds up."""
-    data.flush()
-    assert not data._leaving
-    assert not data.fast.keys() & data.slow.keys()
-    assert list(data) == [*data.fast, *data.slow]
-    assert len(data) == len(data.fast) + len(data.slow)
-    assert data._charged == sum(data._weights.values())
-    assert data._weights.keys() == data.fast.keys()
-    assert data._clean.keys() <= data.fast.keys()
-    files = [*data.slow.values(), *data._clean.values()]
-    memory, disk = data.spilled_total
-    assert memory == sum(stored.memory for stored in data.slow.values())
-    assert disk == sum(stored.disk for stored in files)
-    if not data._files.closed:
-        assert len(data._files._chest or ()) == len(files)
-
-
-def spill_all(data: WorkerChest) -> None:
-    while data.fast:
-        assert data.evict() >= 0
-    data.flush()
-
-
-def let_go(data: WorkerChest) -> None:
-    """Return once nobody has a spilled result any more; the writer thread may a moment longer."""
-    until = time.monotonic() + 5
-    while data._held and time.monotonic() < until:
-        time.sleep(0.001)
-    assert not data._held
-
-
-def stored_files(data: WorkerChest) -> list[str]:
-    return [
-        name for name in listing(data._files.folder) if name.startswith("data/") and "." in name
-    ]
-
-
-def written(data: WorkerChest) -> float:
-    return data.cumulative_metrics["disk-write", "count"]
-
-
-def large(value: int = 0) -> np.ndarray:
-    return np.full(LARGE // 8, value, np.int64)
-
-
-class Unpicklable:
-    def __init__(self, size: int = 100) -> None:
-        self.size = size
-
-    def __sizeof__(self) -> int:
-        return self.size
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise ZeroDivisionError("not me")
-
-
-class Plain:
-    """Can be referred to weakly."""
-
-    def __init__(self, what: Any) -> None:
-        self.what = what
-
+from tests.dask.support import LARGE, Plain, check, large, let_go, spill_all, stored_files, written
 
 # --- values -----------------------------------------------------------------------------------
 
@@ -477,490 +382,6 @@ def test_closed_it_keeps_what_is_in_ram(data):
     data._slow.clear()
 
 
-# --- the target -------------------------------------------------------------------------------
-
-
-def test_the_least_recently_used_leave_first(make):
-    value = "x" * 100
-    weight = sizeof(value)
-    data = make(target=2 * weight)
-    for key in "ab":
-        data[key] = key * 100
-    assert data.spilled_total == (0, 0)
-    assert data["a"] == "a" * 100  # used now
-    data["c"] = "c" * 100
-    assert list(data.fast) == ["a", "c"]
-    assert list(data.slow) == ["b"]
-    assert data.spilled_total.memory == weight
-    data.flush()
-    assert data["b"] == "b" * 100  # and is in RAM again, in the place of another
-    assert list(data.fast) == ["c", "b"]
-    assert data.spilled_total.memory == weight
-    data.flush()
-    disk = data.spilled_total.disk
-    del data["c"]
-    assert list(data.slow) == ["a"]  # a deletion brings nothing back
-    del data["a"]
-    assert data.spilled_total.memory == 0
-    assert 0 < data.spilled_total.disk < disk  # b's file is there still
-    del data["b"]
-    assert data.spilled_total == (0, 0)
-
-
-def test_what_exceeds_the_target_alone_leaves_at_once(make):
-    data = make(target=LARGE // 2)
-    data["small"] = b"x" * 1000
-    data["x"] = large(1)
-    assert list(data.fast) == ["small"]
-    assert list(data.slow) == ["x"]
-    data["y"] = [large(2)]
-    assert data["y"][0][0] == 2  # is made anew at each get: it has no room in RAM
-    assert list(data.fast) == ["small"]
-
-
-def test_evicting_what_was_read_back_writes_nothing(data):
-    for number in range(5):
-        data[number] = [large(number)]
-    spill_all(data)
-    files = listing(data._files.folder)
-    for _ in range(3):
-        for number in range(5):
-            assert data[number][0][0] == number
-        assert len(data.fast) == 5
-        spill_all(data)
-    assert written(data) == 5
-    assert listing(data._files.folder).keys() == files.keys()
-
-
-def test_target_and_limits_come_from_dasks_configuration(tmp_path):
-    limit = 1000
-    with dask.config.set({"distributed.worker.memory.target": 0.6}):
-        assert settings.target(None, limit) == 600
-        assert settings.target(0.25, limit) == 250
-        assert settings.target("1 kiB", limit) == 1024
-        assert settings.target(None, None) > 1 << 60
-        with dask.config.set({"arraychest.worker.target": 0.5}):
-            assert settings.target(None, limit) == 500
-            assert settings.target("2 kiB", limit) == 2048
-    with dask.config.set({"distributed.worker.memory.target": False}):
-        assert settings.target(None, limit) > 1 << 60
-    assert settings.max_spill(None) is None
-    assert settings.max_spill("1 MB") == 1_000_000
-    with dask.config.set({"distributed.worker.memory.max-spill": "2 MB"}):
-        assert settings.max_spill(None) == 2_000_000
-        assert settings.max_spill(False) is None
-        with dask.config.set({"arraychest.worker.max-spill": 5}):
-            assert settings.max_spill(None) == 5
-        with dask.config.set({"arraychest.worker.max-spill": False}):
-            assert settings.max_spill(None) is None
-    # Between where dask spills and where it pauses.
-    assert settings.release_limit(None) is None
-    assert settings.release_limit(1000) == 750
-    with dask.config.set({"distributed.worker.memory.pause": False}):
-        assert 700 < settings.release_limit(1000) < 950
-
-
-# --- what goes wrong --------------------------------------------------------------------------
-
-
-def test_what_cannot_be_pickled_and_exceeds_the_target_is_refused(make):
-    data = make(target=1000)
-    data["x"] = 1
-    with pytest.raises(ZeroDivisionError, match="not me"):
-        data["bad"] = Unpicklable(2000)
-    assert list(data) == ["x"]
-
-
-def test_what_cannot_be_pickled_stays_and_others_leave(make, caplog):
-    data = make(target=1000)
-    with caplog.at_level(logging.ERROR, "distributed.spill"):
-        data["bad"] = bad = Unpicklable(400)
-        data["x"] = "x" * 300
-        data["y"] = "y" * 500
-        assert list(data.fast) == ["bad"] or list(data.fast) == ["bad", "y"]
-        spilled = [*data.slow]
-        assert "x" in spilled
-        while len(data.fast) > 1:
-            assert data.evict() > 0
-        assert data.evict() == -1
-        assert data.evict() == -1
-    assert data["bad"] is bad
-    assert len(caplog.records) == 1  # said once
-    assert "Failed to pickle 'bad'" in caplog.text
-    assert "ZeroDivisionError" in caplog.text
-    del data["bad"]
-    data["bad"] = Unpicklable(1)
-    assert data.evict() == -1
-    data["bad"] = 3
-    assert data.evict() > 0
-
-
-def test_max_spill(make, caplog):
-    data = make(target=2 * LARGE, max_spill=3 * LARGE + 10_000)
-    for number in range(8):
-        data[number] = large(number)
-    assert list(data.slow) == [0, 1, 2]
-    assert data.evict() == -1
-    assert "max-spill is reached" in caplog.text
-    data[1]  # its file still counts
-    assert data.evict() == -1
-    del data[1]
-    assert data.evict() == LARGE
-    assert list(data.slow) == [0, 2, 3]
-    for number in list(data):
-        assert (data[number] == number).all()
-
-
-def test_a_full_disk_keeps_results_in_ram(make, tiny_disk, caplog):
-    data = make(tiny_disk, target=LARGE)
-    for number in range(12):
-        data[number] = large(number)
-    assert 2 <= len(data.slow) <= 8
-    assert "stays in RAM" in caplog.text
-    assert data.evict() == -1
-    for number in range(12):
-        assert (data[number] == number).all()
-    check(data)
-    # As soon as there is room they leave.
-    for number in list(data.slow):
-        del data[number]
-    until = time.monotonic() + 5
-    while data.evict() < 0 and time.monotonic() < until:
-        time.sleep(0.01)  # the files go a moment later
-    data["new"] = large(99)
-    assert len(data.fast) < 12 - 2
-    for number in list(data):
-        assert (data[number] == (99 if number == "new" else number)).all()
-
-
-def test_a_disk_that_is_full_from_the_start(make, tiny_disk):
-    fill_disk(tiny_disk)
-    data = make(tiny_disk, target=LARGE)
-    for number in range(4):
-        data[number] = large(number)
-    assert len(data.fast) == 4
-    (tiny_disk / "filler").unlink()
-    assert data.evict() > 0
-    data[4] = large(4)
-    assert len(data.slow) >= 3
-    assert (data[0] == 0).all()
-
-
-def test_a_folder_that_was_taken_away(make, tmp_path, caplog):
-    import shutil
-
-    folder = tmp_path / "worker"
-    folder.mkdir()
-    data = make(folder)
-    data["x"] = large(1)
-    data["y"] = large(2)
-    assert data.evict() > 0
-    found = data["x"]
-    # Until nothing is left: the thread that writes may be at work.
-    while folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    assert (found == 1).all()
-    data.evict()
-    assert (data["y"] == 2).all()
-    data.close()
-    data.clear()
-
-
-# --- what is being written --------------------------------------------------------------------
-
-
-class Gate:
-    """Holds up the thread that writes."""
-
-    def __init__(self, data: WorkerChest, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.began = threading.Event()
-        self.open = threading.Event()
-        self.error: Exception | None = None
-        store = data._files._store
-
-        def gated(number: int, taken: Any) -> int:
-            self.began.set()
-            assert self.open.wait(20)
-            if self.error is not None:
-                raise self.error
-            return store(number, taken)
-
-        monkeypatch.setattr(data._files, "_store", gated)
-
-
-def test_a_put_does_not_wait_for_what_it_spills(make, monkeypatch):
-    data = make(target=20 * LARGE)
-    gate = Gate(data, monkeypatch)
-    for number in range(21):
-        data[number] = large(number)
-    assert gate.began.wait(20)
-    assert list(data.slow) == [0]
-    assert written(data) == 0
-    assert (data[0] == 0).all()
-    data[21] = large(21)
-    assert list(data.slow) == [0, 1]
-    assert data.spilled_total == (2 * LARGE, 2 * LARGE)
-    gate.open.set()
-    data.flush()
-    assert written(data) == 2
-    assert data.spilled_total.memory == 2 * LARGE < data.spilled_total.disk
-    let_go(data)
-    assert (data[1] == 1).all()
-
-
-def test_what_cannot_be_referred_to_weakly_is_found_while_it_is_written(data, monkeypatch):
-    gate = Gate(data, monkeypatch)
-    data["x"] = value = [large(1)]
-    assert data.evict() > 0
-    assert gate.began.wait(20)
-    assert data["x"] is value
-    gate.open.set()
-    data.flush()
-    assert data["x"] is not value
-
-
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_result_is_deleted_while_it_is_written(data, monkeypatch, replaced):
-    gate = Gate(data, monkeypatch)
-    for key in "xyz":
-        data[key] = [large(1)]
-        assert data.evict() > 0
-    assert gate.began.wait(20)
-    for key in "xy":  # one is being written, the other waits
-        if replaced:
-            data[key] = [large(2)]
-        else:
-            del data[key]
-    assert data._files.waiting_bytes == pytest.approx(LARGE, rel=0.01)
-    gate.open.set()
-    check(data)
-    assert written(data) == 1
-    if replaced:
-        spill_all(data)
-        assert data["x"][0][0] == data["y"][0][0] == 2
-    else:
-        assert list(data) == ["z"]
-
-
-def test_a_put_waits_where_much_waits_to_be_written(make, monkeypatch):
-    data = make(target=LARGE)
-    gate = Gate(data, monkeypatch)
-    data[0] = large(0)
-    data[1] = large(1)
-    ended = threading.Event()
-
-    def put() -> None:
-        for number in range(2, 6):
-            data[number] = large(number)
-        ended.set()
-
-    thread = threading.Thread(target=put)
-    thread.start()
-    assert not ended.wait(0.2)
-    assert len(data.slow) == 1
-    gate.open.set()
-    thread.join()
-    assert len(data.fast) == 1
-
-
-def test_what_could_not_be_written_is_in_ram_again_and_leaves_first(data, monkeypatch, caplog):
-    gate = Gate(data, monkeypatch)
-    gate.error = OSError("no more")
-    for key in "abc":
-        data[key] = large(ord(key))
-    assert data.evict() == LARGE
-    assert list(data.fast) == ["b", "c"]
-    gate.open.set()
-    data.flush()
-    assert list(data.fast) == ["a", "b", "c"]
-    assert data.spilled_total == (0, 0)
-    assert "result 'a' could not be spilled, and stays in RAM: no more" in caplog.text
-    assert data.evict() == -1  # known at once from now on
-    gate.error = None
-    assert data.evict() == LARGE
-    assert list(data.slow) == ["a"]
-    assert not any(record.exc_info for record in caplog.records)
-
-
-def test_it_is_closed_while_it_writes(make, monkeypatch):
-    data = make()
-    gate = Gate(data, monkeypatch)
-    for key in "xy":
-        data[key] = [large(1)]
-        assert data.evict() > 0
-    assert gate.began.wait(20)
-    timer = threading.Timer(0.1, gate.open.set)
-    timer.start()
-    data.close()
-    timer.join()
-    assert data["y"][0][0] == 1  # nobody has written it
-    data.clear()
-
-
-def test_results_larger_than_the_target_wait_for_each_other(make, monkeypatch):
-    data = make(target=LARGE // 2)
-    gate = Gate(data, monkeypatch)
-    data[0] = large(0)
-    ended = threading.Event()
-
-    def put() -> None:
-        data[1] = large(1)
-        ended.set()
-
-    thread = threading.Thread(target=put)
-    thread.start()
-    assert not ended.wait(0.2)
-    gate.open.set()
-    thread.join()
-    assert list(data.slow) == [0, 1]
-
-
-def test_without_a_further_thread_results_are_written_all_the_same(data, monkeypatch):
-    def refused(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    for key in "xyz":
-        data[key] = large(1)
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refused)
-        assert data.evict() == LARGE
-        check(data)
-    assert written(data) == 1
-    assert data.evict() == LARGE
-    data.flush()
-    assert written(data) == 2
-
-
-@pytest.mark.parametrize("before", [False, True])
-def test_an_interrupt_while_the_thread_starts(data, monkeypatch, before):
-    start = threading.Thread.start
-
-    def interrupted(self: threading.Thread) -> None:
-        if not before:
-            start(self)
-        raise KeyboardInterrupt
-
-    data["x"] = [large(1)]
-    data["y"] = [large(2)]
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            data.evict()
-    data.flush()
-    assert data["x"][0][0] == 1
-    spill_all(data)
-    check(data)
-    assert written(data) == 2
-
-
-def test_what_breaks_the_thread_leaves_nobody_waiting(data, monkeypatch):
-    told = threading.Event()
-    monkeypatch.setattr(threading, "excepthook", lambda about: told.set())
-    discard = data._files._discard
-    gate = Gate(data, monkeypatch)
-    gate.error = OSError("no more")
-
-    def broken(number: int) -> None:
-        monkeypatch.setattr(data._files, "_discard", discard)
-        discard(number)
-        raise MemoryError
-
-    monkeypatch.setattr(data._files, "_discard", broken)
-    for key in "xyz":
-        data[key] = large(1)
-        data.evict()
-    assert gate.began.wait(20)
-    del data["x"]  # its thread breaks
-    gate.error = None
-    gate.open.set()
-    data.flush()
-    assert told.wait(20)
-    assert list(data.slow) == ["y", "z"]
-
-
-@pytest.mark.slow
-def test_many_small_results_wait(data, monkeypatch):
-    monkeypatch.setattr(data._files, "_store", lambda number, taken: 1)
-    monkeypatch.setattr(data._files, "_discard", lambda number: None)
-    count = 20_000
-    data._files._thread = threading.current_thread()  # nobody writes yet
-    for number in range(count):
-        data[number] = number
-    while data.fast:
-        data.evict()
-    data._files._thread = None
-    data.flush()
-    assert written(data) == count
-    data.clear()
-
-
-def test_those_that_cannot_be_pickled_are_passed_over_however_many(data, caplog):
-    for number in range(1200):
-        data[number] = Unpicklable()
-    data["x"] = 1
-    assert data.evict() == sizeof(1)
-    assert list(data.slow) == ["x"]
-    assert data.evict() == -1
-    assert len(caplog.records) == 1200
-
-
-def test_bytes_that_are_not_in_ram_are_not_counted_as_leaving_it(data, monkeypatch, tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(LARGE // 8))
-    data["file"] = np.asarray(np.load(tmp_path / "x.npy", mmap_mode="r"))
-    data["x"] = large(1)
-    spill_all(data)
-    let_go(data)
-    gate = Gate(data, monkeypatch)
-    data["view"] = data["x"][8:]
-    data["list"] = [data["x"][9:], large(2)]
-    while data.fast:
-        assert data.evict() > 0
-    assert data._files.waiting_bytes > 2.9 * LARGE
-    assert data._files.waiting_memory == pytest.approx(LARGE, rel=0.01)
-    gate.open.set()
-    data.flush()
-    assert data._files.waiting_memory == data._files.waiting_bytes == 0
-
-
-def test_a_key_is_there_at_every_moment(data, monkeypatch):
-    gate = Gate(data, monkeypatch)
-    gate.error = OSError("no more")
-    gate.open.set()
-    data["x"] = large(1)
-    ends = threading.Event()
-    missed = []
-
-    def look() -> None:
-        while not ends.is_set():
-            if "x" not in data or len(data) != 1 or list(data) != ["x"]:
-                missed.append(1)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    for _ in range(200):
-        data.evict()
-    ends.set()
-    thread.join()
-    assert not missed
-
-
-def test_results_are_written_before_dask_sees_that_the_process_has_much(make, monkeypatch):
-    data = make()
-    data._spill_limit = 64 * LARGE
-    resident = 30 * LARGE
-    monkeypatch.setattr("arraychest.dask.worker.resident_bytes", lambda: (resident, 0))
-    for number in range(8):
-        data[number] = large(number)
-    assert not data.slow
-    resident = 66 * LARGE
-    data["x"] = large(9)
-    assert 6 <= len(data.slow) <= 8
-    assert data._files.waiting_bytes <= max(0, len(data.slow) - 2) * LARGE
-    resident = 30 * LARGE
-    data["y"] = large(9)
-    assert data.keys() - data.slow.keys() >= {"x", "y"}
-
-
 # --- from other threads -----------------------------------------------------------------------
 
 
@@ -1018,6 +439,43 @@ def test_like_a_dict_whatever_happens(make):
     check(data)
     for key in model:
         assert np.array_equal(data[key], model[key])
+
+
+def test_what_is_in_ram_and_on_disk_may_be_looked_through_while_others_get(data):
+    for number in range(2000):
+        data[number] = number
+    for _ in range(1000):
+        data.evict()
+    ends = threading.Event()
+    turns: list[int] = []
+
+    def use() -> None:
+        while not ends.is_set():
+            for number in range(1000, 2000):
+                data[number]  # is the most recently used one now
+            data["more"] = data[0]  # takes it back into RAM
+            del data["more"]
+            turns.append(1)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        for _ in range(100):
+            for view in (data.fast, data.slow):
+                for key in view:
+                    assert key != "absent"
+                assert len([*view.items()]) == pytest.approx(1000, abs=10)
+                assert len([*view.values()]) == pytest.approx(1000, abs=10)
+                assert len(view.keys()) == pytest.approx(1000, abs=10)
+                assert str(view).startswith("{")
+    finally:
+        ends.set()
+        thread.join()
+    assert turns
+    with pytest.raises(TypeError):
+        data.fast["x"] = 1
+    assert data.fast[1500] == 1500
+    assert 1500 not in data.slow
 
 
 # --- what the dashboard and Prometheus read ---------------------------------------------------
