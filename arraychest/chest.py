@@ -7,9 +7,7 @@ import datetime as dt
 import functools
 import importlib
 import itertools
-import math
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -19,25 +17,27 @@ from typing import Any, Literal, Self, Unpack, cast, overload
 import numpy as np
 
 from arraychest.catalog.record import Cost
-from arraychest.dictionary import MISSING, Dictionary, near_keys
+from arraychest.dictionary import MISSING, Dictionary, data_and_path, filled, near_keys
 from arraychest.engine.append import append as append_blocks
 from arraychest.engine.drafts import Creation, edited
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
+from arraychest.engine.expiry import time_after
 from arraychest.engine.handle import Handle, handle_of
 from arraychest.engine.in_place import edited_in_place
 from arraychest.engine.options import DEFAULTS, ChestOptions, checked_options, with_options
 from arraychest.engine.rename import rename
-from arraychest.engine.stats import Stats, stats_of
-from arraychest.engine.transaction import Transaction
-from arraychest.engine.update import update_from
+from arraychest.engine.stats import Stats, description, stats_of
+from arraychest.engine.transaction import Transaction, changing
+from arraychest.engine.update import bytes_in, put_each, update_by, update_from
 from arraychest.errors import AbsentKeyError
 from arraychest.formats.compression import Asked, parse_compression
 from arraychest.group import Group
-from arraychest.integrity.inspection import verify
+from arraychest.integrations import dask_part
 from arraychest.integrity.rebuild import rebuild_if_lost
 from arraychest.integrity.repair import repair as repair_findings
 from arraychest.integrity.report import Report
+from arraychest.integrity.verify import verify
 from arraychest.memoize.cached import Cached, P, R, cached
 from arraychest.memoize.flights import Flights
 from arraychest.memoize.options import DEFAULTS as CACHE_DEFAULTS
@@ -49,7 +49,6 @@ from arraychest.progress import is_asked, measured
 from arraychest.sharing.locks import KeyLock
 from arraychest.sharing.open_folder import folder_at
 from arraychest.storage.folder import Mode
-from arraychest.units import format_bytes
 from arraychest.values.keys import group_of
 
 
@@ -189,14 +188,7 @@ class Chest(Dictionary):
         mode: Mode = "a",
         **options: Unpack[ChestOptions],
     ) -> None:
-        if isinstance(data, str | os.PathLike):
-            if path is not None:
-                raise TypeError(
-                    f"expected one path, found {os.fspath(data)!r} and {os.fspath(path)!r}"
-                )
-            data, path = None, data
-        if data is not None and not isinstance(data, Mapping):
-            raise TypeError(f"expected a path, or a mapping as data, found {type(data).__name__}")
+        data, path = data_and_path(data, path)
         checked = checked_options(mode, options, has_path=path is not None)
         # For those who open it again: pickles, and forked workers.
         self._arguments = {
@@ -207,18 +199,13 @@ class Chest(Dictionary):
         folder = None if path is None else folder_at(path)
         self._engine = Engine(folder, Budget(available_memory), checked)
         # The hot path's own name for it: the same dict object for the chest's whole life.
-        self._index = self._engine.index.slots
+        self._index = self._engine.session.index.slots
         # None where no other process changes the chest, so that a get need not ask whether one has.
-        self._counter = None if folder is None else self._engine.counter
+        self._counter = None if folder is None else self._engine.session.counter
         self._flights = Flights(self._engine)
-        self._finalizer = weakref.finalize(self, self._engine.finalize)
+        self._finalizer = weakref.finalize(self, self._engine.session.finalize)
         if data is not None:
-            try:
-                self.update(data)
-            except BaseException:
-                # Nobody else can: there is no chest yet in the caller's hands.
-                self.close()
-                raise
+            filled(self, data)
 
     # --- the mapping -----------------------------------------------------------------------
 
@@ -256,7 +243,7 @@ class Chest(Dictionary):
             return engine.get(key)
         except AbsentKeyError as error:
             if isinstance(key, str):
-                error.near = functools.partial(_near, weakref.ref(self), key)
+                error.near = functools.partial(near_keys, weakref.ref(self), key)
             raise
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -311,7 +298,7 @@ class Chest(Dictionary):
         ('zstd', [0.0, 0.0])
         """
         how = None if isinstance(compression, _Unsaid) else parse_compression(compression)
-        expires = _time_after(expires_after)
+        expires = time_after(expires_after)
         cost = None if expires is None else Cost(None, expires)
         self._engine.put_any(key, value, compression=how, cost=cost)
 
@@ -338,7 +325,7 @@ class Chest(Dictionary):
         >>> "session" in chest
         True
         """
-        self._engine.touch(key, _time_after(expires_after))
+        self._engine.touch(key, time_after(expires_after))
 
     def load(self, key: Any) -> Any:
         """The value of `key` as a plain array in RAM, or a NumPy scalar, wherever it is stored.
@@ -435,13 +422,13 @@ class Chest(Dictionary):
         """
         if not isinstance(other, Mapping):
             return NotImplemented
-        return _joined(self, other)
+        return filled(Chest(), self, other)
 
     def __ror__(self, other: Mapping[Any, Any]) -> Chest:
         """As ``Chest(other) | self``."""
         if not isinstance(other, Mapping):
             return NotImplemented
-        return _joined(other, self)
+        return filled(Chest(), other, self)
 
     def group(self, prefix: Any) -> Group:
         """The entries whose keys begin with `prefix`, as a mapping with the rest of these keys.
@@ -507,21 +494,18 @@ class Chest(Dictionary):
         # As dict does it: whatever has keys is a mapping, anything else is pairs.
         keys = getattr(other, "keys", None)
         pairs: Any = other if keys is None else ((key, cast(Any, other)[key]) for key in keys())
-        with measured(asked, "update", lambda: _bytes_in(other)) as meter:
-            if self._engine.temporary and not isinstance(other, Chest):
+        with measured(asked, "update", lambda: bytes_in(other)) as meter:
+            if self._engine.session.temporary and not isinstance(other, Chest):
                 # Nobody else can see a part of it, and it may stay in RAM.
-                for key, value in itertools.chain(pairs, named.items()):
-                    self._engine.put_any(key, value, only_absent=not overwrite)
-                    meter.add(getattr(value, "nbytes", 0))
+                pairs = itertools.chain(pairs, named.items())
+                put_each(self._engine.put_any, pairs, meter, only_absent=not overwrite)
                 return
             with self._changing() as changes:
                 if isinstance(other, Chest):
                     update_from(self._engine, other._engine, changes, meter, overwrite=overwrite)
                     pairs = ()
-                for key, value in itertools.chain(pairs, named.items()):
-                    if overwrite or not self._engine.contains(key):
-                        changes.put(key, value)
-                    meter.add(getattr(value, "nbytes", 0))
+                pairs = itertools.chain(pairs, named.items())
+                update_by(self._engine, changes, pairs, meter, overwrite=overwrite)
 
     def copy_from(
         self,
@@ -559,10 +543,8 @@ class Chest(Dictionary):
         with measured(progress, "copy", total) as meter, self._changing() as changes:
             if isinstance(other, Group):
                 # A file that is linked says of itself the key that its own chest has.
-                for key in wanted:
-                    if overwrite or not self._engine.contains(key):
-                        changes.put(key, value := other[key])
-                        meter.add(getattr(value, "nbytes", 0))
+                pairs = ((key, other[key]) for key in wanted)
+                update_by(self._engine, changes, pairs, meter, overwrite=overwrite)
                 return
             mine, theirs = self._engine, other._engine
             update_from(mine, theirs, changes, meter, overwrite=overwrite, keys=wanted)
@@ -608,37 +590,11 @@ class Chest(Dictionary):
         with self._changing():
             yield self
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[Transaction]:
-        engine = self._engine
-        outer = cast("Transaction | None", engine.own_changes())
-        if outer is not None:
-            yield outer
-            if outer.has_ended:
-                raise RuntimeError(
-                    "expected a transaction to end before the one that it is part of, found that "
-                    "the other one ended first"
-                )
-            return
-        changes = Transaction(engine)
-        try:
-            try:
-                with engine.writer.lock:
-                    engine.begin_changes(changes)
-                    # An empty one: each get asks from here on whether it is in a transaction.
-                    self._index = {}
-                yield changes
-            finally:
-                # First, and without a call, in front of which an interrupt could come.
-                changes.is_left = True
-                with engine.writer.lock:
-                    if engine.end_changes(changes):
-                        self._index = engine.index.slots
-            changes.commit()
-        except BaseException:
-            # Of what was committed nothing is left to do.
-            changes.roll_back()
-            raise
+    def _changing(self) -> AbstractContextManager[Transaction]:
+        return changing(self._engine, self._look_up_in)
+
+    def _look_up_in(self, index: dict[Any, Any]) -> None:
+        self._index = index
 
     def lock(self, key: Any) -> KeyLock:
         """A lock on a key, between all threads, tasks and processes that use the chest.
@@ -677,7 +633,7 @@ class Chest(Dictionary):
         ...     chest.flush()
         >>> chest.close()
         """
-        folder = self._engine.open_store().folder
+        folder = self._engine.session.open_store().folder
         return KeyLock(folder, group_of(key), key, self)
 
     def edit(self, key: Any, *, in_place: bool = False) -> AbstractContextManager[np.ndarray]:
@@ -1049,11 +1005,11 @@ class Chest(Dictionary):
         --------
         >>> import numpy as np
         >>> chest = Chest({"x": np.arange(12.0).reshape(3, 4)})
-        >>> x = chest.to_dask("x")  # doctest: +SKIP
+        >>> x = chest.todask_part("x")  # doctest: +SKIP
         >>> float(x.sum().compute())  # doctest: +SKIP
         66.0
         """
-        return _dask("arrays").to_dask(handle_of(self._engine, key), chunks)
+        return dask_part("arrays").to_dask(handle_of(self._engine, key), chunks)
 
     def persist(self, x: Any, key: Any = None, **options: Any) -> Any:
         """Compute a dask array, as its own ``persist`` does, onto disk and not into RAM.
@@ -1082,7 +1038,7 @@ class Chest(Dictionary):
         ImportError
             dask is missing: ``pip install 'arraychest[dask]'``.
         """
-        return _dask("storing").persist(x, self, key, **options)
+        return dask_part("storing").persist(x, self, key, **options)
 
     def export(
         self,
@@ -1151,17 +1107,16 @@ class Chest(Dictionary):
         [0, 1, 2]
         """
         exchange = importlib.import_module("arraychest.exchange")
-        return int(
-            exchange.export(
-                self,
-                path,
-                format,
-                keys=keys,
-                overwrite=overwrite,
-                allow_pickle=allow_pickle,
-                progress=progress,
-            )
+        done = exchange.export(
+            self,
+            path,
+            format,
+            keys=keys,
+            overwrite=overwrite,
+            allow_pickle=allow_pickle,
+            progress=progress,
         )
+        return int(done)
 
     def import_from(
         self,
@@ -1231,29 +1186,28 @@ class Chest(Dictionary):
         [0, 1, 2]
         """
         exchange = importlib.import_module("arraychest.exchange")
-        return int(
-            exchange.import_from(
-                self,
-                path,
-                format,
-                prefix=prefix,
-                overwrite=overwrite,
-                allow_pickle=allow_pickle,
-                progress=progress,
-            )
+        done = exchange.import_from(
+            self,
+            path,
+            format,
+            prefix=prefix,
+            overwrite=overwrite,
+            allow_pickle=allow_pickle,
+            progress=progress,
         )
+        return int(done)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A chest pickles to its path and options.  It is flushed first, for others to see."""
         engine = self._engine
-        if engine.temporary:
+        if engine.session.temporary:
             raise TypeError(
                 "expected a chest with a path, found a temporary one, which no other process "
                 "can open"
             )
-        if engine.is_writer() and not engine.closed:
+        if engine.session.is_writer() and not engine.session.closed:
             self.flush()
-        return _reopen, (type(self), engine.path, self._arguments)
+        return _reopen, (type(self), engine.session.path, self._arguments)
 
     # --- what it holds ---------------------------------------------------------------------
 
@@ -1293,12 +1247,12 @@ class Chest(Dictionary):
 
         Of a folder that was moved, this is the new path; of one that is gone, the old path.
         """
-        return self._engine.path
+        return self._engine.session.path
 
     @property
     def closed(self) -> bool:
         """Whether the chest was closed."""
-        return self._engine.closed
+        return self._engine.session.closed
 
     def plot(self, *, times: bool = False) -> Any:
         """Draw what lies where by key and size, how large entries are, and memory over time.
@@ -1335,21 +1289,14 @@ class Chest(Dictionary):
         >>> figure = chest.plot()  # doctest: +SKIP
         >>> figure.savefig("chest.png")  # doctest: +SKIP
         """
-        engine = self._engine
-        samples = None
-        if not times:
-            engine.check_open()
-            engine.take_sample()
-            samples = engine.history.samples
-        plots = importlib.import_module("arraychest.show.plots")
-        return plots.plotted(engine, samples)
+        return importlib.import_module("arraychest.show.plots").plotted(self._engine, times=times)
 
     # --- memory ----------------------------------------------------------------------------
 
     @property
     def memory_usage(self) -> int:
         """Bytes of the buffers that the chest keeps in RAM, each once."""
-        return self._engine.resident.charged
+        return self._engine.session.resident.charged
 
     @property
     def available_memory(self) -> int:
@@ -1363,8 +1310,8 @@ class Chest(Dictionary):
             Values that had to leave RAM could not be stored.  The new budget counts all the same.
         """
         engine = self._engine
-        engine.budget.refresh(engine.resident.charged)
-        return engine.budget.bytes
+        engine.session.budget.refresh(engine.session.resident.charged)
+        return engine.session.budget.bytes
 
     @available_memory.setter
     def available_memory(self, size: int | float | str | None) -> None:
@@ -1500,8 +1447,8 @@ class Chest(Dictionary):
             removed or replaced the folder, call `drop` to give up the chest, and what was not
             stored.
         """
-        self._engine.close()
-        if self._engine.closed:
+        self._engine.session.close()
+        if self._engine.session.closed:
             self._finalizer.detach()
 
     def drop(self) -> None:
@@ -1516,8 +1463,8 @@ class Chest(Dictionary):
         ChestInUseError
             Another chest may write to the folder; nothing was removed.
         """
-        self._engine.begin_writing()
-        self._engine.drop()
+        self._engine.session.begin_writing()
+        self._engine.session.drop()
         self._finalizer.detach()
 
     def __enter__(self) -> Self:
@@ -1532,17 +1479,7 @@ class Chest(Dictionary):
         self.close()
 
     def __repr__(self) -> str:
-        engine = self._engine
-        if engine.closed:
-            return f"<arraychest.Chest {engine.path or 'temporary'}, closed>"
-        where = (
-            f"temporary, {engine.path or 'nothing on disk'}" if engine.temporary else engine.path
-        )
-        return (
-            f"<arraychest.Chest {where}: {len(self)} values, {engine.resident.count} "
-            f"resident ({format_bytes(self.memory_usage)} of {format_bytes(engine.budget.bytes)}), "
-            f"{format_bytes(engine.stored_bytes())} stored>"
-        )
+        return description(self._engine)
 
     def _repr_html_(self) -> str:
         """The chest as notebooks show it; reads no value, counts as no use, and raises nothing."""
@@ -1613,54 +1550,10 @@ def repair(path: str | os.PathLike[str], *, progress: ProgressAsked = False) -> 
     return report._replace(findings=(*rebuilt, *report.findings))
 
 
-def _bytes_in(values: object) -> int:
-    """Bytes of a mapping's values; 0 where they are not at hand."""
-    if isinstance(values, Chest):
-        return values._engine.stored_bytes() + values.memory_usage
-    if isinstance(values, dict):
-        return sum(getattr(value, "nbytes", 0) for value in values.values())
-    return 0
-
-
 def _reopen(kind: type[Chest], path: str, arguments: dict[str, Any]) -> Chest:
     return kind(path=path, **arguments)
-
-
-def _near(chest: weakref.ref[Chest], key: str) -> list[str]:
-    alive = chest()
-    return [] if alive is None or alive.closed else near_keys(alive, key)
-
-
-def _time_after(seconds: float | dt.timedelta | None) -> float | None:
-    """The time so long from now, in seconds since 1970."""
-    if isinstance(seconds, dt.timedelta):
-        seconds = seconds.total_seconds()
-    if seconds is None:
-        return None
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"expected expires_after to be positive, found {seconds}")
-    return time.time() + seconds
-
-
-def _joined(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> Chest:
-    chest = Chest()
-    try:
-        chest.update(first)
-        chest.update(second)
-    except BaseException:
-        chest.close()
-        raise
-    return chest
 
 
 with_options(Chest.__init__, ChestOptions, DEFAULTS)
 with_options(open, ChestOptions, DEFAULTS)
 with_options(Chest.cache, CacheOptions, CACHE_DEFAULTS)
-
-
-def _dask(module: str) -> Any:
-    # By name, as it is built on this module: nothing below imports it.
-    try:
-        return importlib.import_module(f"arraychest.integrations.dask_{module}")
-    except ImportError as error:
-        raise ImportError(f"{error}: pip install 'arraychest[dask]'") from error

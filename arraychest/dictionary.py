@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import itertools
+import os
 from collections.abc import (
     ItemsView,
     Iterator,
@@ -13,12 +14,22 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from typing import Any
+from typing import Any, Protocol, TypeVar
+from weakref import ref
 
 from arraychest.errors import AbsentKeyError
 from arraychest.values.equality import same
 
 MISSING: Any = object()
+
+
+class _New(Protocol):
+    def update(self, other: Any, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_New)
 
 # Keys that completion offers, and among which a near one is looked for.
 _MOST_COMPLETIONS = 10_000
@@ -93,11 +104,43 @@ class Dictionary(MutableMapping[Any, Any]):
         return list(itertools.islice(self, _MOST_COMPLETIONS))
 
 
-def near_keys(mapping: Mapping[Any, Any], key: Any) -> list[str]:
+def data_and_path(data: Any, path: Any) -> tuple[Mapping[Any, Any] | None, Any]:
+    """What a chest is made from: the first argument is its data or, as a str or path, its path.
+
+    Raises
+    ------
+    TypeError
+        There are two paths, or the data is no mapping.
+    """
+    if isinstance(data, str | os.PathLike):
+        if path is not None:
+            raise TypeError(f"expected one path, found {os.fspath(data)!r} and {os.fspath(path)!r}")
+        return None, data
+    if data is not None and not isinstance(data, Mapping):
+        raise TypeError(f"expected a path, or a mapping as data, found {type(data).__name__}")
+    return data, path
+
+
+def filled(chest: C, *mappings: Mapping[Any, Any]) -> C:
+    """A new chest with the values of mappings; it is closed where they cannot be put.
+
+    Nobody else could close it: it is not in the caller's hands yet.
+    """
+    try:
+        for each in mappings:
+            chest.update(each)
+    except BaseException:
+        chest.close()
+        raise
+    return chest
+
+
+def near_keys(mapping: ref[Any], key: Any) -> list[str]:
     """Keys that a str may have been meant for: of a chest with few keys, and up to three."""
-    if not isinstance(key, str) or len(mapping) > _MOST_SUGGESTIONS_OF:
+    keys = mapping()
+    if not isinstance(key, str) or keys is None or keys.closed or len(keys) > _MOST_SUGGESTIONS_OF:
         return []
-    return difflib.get_close_matches(key, [each for each in mapping if isinstance(each, str)])
+    return difflib.get_close_matches(key, [each for each in keys if isinstance(each, str)])
 
 
 class _Keys(KeysView[Any]):

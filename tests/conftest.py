@@ -9,6 +9,7 @@ import math
 import multiprocessing.resource_tracker
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,13 @@ settings.load_profile("plain")
 # A thread that computes keeps the interpreter's lock for 5 ms from one that waits for it, each time
 # that this one comes back from the system: beside a loop a commit takes 0.3 s.
 sys.setswitchinterval(0.0005)
+
+# A shell lets what it starts in the background ignore SIGINT, which tests send to themselves.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Writer threads end by themselves a moment after there is nothing left to store.
 _MOMENT_SECONDS = 0.1

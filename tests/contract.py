@@ -348,7 +348,7 @@ class MappingContract:
                     found.clear()
                     assert_identical(chest[key], expected)
             assert chest == values()
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
             chest = settle(chest)
         assert_identical(chest.pop("nested"), values()["nested"])
         assert chest.setdefault("none", 1) is None

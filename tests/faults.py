@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import arraychest.arrays.mmap
 import arraychest.catalog.connection
 import arraychest.engine.blocks
 import arraychest.engine.drafts
@@ -39,14 +38,16 @@ import arraychest.monitor.live
 import arraychest.platform.choice
 import arraychest.platform.cloning
 import arraychest.platform.leases
+import arraychest.platform.maps
 import arraychest.platform.space
 import arraychest.sharing.commit_counter
 import arraychest.sharing.locks
 import arraychest.sharing.open_folder
 import arraychest.storage.block_writer
 import arraychest.storage.folder
+import arraychest.storage.linking
+import arraychest.storage.mapped_files
 import arraychest.storage.reading
-import arraychest.storage.store
 from tests.support import hears_interrupts, where_is
 
 # An action gets the operation's name, its arguments and what does it, and returns its result.
@@ -102,11 +103,12 @@ _HOSTS = (
     arraychest.storage.reading,
     arraychest.sharing.locks,
     arraychest.formats.manifest,
-    arraychest.arrays.mmap,
+    arraychest.platform.maps,
     arraychest.engine.drafts,
     arraychest.formats.manifest,
     arraychest.sharing.open_folder,
-    arraychest.storage.store,
+    arraychest.storage.linking,
+    arraychest.storage.mapped_files,
 )
 _action: Action | None = None
 

@@ -155,11 +155,11 @@ def test_a_failure_in_the_background_is_told_by_the_next_put_once(path):
 
     refusing = True
     with arraychest.open(path, "w", 10 * BYTES) as chest, injected(failing):
-        writer = chest._engine.writer
+        writer = chest._engine.session.writer
         for number in range(8):  # past the high watermark
             chest[number] = filled(number, LARGE)
         deadline = time.monotonic() + 30
-        while writer.failure is None:
+        while writer.failures.untold is None:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         refusing = False
@@ -364,8 +364,8 @@ def test_a_file_that_cannot_be_removed_is_swept_by_the_next_writer(path):
             del chest[0]
             chest[1] = filled(10, LARGE)
             chest.flush()
-            with chest._engine.writer.lock:
-                chest._engine.writer.wait_idle()
+            with chest._engine.session.writer.lock:
+                chest._engine.session.writer.wait_idle()
         assert fault.hits
     assert len(list(Path(path).rglob("*.npy"))) == 5
     with arraychest.open(path) as chest:
@@ -743,7 +743,7 @@ def test_memory_that_cannot_be_had_for_a_copy_leaves_everything_as_it_was(path, 
 
     with arraychest.open(path, "w", on_put="copy") as chest:
         chest["x"] = filled(1, LARGE)
-        monkeypatch.setattr("arraychest.engine.engine.array_to_keep", refuse)
+        monkeypatch.setattr("arraychest.engine.put.array_to_keep", refuse)
         with pytest.raises(MemoryError):
             chest["x"] = filled(2, LARGE)
         monkeypatch.undo()
@@ -852,13 +852,13 @@ def test_a_file_that_became_a_spare_while_it_was_linked_is_not_linked(path, othe
 def test_nothing_is_written_through_a_map(path, monkeypatch):
     """On a full disk that is SIGBUS: a shared map of a value's file is never writable."""
     modes = []
-    real = arraychest.arrays.mmap._mmap
+    real = arraychest.platform.maps._mmap
 
     def spy(address: Any, nbytes: int, protection: int, flags: int, *rest: Any) -> Any:
         modes.append((nbytes, protection, flags))
         return real(address, nbytes, protection, flags, *rest)
 
-    monkeypatch.setattr(arraychest.arrays.mmap, "_mmap", spy)
+    monkeypatch.setattr(arraychest.platform.maps, "_mmap", spy)
     for mmap_mode in ("r", "c"):
         with arraychest.open(path, "w", 2 * BYTES, mmap_mode=mmap_mode) as chest:
             for number in range(5):
@@ -919,7 +919,7 @@ def test_the_c_library_reports_a_map_that_cannot_be_made(tmp_path):
     fd = os.open(file, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="Invalid"):
-            arraychest.arrays.mmap._Map(fd, 0, "r", steady=False)
+            arraychest.platform.maps._Map(fd, 0, "r", steady=False)
     finally:
         os.close(fd)
     assert ctypes.get_errno() in (0, errno.EINVAL)
@@ -936,9 +936,9 @@ def test_a_failure_that_waits_to_be_told_keeps_no_array(path):
             kept = [weakref.ref(array) for array in arrays]
             for number in range(4):
                 chest[number] = arrays.pop()
-            with chest._engine.writer.lock:
-                chest._engine.writer.wait_idle()
-            assert chest._engine.writer.failure is not None
+            with chest._engine.session.writer.lock:
+                chest._engine.session.writer.wait_idle()
+            assert chest._engine.session.writer.failures.untold is not None
             fault.on = False
             for number in range(4):
                 del chest[number]

@@ -64,7 +64,7 @@ class TestOptions:
         assert parameters["on_put"].default == "freeze"
         # What is not given is what the signature says.
         with Chest() as chest:
-            assert chest._engine.options.on_put == "freeze"
+            assert chest._engine.session.options.on_put == "freeze"
 
     def test_a_subclass_has_its_own(self):
         class Mine(Chest):

@@ -547,7 +547,7 @@ def test_the_writer_of_blocks_makes_no_folder(folder):
     from arraychest.engine.blocks import begin
 
     chest = filled(folder)
-    writer = begin(chest._engine.committer, "w", np.dtype("f8"), ((2,),), "what")
+    writer = begin(chest._engine.session, "w", np.dtype("f8"), ((2,),), "what")
     elsewhere = pickle.loads(pickle.dumps(writer))
     elsewhere.write((0,), np.ones(2))
     assert not writer.missing()

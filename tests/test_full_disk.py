@@ -68,8 +68,8 @@ def with_spares(path: Path) -> arraychest.Chest:
     for number in range(20):
         del chest[number]
     chest.flush()
-    with chest._engine.writer.lock:
-        chest._engine.writer.wait_idle()  # a flush does not wait for what it put out of use
+    with chest._engine.session.writer.lock:
+        chest._engine.session.writer.wait_idle()  # a flush does not wait for what it put out of use
     assert spare_bytes(path) > 10 * 8 * LARGE
     fill_disk(path.parent)
     assert free(path.parent) == 0
@@ -190,7 +190,7 @@ def test_a_spare_that_goes_while_it_is_written_is_written_anew(tmp_path, monkeyp
         for number in range(4):
             del chest[number]
         chest.flush()
-        spares = chest._engine._store.files.spares
+        spares = chest._engine.session.store.files.spares
         opened = spares.open
 
         def open_and_lose(spare: str) -> int | None:
@@ -224,7 +224,7 @@ def test_a_flush_that_succeeded_leaves_no_failure_for_the_next_put(tiny_disk, si
             chest.flush()
         os.unlink(tiny_disk / "filler")
         chest.flush()
-        assert chest._engine.writer.failure is None
+        assert chest._engine.session.writer.failures.untold is None
         for number in range(100):
             chest["later", number] = filled(number, SMALL)
         chest.flush()

@@ -6,6 +6,8 @@ An import counts wherever it stands: at the top, for types only, in a function, 
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,28 +21,26 @@ ROOT = Path(arraychest.__file__).parent
 # The rooms, which are the folders and modules of the package, floor by floor from the ground.  A
 # room imports rooms of lower floors only.  "" is the package itself.
 FLOORS = (
-    {"platform"},
-    {"errors", "parallel", "progress", "text", "units"},
-    {"formats", "markup"},
-    {"arrays"},
-    {"sharing", "values"},
-    {"catalog", "dictionary", "files"},
-    {"memory", "monitor"},
-    {"storage"},
+    {"errors", "platform", "progress", "text", "units"},
+    {"markup", "parallel", "sharing"},
+    {"catalog", "files", "formats"},
+    {"arrays", "monitor"},
+    {"values"},
+    {"dictionary", "memory", "storage"},
     {"engine"},
-    {"exchange", "group", "integrity", "show"},
-    {"memoize"},
+    {"exchange", "group", "integrity", "memoize", "show"},
     {"integrations"},
     {"chest"},
     {""},
-    {"cli", "dask"},
-    {"xarray"},
+    {"cli", "dask", "xarray"},
     {"__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-# Which rooms do not know each other, whatever their floors are.
-APART = [("storage", "memory")]
+# How large a module and a function may be, in lines that are neither blank nor only comment or
+# docstring, and how many methods a class may have.  A face has those of a dict or an array.
+MOST_LINES, MOST_LINES_OF_FUNCTION, MOST_METHODS = 400, 60, 30
+FACES = {"Chest", "LazyArray"}
 
 BY_NAME = {"importlib.import_module", "import_module", "__import__"}
 
@@ -101,7 +101,64 @@ def test_a_room_imports_rooms_of_lower_floors_only(module):
         other = room_of(target)
         if other != room:
             assert FLOOR[other] < FLOOR[room], f"{MODULES[module]}:{line}: {room} imports {other}"
-            assert (room, other) not in APART, f"{MODULES[module]}:{line}: {room} imports {other}"
+
+
+def lines_of_code(text: str) -> set[int]:
+    """Numbers of the lines that are neither blank nor only comment or docstring."""
+    docs: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docs.update(range(node.lineno, (node.end_lineno or 0) + 1))
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        is_doc = token.type == tokenize.STRING and token.start[0] in docs
+        if token.string.strip() and token.type != tokenize.COMMENT and not is_doc:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return lines
+
+
+def too_large(text: str) -> list[str]:
+    """What of a module is larger than it may be."""
+    lines, found = lines_of_code(text), []
+    if len(lines) > MOST_LINES:
+        found.append(f"{len(lines)} lines of code")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            count = len(lines & set(range(first, (node.end_lineno or 0) + 1)))
+            if count > MOST_LINES_OF_FUNCTION:
+                found.append(f"{node.name}: {count} lines of code")
+        elif isinstance(node, ast.ClassDef) and node.name not in FACES:
+            functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+            methods = {each.name for each in node.body if isinstance(each, functions)}
+            if len(methods) > MOST_METHODS:
+                found.append(f"{node.name}: {len(methods)} methods")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module or "arraychest")
+def test_a_module_a_function_and_a_class_are_small_enough_to_read(module):
+    assert not too_large(MODULES[module].read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("x = 1\n" * 400, []),
+        ("x = 1\n" * 401, ["401 lines of code"]),
+        ("# a comment\n\n" * 401, []),
+        ("def f():\n    '''a\n\n    b'''\n" + "    x = 1\n" * 59, []),
+        ("def f():\n" + "    x = 1\n" * 60, ["f: 61 lines of code"]),
+        (
+            "class C:\n" + "".join(f"    def f{n}(self): ...\n" for n in range(31)),
+            ["C: 31 methods"],
+        ),
+        ("class Chest:\n" + "".join(f"    def f{n}(self): ...\n" for n in range(31)), []),
+    ],
+    ids=range(7),
+)
+def test_what_is_too_large_is_found(text, found):
+    assert too_large(text) == found
 
 
 def test_every_room_that_has_a_floor_is_there():

@@ -25,10 +25,10 @@ from hypothesis.stateful import (
 )
 
 import arraychest
-from arraychest.engine import commit, engine, flusher
+from arraychest.engine import deletions, flusher
 from arraychest.files import files, place, room, spares, writing
 from arraychest.formats import pack
-from arraychest.memory import memtable
+from arraychest.memory import memtable, stored_keys, views
 from arraychest.platform import space
 from tests.faults import RESERVING
 from tests.support import assert_identical, audit
@@ -48,12 +48,12 @@ BUDGETS = st.sampled_from([0, 3000, 150_000, 400_000, 1 << 30])
 
 # Constants that hide whole branches from a small test, and small ones instead.
 NARROW = [
-    (engine, "MAX_KEPT_VIEWS", 2),
+    (views, "MAX_KEPT_VIEWS", 2),
     (memtable, "MAX_KNOWN", 3),
-    (memtable, "_PAGE", 2),
+    (stored_keys, "_PAGE", 2),
     (memtable, "BATCH_VALUES", 2),
     (flusher, "BATCH_VALUES", 2),
-    (commit, "_DOOMED_ENTRIES", 2),
+    (deletions, "_MOST_ENTRIES", 2),
     (pack, "PACK_BYTES", 2000),
 ]
 
@@ -405,7 +405,7 @@ class ChestMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_resident_adds_up(self):
-        writer = self.chest._engine.writer
+        writer = self.chest._engine.session.writer
         with writer.lock:
             writer.resident.check()
         inmem = self.chest.inmem

@@ -387,7 +387,7 @@ def test_a_shared_value_that_nobody_holds_is_let_go_of_once_it_is_stored():
     with arraychest.Chest(
         available_memory="1 MiB",
         on_put="share",
-        on_overflow=lambda key: seen.append(chest._engine.index.slots[key].view),
+        on_overflow=lambda key: seen.append(chest._engine.session.index.slots[key].view),
     ) as chest:
         for number in range(4):
             chest[number] = np.full(100_000, number)

@@ -39,7 +39,7 @@ def filled(number: float, size: int) -> np.ndarray:
 
 def idle(chest: Chest) -> None:
     """Wait until nothing is being written or removed."""
-    writer = chest._engine.writer
+    writer = chest._engine.session.writer
     with writer.lock:
         writer.wait_idle()
 

@@ -15,7 +15,7 @@ import pytest
 
 import arraychest
 from arraychest import ArrayChestWarning, Progress, SpillError, progress
-from arraychest.engine import session
+from arraychest.engine import opening
 from arraychest.memory import budget
 from arraychest.progress import Meter, measured
 from arraychest.sharing.mounts import FileSystem
@@ -254,8 +254,8 @@ def spill_failing(path: str, times: int) -> int:
         stack.enter_context(injected(refusing))
         for number in range(8):
             chest[number] = np.full(size, float(number))
-        with chest._engine.writer.lock:
-            chest._engine.writer.wait_idle()
+        with chest._engine.session.writer.lock:
+            chest._engine.session.writer.wait_idle()
         with pytest.raises(SpillError):
             chest["told"] = np.zeros(3)
         assert all((chest[number] == number).all() for number in range(8))
@@ -306,8 +306,8 @@ def test_scarce_memory_is_warned_of_once(monkeypatch, path):
         ) as seen:
             for number in range(20):
                 chest[number] = np.zeros(20_000)
-            with chest._engine.writer.lock:
-                chest._engine.writer.wait_idle()
+            with chest._engine.session.writer.lock:
+                chest._engine.session.writer.wait_idle()
         assert len(seen) == 1
 
 
@@ -316,7 +316,7 @@ def test_a_budget_that_was_given_is_never_scarce():
 
 
 def test_a_network_file_system_is_warned_of_where_the_chest_is_opened(monkeypatch, path):
-    monkeypatch.setattr(session, "file_system_of", lambda _: FileSystem("nfs4", "/home"))
+    monkeypatch.setattr(opening, "file_system_of", lambda _: FileSystem("nfs4", "/home"))
     with pytest.warns(ArrayChestWarning, match="nfs4 at /home") as caught:
         arraychest.open(path, allow_network=True).close()
     assert [each.filename for each in caught] == [__file__]

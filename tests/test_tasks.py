@@ -40,9 +40,9 @@ def chest(request: Any, path: str) -> Any:
         made["large"] = filled(2, LARGE)
         made["gone"] = filled(3)
         yield made
-        assert not made._engine._changes
-        assert made._index is made._engine.index.slots
-        made._engine.resident.check()
+        assert not made._engine.session.transactions.by_context
+        assert made._index is made._engine.session.index.slots
+        made._engine.session.resident.check()
     if request.param == "named":
         audit(path)
 
@@ -354,7 +354,7 @@ class TestTransactions:
 
             run(main)
             assert contents(other) == {"other": 8, "second": 9}
-            assert other._index is other._engine.index.slots
+            assert other._index is other._engine.session.index.slots
         assert contents(chest) == BEFORE
 
     def test_threads_of_a_pool_have_none_left_over(self, chest):
@@ -430,7 +430,7 @@ def test_one_transaction_begins_as_another_ends(path, monkeypatch):
         chest.flush()
         assert chest["x"][0] == 1  # a get finds it at hand from here on
         begun, proceed = threading.Event(), threading.Event()
-        real = chest._engine.end_changes
+        real = chest._engine.session.transactions.end
         found = []
 
         def work() -> None:
@@ -449,7 +449,7 @@ def test_one_transaction_begins_as_another_ends(path, monkeypatch):
             begun.wait(0.3)  # it can only begin once the first one has ended
             return was_last
 
-        monkeypatch.setattr(chest._engine, "end_changes", end)
+        monkeypatch.setattr(chest._engine.session.transactions, "end", end)
         with chest.transaction():
             pass
         assert begun.wait(20)
@@ -501,10 +501,10 @@ class TestMemory:
             shared = chest[5]
             chest["again"] = shared
             assert chest.memory_usage == before + 20 * SMALL * 8  # each buffer once
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
             raise ZeroDivisionError
         assert chest.memory_usage == before
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
         with chest.transaction():
             chest["x"] = filled(1)
         assert chest.memory_usage == before

@@ -239,8 +239,8 @@ def churn(path: Path, rounds: int, **options: Any) -> None:
         work.run()
         kept = {key: array.copy() for key, array in chest.items()}
         assert len(chest) == len(kept)
-        with chest._engine.writer.lock:
-            chest._engine.resident.check()
+        with chest._engine.session.writer.lock:
+            chest._engine.session.resident.check()
     audit(str(path))
     with arraychest.open(path, "r") as chest:
         assert chest.keys() == kept.keys()
@@ -343,7 +343,7 @@ def test_a_pack_dropped_while_the_packs_are_read_again_stays_dropped(tmp_path, m
         for number in range(10):
             chest[number] = filled(number, SMALL)
         chest.flush()
-        store = chest._engine.open_store()
+        store = chest._engine.session.open_store()
         real = store.catalog.packs
 
         def read_then_compacted() -> Any:
@@ -355,8 +355,8 @@ def test_a_pack_dropped_while_the_packs_are_read_again_stays_dropped(tmp_path, m
 
         (before,) = [known.id for known in real()]
         monkeypatch.setattr(store.catalog, "packs", read_then_compacted)
-        store.reread_packs()
-        assert not store.has_pack(before)
+        store.packs.reread()
+        assert not store.packs.has(before)
         assert (chest[4] == 4).all()
     audit(str(tmp_path / "chest"))
 
@@ -462,8 +462,8 @@ def test_a_value_whose_file_goes_while_it_is_read_comes_back_new(stored):
         gate.wait()
         chest["large", 1] = filled(9, LARGE)
         chest.flush()
-        with chest._engine.writer.lock:
-            chest._engine.writer.wait_idle()  # until the old file is gone
+        with chest._engine.session.writer.lock:
+            chest._engine.session.writer.wait_idle()  # until the old file is gone
         gate.open()
         assert (reader.wait() == 9).all()
 
@@ -563,7 +563,7 @@ def test_a_value_of_another_kind_that_is_put_before_one_is_written_is_what_count
     if "dump" in (first, second):
         options.update(dump=pickle.dump, load=pickle.load)
     chest = make_chest(**options)
-    committer = chest._engine.committer
+    committer = chest._engine.session.committer
     open_store = committer.open_store
     gate = Gate(lambda name, args: True)
     # After it was picked, and before it is taken apart into what is written.
@@ -744,14 +744,14 @@ def test_a_close_waits_for_a_value_that_is_written_by_its_putting_thread(tmp_pat
 def test_what_is_deleted_during_the_last_flush_of_a_close_stays_deleted(stored, monkeypatch):
     chest = arraychest.open(stored)
     chest["new"] = filled(1, SMALL)
-    flush = chest._engine.writer.flush
+    flush = chest._engine.session.writer.flush
 
     def flush_and_delete() -> None:
         flush()
         if ("large", 1) in chest:
             del chest["large", 1]
 
-    monkeypatch.setattr(chest._engine.writer, "flush", flush_and_delete)
+    monkeypatch.setattr(chest._engine.session.writer, "flush", flush_and_delete)
     chest.close()
     with arraychest.open(stored, "r") as reader:
         assert ("large", 1) not in reader
@@ -952,7 +952,7 @@ def test_a_flush_waits_for_deletions_that_another_thread_commits(make_chest, tmp
     chest = make_chest(path=tmp_path / "chest")
     chest.update({number: np.zeros(10) for number in range(5)})
     chest.flush()
-    store = chest._engine._store
+    store = chest._engine.session.store
     began, may_go_on, done = threading.Event(), threading.Event(), threading.Event()
     commit = store.commit
 

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arraychest.arrays.lazy import LazyArray
-from arraychest.arrays.mmap import is_map
 from arraychest.errors import ValueTypeError
 from arraychest.formats.form import DESCRIBED, describe, form_text
 from arraychest.parallel import default_threads, in_order
+from arraychest.platform.maps import is_map
 
 # A leaf is at most so large, unless it is a single element.  Smaller ones would cost more in calls
 # than in hashing (1.2 us against 9 us for xxh3), and the lines of an array in Fortran order, of

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from arraychest.arrays.mmap import is_map
 from arraychest.formats.tree import Tree
+from arraychest.platform.maps import is_map
 
 
 def owner_of(array: np.ndarray) -> Any:

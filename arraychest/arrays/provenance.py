@@ -15,8 +15,8 @@ import numpy as np
 
 from arraychest.arrays import digests
 from arraychest.arrays.lazy import LazyArray
-from arraychest.arrays.mmap import is_map
 from arraychest.arrays.ownership import owner_of
+from arraychest.platform.maps import is_map
 
 
 class Source(Protocol):

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import arraychest
-from arraychest.arrays.mmap import is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.dask.pickling import Pickled
+from arraychest.platform.maps import is_map
 
 # The thread ends when nothing came for so long.
 _LINGER_SECONDS = 0.02

@@ -29,7 +29,6 @@ from distributed.sizeof import safe_sizeof
 from distributed.spill import SpilledSize
 from distributed.utils import RateLimiterFilter
 
-from arraychest.arrays.mmap import is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.dask import settings
 from arraychest.dask.files import ResultFiles, Written
@@ -38,6 +37,7 @@ from arraychest.dask.pages import MappedPages
 from arraychest.dask.pickling import Pickled, unpickled
 from arraychest.dask.pickling import taken as taken_of
 from arraychest.dask.views import View
+from arraychest.platform.maps import is_map
 from arraychest.platform.pages import resident_bytes
 
 logger = logging.getLogger("distributed.spill.arraychest")

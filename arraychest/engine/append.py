@@ -30,15 +30,15 @@ def finish(engine: Engine, key: Any, writer: BlockWriter) -> None:
     SpillError, CorruptEntryError, QuotaError, ReadOnlyChestError
         The key has the value that it had.  Where a block is missing, the others stay.
     """
-    engine.begin_writing()
-    row = assembled(engine.committer, key, writer)
+    engine.session.begin_writing()
+    row = assembled(engine.session, key, writer)
     with changes_of(engine) as changes:
         changes.put_row(key, row)
 
 
 def append(engine: Engine, key: Any, array: np.ndarray, axis: int) -> None:
     """See `Chest.append`."""
-    engine.begin_writing()
+    engine.session.begin_writing()
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise ValueTypeError(
             f"expected an array of one dimension at least to append, found {type(array).__name__}"
@@ -46,7 +46,7 @@ def append(engine: Engine, key: Any, array: np.ndarray, axis: int) -> None:
         )
     try:
         # As an edit: within one it would be undone.
-        with KeyLock(engine.open_store().folder, group_of(key), key).for_edit():
+        with KeyLock(engine.session.open_store().folder, group_of(key), key).for_edit():
             _append(engine, key, array, axis)
     except OSError as error:
         if isinstance(error, ArrayChestError):
@@ -62,7 +62,7 @@ def _append(engine: Engine, key: Any, array: np.ndarray, axis: int) -> None:
         row = array.nbytes // max(sizes[axis], 1)
         sizes[axis] = max(1, min(sizes[axis], _BLOCK_BYTES // max(row, 1)))
         chunks = regular(array.shape, tuple(sizes))
-        writer = begin(engine.committer, key, array.dtype, chunks)
+        writer = begin(engine.session, key, array.dtype, chunks)
     else:
         at[axis] = before.shape[axis]
         # Not as short as the shortest there: a single row must not make each of many a file.
@@ -71,7 +71,7 @@ def _append(engine: Engine, key: Any, array: np.ndarray, axis: int) -> None:
         row = before.dtype.itemsize * math.prod(sides)
         step = max(longest, _BLOCK_BYTES // max(row, 1), 1)
         (more,) = regular((array.shape[axis],), (step,))
-        writer = begin(engine.committer, key, before.dtype, longer(before.chunks, axis, more))
+        writer = begin(engine.session, key, before.dtype, longer(before.chunks, axis, more))
     try:
         with writer.held():
             if before is not None:
@@ -94,7 +94,7 @@ def _append(engine: Engine, key: Any, array: np.ndarray, axis: int) -> None:
 def remove_thrown_away(engine: Engine) -> None:
     """Remove blocks that had been given their name, and were held when that was taken back."""
     with contextlib.suppress(ArrayChestError, OSError):
-        engine.open_store().files.remove_unfinished()
+        engine.session.open_store().files.remove_unfinished()
 
 
 def before_append(

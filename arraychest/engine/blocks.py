@@ -15,10 +15,11 @@ import numpy as np
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.catalog.record import BLOCKED_OFFSET, Row
-from arraychest.engine.commit import Committer
+from arraychest.engine.session import Session
 from arraychest.errors import ArrayChestError, SpillError, ValueTypeError
 from arraychest.files.names import ONCE
 from arraychest.formats import manifest
+from arraychest.formats.compression import How
 from arraychest.formats.form import describe, form_text
 from arraychest.formats.manifest import Chunks, Manifest
 from arraychest.platform.space import sync
@@ -28,7 +29,12 @@ from arraychest.values.keys import encode_key
 
 
 def begin(
-    committer: Committer, key: Any, dtype: np.dtype, chunks: Chunks, what: str | None = None
+    session: Session,
+    key: Any,
+    dtype: np.dtype,
+    chunks: Chunks,
+    what: str | None = None,
+    how: How | None = None,
 ) -> BlockWriter:
     """The writer of an array that will be the value of a key.
 
@@ -37,6 +43,8 @@ def begin(
     what
         Names what is written: who begins the same once more goes on with the blocks that are there.
         None: it is begun anew.
+    how
+        How to compress each block; None: as the chest does.
 
     Raises
     ------
@@ -51,13 +59,14 @@ def begin(
     if what is not None:
         told = repr((code, form_text(dtype, (), "C", "array"), chunks, what))
         token = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-    store = committer.open_store()
-    return BlockWriter(
-        store.folder, token, dtype, chunks, committer.compression, durable=store.files.durable
-    )
+    store = session.open_store()
+    compression = session.saver.compression
+    if how is not None:
+        compression = compression._replace(how=how)
+    return BlockWriter(store.folder, token, dtype, chunks, compression, durable=store.files.durable)
 
 
-def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
+def assembled(session: Session, key: Any, writer: BlockWriter) -> Row:
     """Give the blocks the name of a value, and return the row that stands for it, to be committed.
 
     O(blocks): each file's end is read.  The row's stamp is the writer's.
@@ -71,26 +80,26 @@ def assembled(committer: Committer, key: Any, writer: BlockWriter) -> Row:
     """
     # It may be that all were there, and nobody has written one.
     with writer.held() as folder:
-        return _assembled(committer, key, writer, folder)
+        return _assembled(session, key, writer, folder)
 
 
-def _assembled(committer: Committer, key: Any, writer: BlockWriter, folder: int) -> Row:
-    store = committer.open_store()
-    code = encode_key(committer.stored_key(key))
-    text = form_text(writer.dtype, writer.shape, "C", "blocked") + committer.named(key)
+def _assembled(session: Session, key: Any, writer: BlockWriter, folder: int) -> Row:
+    store = session.open_store()
+    code = encode_key(session.saver.stored_key(key))
+    text = form_text(writer.dtype, writer.shape, "C", "blocked") + session.saver.named(key)
     try:
         blocks, stamp = writer.collected(folder), writer.stamp
-        place = committer.index.puts
+        place = session.index.puts
         told = Manifest(code.canonical, code.exact, place, text, stamp, writer.chunks, blocks)
         data = manifest.encode(told)
         stored = told.stored + len(data)
-        committer.reserve_disk_for(key, stored)
+        session.room.reserve_for(key, stored)
         row = Row(
             code.canonical,
             place,
             code.exact,
             text,
-            store.new_generation(),
+            store.generations.new(),
             None,
             BLOCKED_OFFSET,
             stored,
@@ -118,7 +127,7 @@ def _write_manifest(folder: int, data: bytes, *, durable: bool) -> None:
             sync(file.fileno())
 
 
-def taken_over(committer: Committer, key: Any, value: BlockedArray) -> Row:
+def taken_over(session: Session, key: Any, value: BlockedArray) -> Row:
     """The row that stands for the blocks of another value, to be committed under this key.
 
     The files are linked where they can be.
@@ -128,11 +137,11 @@ def taken_over(committer: Committer, key: Any, value: BlockedArray) -> Row:
     SpillError
         They could not be; nothing of it is left.
     """
-    writer = begin(committer, key, value.dtype, value.chunks)
+    writer = begin(session, key, value.dtype, value.chunks)
     try:
         with writer.held():
             writer.take(value)
-            return assembled(committer, key, writer)
+            return assembled(session, key, writer)
     except BaseException:
         writer.discard()
         raise

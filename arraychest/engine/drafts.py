@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import detach, map_file
 from arraychest.catalog.record import Row
 from arraychest.engine.engine import Engine
 from arraychest.engine.transaction import changes_of
@@ -32,6 +31,7 @@ from arraychest.formats import npy, pack
 from arraychest.formats.form import Form, form_text, parse_form
 from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.platform.locks import lock_file, unlock_file
+from arraychest.platform.maps import detach, map_file
 from arraychest.sharing.locks import KeyLock
 from arraychest.storage.reading import value_name
 from arraychest.values.accept import copied
@@ -41,8 +41,8 @@ from arraychest.values.keys import encode_key, group_of
 @contextlib.contextmanager
 def edited(engine: Engine, key: Any) -> Iterator[np.ndarray]:
     """A writable copy of a value, which replaces it at the end; see `Chest.edit`."""
-    engine.begin_writing()
-    with KeyLock(engine.open_store().folder, group_of(key), key).for_edit():
+    engine.session.begin_writing()
+    with KeyLock(engine.session.open_store().folder, group_of(key), key).for_edit():
         value = engine.get(key)
         check_editable(key, value)
         if value.nbytes < PACK_THRESHOLD:
@@ -90,21 +90,22 @@ class Draft:
         self._engine = engine
         self._key = key
         self._owner = os.getpid()
-        store = engine.open_store()
-        engine.committer.reserve_disk_for(key, form.nbytes)
+        store = engine.session.open_store()
+        engine.session.room.reserve_for(key, form.nbytes)
         text = form_text(form.dtype, form.shape, form.order, form.kind)
-        text += engine.committer.named(key)
+        text += engine.session.saver.named(key)
         try:
-            code, place = encode_key(engine.committer.stored_key(key)), engine.index.puts
+            code = encode_key(engine.session.saver.stored_key(key))
+            place = engine.session.index.puts
             stored = self._file_of(source)
-            self.row, self._fd, copied = store.create(code, place, form, text, stored)
+            self.row, self._fd, copied = store.mapped.create(code, place, form, text, stored)
         except ArrayChestError:
             raise
         except OSError as error:
             raise SpillError(f"no room for the value of key {key!r}: {error}") from error
         try:
             if isinstance(source, np.ndarray) and not copied:
-                store.fill(self._fd, self.row, source, form)
+                store.mapped.fill(self._fd, self.row, source, form)
             self._base: np.ndarray | None = map_file(self._fd, self.row.stored, "r+")
             self.array = pack.view(self._base, form, self.row.offset)
             if isinstance(source, CompressedArray):
@@ -147,7 +148,7 @@ class Draft:
             return  # a forked child may have filled a part; the array is its parent's to seal
         engine = self._engine
         try:
-            engine.open_store().seal(self.row, self._fd)
+            engine.session.open_store().mapped.seal(self.row, self._fd)
         except OSError as error:
             self.discard()
             raise SpillError(f"key {self._key!r} could not be stored: {error}") from error
@@ -160,7 +161,7 @@ class Draft:
         if os.getpid() != self._owner:
             return
         self._let_go()
-        self._engine.open_store().remove_draft(self.row)
+        self._engine.session.open_store().mapped.remove(self.row)
 
     def _let_go(self) -> None:
         """From here on a write to the array, or to any view of it, reaches nobody."""
@@ -194,7 +195,7 @@ class Creation:
     ) -> None:
         if order not in ("C", "F"):
             raise ValueError(f'expected order to be "C" or "F", found {order!r}')
-        engine.begin_writing()
+        engine.session.begin_writing()
         probe = np.dtype(dtype)
         if probe.hasobject:
             raise ValueTypeError(f"expected a dtype of plain elements, found {probe}")
@@ -204,7 +205,7 @@ class Creation:
         self.key = key
         self._owner = os.getpid()
         self._draft: Draft | None = Draft(engine, key, Form(probe, sizes, order, "array"), None)
-        self._folder = engine.open_store().folder
+        self._folder = engine.session.open_store().folder
         self._row = self._draft.row
         self.array = self._draft.array
         if fill is not None:

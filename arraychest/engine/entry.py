@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from arraychest.formats.form import Kind
+from arraychest.catalog.record import Row
+from arraychest.formats.form import Form, Kind
+from arraychest.formats.frame import CODEC_NAMES, FILTER_NAMES, Layout
 from arraychest.markup import facts_card
 from arraychest.units import format_bytes
 
@@ -81,3 +83,45 @@ class Entry:
         if self.file is not None:
             facts.append(("File", self.file))
         return facts_card("Entry", "", facts)
+
+
+def _codec_name(row: Row) -> str:
+    """How a value is stored that is not compressed as a whole."""
+    if row.pack is not None:
+        return "pack"
+    return "blocks" if row.is_blocked else "npy"
+
+
+def entry_of(
+    form: Form, row: Row | None = None, file: str | None = None, layout: Layout | None = None
+) -> Entry:
+    """What is told of a value of this form; without a row it is in RAM."""
+    dtype, shape = form.dtype, form.shape
+    if form.kind == "scalar":
+        if dtype.kind in "US":
+            dtype = np.dtype((dtype.type, form.shape[0]))
+        shape = ()
+    elif form.kind in ("tree", "dump"):
+        dtype, shape = np.dtype(object), ()
+    found = Entry(
+        kind=form.kind,
+        shape=shape,
+        dtype=dtype,
+        nbytes=form.nbytes,
+        stored_bytes=0 if row is None else row.stored,
+        codec=None if row is None else _codec_name(row),
+        file=file,
+        generation=None if row is None else row.generation,
+        resident=row is None,
+    )
+    if layout is None:
+        return found
+    turned = slice(None, None, -1 if form.order == "F" else 1)
+    return replace(
+        found,
+        codec=CODEC_NAMES[layout.codec],
+        clevel=layout.clevel,
+        filters=tuple(FILTER_NAMES[number] for number in layout.filters),
+        chunks=layout.chunks[turned],
+        blocks=layout.blocks[turned],
+    )

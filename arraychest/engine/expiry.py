@@ -7,9 +7,11 @@ expired is deleted; in a chest that may not be written to it is hidden.
 
 from __future__ import annotations
 
+import datetime as dt
 import heapq
 import itertools
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -91,3 +93,14 @@ class Expiry:
         self.due = self._in_ram[0][0] if self._in_ram else math.inf
         if store is not None:
             self.due = min(self.due, store.catalog.facts.next_expiry(now) or math.inf)
+
+
+def time_after(seconds: float | dt.timedelta | None) -> float | None:
+    """The time so long from now, in seconds since 1970."""
+    if isinstance(seconds, dt.timedelta):
+        seconds = seconds.total_seconds()
+    if seconds is None:
+        return None
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"expected expires_after to be positive, found {seconds}")
+    return time.time() + seconds

@@ -18,7 +18,8 @@ Several values are written and committed as one job: small ones by thousands, ot
 
 A failed write leaves its values in RAM; of several, each is tried alone first.  The failure is
 raised by the next put or flush, and the values are tried again after a pause that doubles up to
-`MAX_PAUSE_SECONDS`.  Where nobody waits for it, the first of several failures is also a warning.
+`MAX_PAUSE_SECONDS` (see `failures`).  Where nobody waits for it, the first of several failures is
+also a warning.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ import logging
 import threading
 import time
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable
 
-from arraychest.engine.commit import Committer, Job, logger
-from arraychest.errors import ArrayChestError, ArrayChestWarning, QuotaError, SpillError
+from arraychest.engine.callers import warn
+from arraychest.engine.commit import Committer, logger
+from arraychest.engine.compaction import Compactor
+from arraychest.engine.failures import Failures
+from arraychest.engine.job import Job
+from arraychest.engine.saving import Saver
+from arraychest.errors import ArrayChestError, SpillError
 from arraychest.memory.budget import Budget
-from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES, Index
-from arraychest.memory.pool import TOGETHER_BYTES, Pool
+from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
+from arraychest.memory.pool import TOGETHER_BYTES
 from arraychest.memory.slot import Slot
 from arraychest.sharing.interrupts import Condition
 from arraychest.units import format_bytes
@@ -49,9 +54,6 @@ _LINGER_SECONDS = 0.02
 # A flush looks so often whether all that it waits for is stored.
 _LOOK_SECONDS = 0.005
 
-_FIRST_PAUSE_SECONDS = 0.1
-MAX_PAUSE_SECONDS = 5.0
-
 
 class Flusher:
     """Stores the resident values of one chest in the background.
@@ -59,17 +61,22 @@ class Flusher:
     Parameters
     ----------
     committer
-        Stores what is picked here, and has the chest's lock.
-    index, resident
-        The chest's.
+        Has the chest's lock.
+    saver, compactor
+        Do what is picked here.
     budget
         How much may stay in RAM.
     """
 
-    def __init__(self, committer: Committer, index: Index, resident: Pool, budget: Budget) -> None:
-        self.index = index
-        self.resident = resident
+    def __init__(
+        self, committer: Committer, saver: Saver, compactor: Compactor, budget: Budget
+    ) -> None:
+        self.index = committer.index
+        self.resident = committer.resident
         self._committer = committer
+        self._deletions = committer.deletions
+        self._saver = saver
+        self._compactor = compactor
         self._begin(budget)
 
     def _begin(self, budget: Budget) -> None:
@@ -90,23 +97,13 @@ class Flusher:
         # one: a look goes through the whole resident set.
         self._nothing_fits = False
         self._committing = False
-        # Whether committing the deletions has failed in this round.
-        self._deletions_failed = False
         self._urgent: list[Slot] = []
         # Why writers are at work: charged bytes passed the high watermark, so many puts wait for
         # room (each for so many bytes), so many flushes wait for everything.
         self._draining = False
         self._awaited: list[int] = []
         self._flushing = 0
-        # What could not be stored in this round of trying.
-        self._failed: set[Slot] = set()
-        # Whether something of several values could not be: alone, others may.
-        self._one_by_one = False
-        # What went wrong and was not reported yet; and what went wrong last.
-        self.failure: BaseException | None = None
-        self._last_failure: BaseException | None = None
-        self._pause = 0.0
-        self._retry_at = 0.0
+        self.failures = Failures()
         self._scarcity_told = False
 
     def _take_locks(self) -> None:
@@ -129,14 +126,14 @@ class Flusher:
         self.resident.drop_copies(self.budget.high)
         if self.resident.charged > self.budget.high:
             if not self._draining:
-                self._draining, self._one_by_one = True, False
+                self._draining, self.failures.one_by_one = True, False
             if slot is not None and not (self._packing and slot.is_small):
                 self._nothing_fits = False
             self.wake()
 
     def deletion_noted(self) -> None:
         """Start committing if many deletions wait."""
-        if self._committer.deletions_due:
+        if self._deletions.are_due:
             self.wake()
 
     def make_room(self, nbytes: int) -> None:
@@ -153,30 +150,20 @@ class Flusher:
             return
         self._refuse_writer(f"room for {format_bytes(nbytes)} could not be made")
         self._awaited.append(nbytes)
-        self._begin_round()
+        self._try_all_again()
         try:
             while resident.charged + nbytes > budget.bytes and resident.count:
                 self.wake()
                 if not (self._jobs or self.callers):
                     # Unless this very thread has made room, for want of a writer thread.
                     if resident.charged + nbytes > budget.bytes:
-                        self._raise_failure(f"room for {format_bytes(nbytes)} could not be made")
+                        self.failures.raise_last(
+                            f"room for {format_bytes(nbytes)} could not be made"
+                        )
                     return
                 self.changed.wait()
         finally:
             self._awaited.remove(nbytes)
-
-    def report_failure(self) -> None:
-        """Raise what went wrong in the background since the last report, if anything did."""
-        if self.failure is not None:
-            self._raise_failure("values could not be spilled and stay in RAM")
-
-    def _raise_failure(self, what: str) -> None:
-        error, self.failure = self.failure, None
-        cause = error or self._last_failure
-        if cause is not None:
-            kind = QuotaError if isinstance(cause, QuotaError) else SpillError
-            raise kind(f"{what}: {cause}") from cause
 
     def wake(self) -> None:
         """See to it that a thread works while there is something to do."""
@@ -213,13 +200,8 @@ class Flusher:
             return False
         return True
 
-    def _begin_round(self) -> None:
-        """Let every value be tried again, whatever failed before."""
-        self._failed.clear()
-        self._one_by_one = False
-        self._deletions_failed = False
-        self._last_failure = None
-        self._retry_at = 0.0
+    def _try_all_again(self) -> None:
+        self.failures.begin_round()
         self._nothing_fits = False
 
     # --- picking ---------------------------------------------------------------------------
@@ -229,22 +211,20 @@ class Flusher:
         job = self._pick()
         if (
             job is None
-            and self._committer.deletions_wait
+            and self._deletions.waiting
             and not self._committing
-            and not self._deletions_failed
+            and not self.failures.deletions
             # On a full disk they make the room that a put waits for.
-            and (self._flushing or self._committer.deletions_due or (self._awaited and self._pause))
+            and (
+                self._flushing or self._deletions.are_due or (self._awaited and self.failures.pause)
+            )
         ):
-            if (
-                self._retry_at
-                and not (self._flushing or self._awaited)
-                and time.monotonic() < self._retry_at
-            ):
+            if self.failures.have_pause and not (self._flushing or self._awaited):
                 return None
             self._committing = True
             job = Job([], [], [])
-        if job is None and self._committer.compacting:
-            job = Job([], [], [], compact=self._committer.compacting.pop())
+        if job is None and self._compactor.sparse:
+            job = Job([], [], [], compact=self._compactor.sparse.pop())
         if job is not None:
             self._jobs += 1
             self._in_flight += job.nbytes
@@ -272,10 +252,10 @@ class Flusher:
         wanted = self._wanted()
         if wanted <= 0:
             return None
-        if self._retry_at and not self._awaited and not self._flushing:
-            if time.monotonic() < self._retry_at:
+        if self.failures.wait_for_retry and not (self._awaited or self._flushing):
+            if self.failures.have_pause:
                 return None
-            self._begin_round()
+            self._try_all_again()
         # Whichever has waited longer.
         if self.index.oldest_batch() < self.resident.oldest():
             return self._next_batch(wanted) or self._next_victims(wanted)
@@ -286,7 +266,8 @@ class Flusher:
             batch = self.index.next_batch(wanted)
         except (OSError, ArrayChestError) as error:
             # The catalog cannot be read: the values stay fresh.
-            self._note_failure(error)
+            self.failures.note(error)
+            self._draining = False
             return None
         if batch is None:
             return None
@@ -296,11 +277,11 @@ class Flusher:
         if self._nothing_fits:
             return None
         slots = self.resident.victims(
-            self._failed,
+            self.failures.values,
             min(BATCH_BYTES, wanted),
             BATCH_VALUES,
             small=not self._packing,
-            large=1 if self._one_by_one else None,
+            large=1 if self.failures.one_by_one else None,
         )
         if not slots:
             self._nothing_fits = True
@@ -382,9 +363,9 @@ class Flusher:
         self._tell_scarcity()
         try:
             if job.compact is not None:
-                self._committer.compact_pack(job.compact)
+                self._compactor.compact_pack(job.compact)
             else:
-                self._committer.store(job)
+                self._saver.store(job)
                 logger.debug("stored %d bytes in the background", job.nbytes)
         except BaseException as caught:  # whatever it was, the values stay and somebody is told
             error = caught
@@ -403,27 +384,28 @@ class Flusher:
                 self._packing = False
             if job.only_deletes:
                 self._committing = False
-                self._deletions_failed = error is not None
-                if self._failed and not self._deletions_failed:
+                self.failures.deletions = error is not None
+                if self.failures.values and not self.failures.deletions:
                     # There may be room now for what had none.
-                    self._begin_round()
+                    self._try_all_again()
             # One of them may have been the reason: each is tried alone before anybody is told.
             split = error is not None and len(job.slots) > 1 and not job.small
-            self._one_by_one |= split
+            self.failures.one_by_one |= split
             for slot, version in zip(slots, versions, strict=False):
                 if slot.writing == version:
-                    self._committer.written(slot)
+                    self._deletions.written(slot)
                     if error is not None and not split:
-                        self._failed.add(slot)
+                        self.failures.values.add(slot)
             # The arrays leave RAM now, not when the thread finds its next job.
             job.arrays.clear()
-            news, again = False, bool(self._pause)
+            news, again = False, bool(self.failures.pause)
             if error is None:
-                self._pause = 0.0
+                self.failures.pause = 0.0
             elif job.compact is None and not split:
                 # Who waits for it is given the error.
-                news = not (self._pause or self._flushing or self._awaited)
-                self._note_failure(error)
+                news = not (self.failures.pause or self._flushing or self._awaited)
+                self.failures.note(error)
+                self._draining = False
             self.changed.notify_all()
         if error is not None:
             # What is tried again and again, as where a disk stays full, is told of once.
@@ -446,12 +428,6 @@ class Flusher:
             )
             logger.warning("%s", message)
             warn(message)
-
-    def _note_failure(self, error: BaseException) -> None:
-        self.failure = self._last_failure = error
-        self._pause = min(2 * self._pause or _FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
-        self._retry_at = time.monotonic() + self._pause
-        self._draining = False
 
     def after_fork_in_child(self) -> None:
         """No other thread is left, and what they were at is the parent's."""
@@ -477,10 +453,10 @@ class Flusher:
             batches = deque(self.resident.batches)
             slots = self.resident.slots()
             versions = [slot.version for slot in slots]
-            slots += self._committer.doomed
+            slots += self._deletions.all
             versions += [-1] * (len(slots) - len(versions))
-            self._begin_round()
-            self.failure = None
+            self._try_all_again()
+            self.failures.untold = None
             self._flushing += 1
             try:
                 at = 0
@@ -503,17 +479,10 @@ class Flusher:
             left = sum(map(self._waits, slots[at:], versions[at:]))
             left += sum(len(batch.keys) for batch in batches)
             if left:
-                self._raise_failure(f"{left} values or deletions could not be stored")
-            elif not self._is_behind():
+                self.failures.raise_last(f"{left} values or deletions could not be stored")
+            elif not self.failures.are_open(bool(self._deletions.waiting)):
                 # What failed on the way is stored by now.
-                self.failure = None
-                self._retry_at = 0.0
-
-    def _is_behind(self) -> bool:
-        """Whether something could not be stored that still has to be.  Called under the lock."""
-        if self._deletions_failed and self._committer.deletions_wait:
-            return True
-        return any(slot.array is not None for slot in self._failed)
+                self.failures.end()
 
     def _refuse_writer(self, what: str) -> None:
         """Raise SpillError in a writer thread, which would wait for itself for good."""
@@ -534,15 +503,15 @@ class Flusher:
             It could not be stored, and stays in RAM.
         """
         version = slot.version
-        self._begin_round()
+        self._try_all_again()
         while slot.version == version and slot.array is not None:
-            if slot in self._failed:
-                self._raise_failure(f"the value of key {slot.key!r} could not be stored")
+            if slot in self.failures.values:
+                self.failures.raise_last(f"the value of key {slot.key!r} could not be stored")
                 return
             if slot.writing < 0 and slot not in self._urgent:
                 self._urgent.append(slot)
             self.wake()
-            if slot.array is not None and slot not in self._failed:
+            if slot.array is not None and slot not in self.failures.values:
                 self.changed.wait()
 
     def end_work(self) -> None:
@@ -558,7 +527,7 @@ class Flusher:
 
     def unsaved(self) -> bool:
         """Whether there is anything that the catalog does not know.  Called under the lock."""
-        return bool(self.resident.count or self._committer.deletions_wait)
+        return bool(self.resident.count or self._deletions.waiting)
 
     def wait_idle(self) -> None:
         """Return once no writer thread is left.  Called under the lock."""
@@ -573,14 +542,3 @@ class Flusher:
     def is_writer_thread(self) -> bool:
         """Whether the calling thread is one of the writers."""
         return threading.current_thread() in self._threads
-
-
-def warn(message: str) -> None:
-    """Warn from a thread that nothing may end; to be called without the lock.
-
-    Where warnings are errors, or whoever is shown them fails, the log has said it.
-    """
-    try:
-        warnings.warn(message, ArrayChestWarning, stacklevel=2)
-    except Exception as error:
-        logger.debug("a warning was not shown: %r", error)

@@ -8,10 +8,10 @@ keys; one that has missed too many forgets all that it can look up again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from arraychest.catalog.record import EXACT, GENERATION, KEY, SEQ, RawRow
+from arraychest.engine.deletions import Deletions
 from arraychest.memory.memtable import Index
 from arraychest.memory.pool import Pool
 from arraychest.memory.slot import Slot
@@ -30,33 +30,14 @@ class Follower:
     ----------
     index, resident
         The chest's.
-    doomed
-        Deleted slots whose rows are still in the catalog.
-    doom, bury
-        Called with a slot that is to be doomed, and with a doomed one whose row somebody else has
-        deleted.
-
-    Attributes
-    ----------
-    inherited
-        In a forked child, the doomed slots that the parent deleted before the fork: what has been
-        stored under their keys since is not deleted by that.
+    deletions
+        The chest's deleted slots whose rows are still in the catalog.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        resident: Pool,
-        doomed: dict[Slot, None],
-        doom: Callable[[Slot], None],
-        bury: Callable[[Slot], None],
-    ) -> None:
-        self.inherited: set[Slot] = set()
+    def __init__(self, index: Index, resident: Pool, deletions: Deletions) -> None:
         self._index = index
         self._resident = resident
-        self._doomed = doomed
-        self._doom = doom
-        self._bury = bury
+        self._deletions = deletions
         self._probe_at = 0.0
 
     def follow(self, store: Store, *, alone: bool = False) -> bool:
@@ -91,7 +72,7 @@ class Follower:
         elif changed:
             self._correct(changed)
         if changed is None or changed:
-            store.reread_packs()
+            store.packs.reread()
             self._index.others_committed()
         # Not `word`: where a commit is under way, it may be over without a sign.
         counter.saw(last)
@@ -100,7 +81,7 @@ class Follower:
     def _correct(self, codes: list[bytes]) -> None:
         """Look these keys up again."""
         index = self._index
-        found = {raw[KEY]: raw for raw in index.rows_of(codes)}
+        found = {raw[KEY]: raw for raw in index.stored.find_all(codes)}
         keys = {}
         for code in codes:
             raw = found.get(code)
@@ -113,7 +94,7 @@ class Follower:
         index.give_slots_to(keys.values())
         for code, key in keys.items():
             raw = found.get(code)
-            if self._correct_doomed(key, raw):
+            if self._correct_deleted(key, raw):
                 continue
             slot = index.slots.get(key)
             if slot is not None:
@@ -143,7 +124,7 @@ class Follower:
         if slot.array is None and (old is None or old[GENERATION] != raw[GENERATION]):
             slot.value = slot.view = None
 
-    def _correct_doomed(self, key: Any, raw: RawRow | None) -> bool:
+    def _correct_deleted(self, key: Any, raw: RawRow | None) -> bool:
         """Whether the row belongs to a slot that was deleted here, and not to what was put since.
 
         That has a row of its own only with or after the commit of the deletion.
@@ -152,22 +133,22 @@ class Follower:
         if key not in index.tombstones:
             return False
         is_theirs = True
-        doomed = [slot for slot in self._doomed if slot.key == key]
-        if not doomed and raw is not None and key not in index.slots and key not in index.rows:
+        deleted = self._deletions.of_keys((key,))
+        if not deleted and raw is not None and key not in index.slots and key not in index.rows:
             # Deleted while it was written for the first time: the deletion is of this row, too.
             # Otherwise whoever puts the key again would replace a row that nobody here knows of.
-            self._doom(Slot(key, raw[SEQ], raw))
+            self._deletions.add(Slot(key, raw[SEQ], raw))
             return True
-        for slot in doomed:
-            if raw is not None and slot in self.inherited:
+        for slot in deleted:
+            if raw is not None and slot in self._deletions.inherited:
                 # The parent's deletion is not of what was stored since.
                 is_theirs = slot.raw is not None and slot.raw[GENERATION] == raw[GENERATION]
             slot.raw = raw
             if raw is None or not is_theirs:
-                del self._doomed[slot]
+                del self._deletions.waiting[slot]
                 if slot.writing < 0:
-                    self._bury(slot)
-        return bool(doomed) and is_theirs
+                    self._deletions.end(slot)
+        return bool(deleted) and is_theirs
 
     def forget(self) -> None:
         """Forget what can be looked up again, and look the rest up."""
@@ -182,10 +163,10 @@ class Follower:
             index.find(key)
         left = dict.fromkeys([*index.slots, *index.tombstones])
         codes = {key: encode_key(key).canonical for key in left}
-        found = {raw[KEY]: raw for raw in index.rows_of(list(codes.values()))}
+        found = {raw[KEY]: raw for raw in index.stored.find_all(list(codes.values()))}
         for key, code in codes.items():
             raw = found.get(code)
             if raw is None and type(key) not in PLAIN_TYPES:
-                raw = index.stored_row(key)  # of an equal key with another code
-            if not self._correct_doomed(key, raw) and key in index.slots:
+                raw = index.stored.find(key)  # of an equal key with another code
+            if not self._correct_deleted(key, raw) and key in index.slots:
                 self._correct_slot(index.slots[key], raw)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from arraychest.arrays.digests import array_digest
-from arraychest.arrays.mmap import MmapMode
 from arraychest.catalog.record import Pack, Row
-from arraychest.engine.engine import Engine, entry_of
+from arraychest.engine.engine import Engine
+from arraychest.engine.entry import entry_of
 from arraychest.errors import AbsentKeyError, CorruptEntryError
 from arraychest.files.files import Files
 from arraychest.formats.form import Kind, parse_form
 from arraychest.parallel import default_threads
+from arraychest.platform.maps import MmapMode
 from arraychest.sharing.open_folder import OpenFolder
 from arraychest.storage.reading import Loader
 from arraychest.storage.store import Store
@@ -140,7 +141,7 @@ def handle_of(engine: Engine, key: Any) -> Handle:
     """
     handle = _handle_of(engine, key)
     row = handle._row
-    if handle.may_change and engine.is_written_in_place(row.key, row.generation):
+    if handle.may_change and engine.facts.is_written_in_place(row.key, row.generation):
         return replace(handle, _digest=array_digest(handle.array()))
     return handle
 
@@ -149,30 +150,30 @@ def _handle_of(engine: Engine, key: Any) -> Handle:
     changes = engine.own_changes()
     if changes is not None and key in changes:
         # What the transaction has written is there already; it is gone if that is rolled back.
-        store, written = engine.open_store(), changes.row(key)
-        with engine.writer.lock:  # the catalog is read
+        store, written = engine.session.open_store(), changes.row(key)
+        with engine.session.writer.lock:  # the catalog is read
             return _handle_to(store, key, written)
     while True:
-        if engine.may_write():
+        if engine.session.may_write():
             engine.spill(key)
-        with engine.writer.lock:
-            engine.check_open()
-            engine.follow()
-            slot = engine.index.find(key)
+        with engine.session.writer.lock:
+            engine.session.check_open()
+            engine.session.follow()
+            slot = engine.session.index.find(key)
             if slot is None:
                 raise AbsentKeyError(key)
             row = slot.row
             if slot.array is not None or row is None:
-                if engine.may_write():
+                if engine.session.may_write():
                     continue  # put anew meanwhile
                 raise AbsentKeyError(key)  # what a parent had not stored before the fork
-            store = engine.open_store()
-            if row.pack is not None and not store.has_pack(row.pack):
-                store.reread_packs()
+            store = engine.session.open_store()
+            if row.pack is not None and not store.packs.has(row.pack):
+                store.packs.reread()
             return _handle_to(store, slot.key, row)
 
 
 def _handle_to(store: Store, key: Any, row: Row) -> Handle:
     """Called under the chest's lock."""
-    pack = None if row.pack is None else store.pack_record(row.pack)
+    pack = None if row.pack is None else store.packs.record(row.pack)
     return Handle(store.folder.where(), key, str(store.catalog.meta("id")), row, pack)

@@ -23,13 +23,13 @@ from typing import Any, Literal
 import numpy as np
 
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import detach, map_file
 from arraychest.catalog.record import Row
 from arraychest.engine.drafts import Draft, check_editable
 from arraychest.engine.engine import Engine
 from arraychest.errors import ArrayChestError, CorruptEntryError, SpillError, ValueTypeError
 from arraychest.formats import pack
 from arraychest.formats.form import Form, parse_form
+from arraychest.platform.maps import detach, map_file
 from arraychest.sharing.locks import KeyLock
 from arraychest.storage.reading import value_name
 from arraychest.storage.store import Store
@@ -39,13 +39,13 @@ from arraychest.values.keys import group_of
 @contextlib.contextmanager
 def edited_in_place(engine: Engine, key: Any) -> Iterator[np.ndarray]:
     """The stored array itself, mapped writable; see `Chest.edit`."""
-    engine.begin_writing()
+    engine.session.begin_writing()
     if engine.own_changes() is not None:
         raise ValueError(
             "expected edit(in_place=True) outside a transaction, found it inside one: what is "
             "written into a stored file cannot be rolled back"
         )
-    store = engine.open_store()
+    store = engine.session.open_store()
     with KeyLock(store.folder, group_of(key), key).for_edit():
         row, fd = _opened(engine, store, key)
         owner = os.getpid()
@@ -98,23 +98,23 @@ def _try_to_open(engine: Engine, store: Store, key: Any, row: Row) -> int | None
             f"expected the value of key {key!r} to be an array in one piece to write into, found "
             f"{type(engine.get(key)).__name__}"
         )
-    if not store.may_write_in_place(row):
+    if not store.mapped.is_alone(row):
         _move_to_own_file(engine, key)
         return None
-    fd = store.open_in_place(row, key)
+    fd = store.mapped.open_in_place(row, key)
     try:
-        with engine.committer.committing():
-            with engine.writer.lock:
+        with engine.session.committer.committing():
+            with engine.session.writer.lock:
                 current = engine.stored_row_now(key) == row
             if current:
                 store.write_in_place(row)
-                with engine.writer.lock:
+                with engine.session.writer.lock:
                     # Those who look from here on see it.
                     store.catalog.database.end_snapshot()
-                    engine.in_place_edits += 1
+                    engine.facts.in_place_edits += 1
             store.catalog.database.raise_interrupt()
         # Another chest may have linked the file just before the commit.
-        if current and store.may_write_in_place(row):
+        if current and store.mapped.is_alone(row):
             return fd
     except BaseException:
         os.close(fd)
@@ -144,15 +144,15 @@ def _finish(engine: Engine, store: Store, key: Any, row: Row, fd: int) -> None:
         The value keeps its old generation, and what was written is in it, without checksums.
     """
     try:
-        new = store.renewed(row, fd)
+        new = store.mapped.renewed(row, fd)
         names = [value_name(new)]
         try:
-            with engine.committer.committing():
-                with engine.writer.lock:
-                    engine.check_writable()
+            with engine.session.committer.committing():
+                with engine.session.writer.lock:
+                    engine.session.check_writable()
                     # Where it was overwritten or deleted meanwhile, that stands.
                     if engine.stored_row_now(key) == row:
-                        names = engine.committer.place(store, [(key, new)])
+                        names = engine.session.committer.place(store, [(key, new)])
                 store.files.remove(names, keep_spares=False)
                 store.catalog.database.raise_interrupt()
         except ArrayChestError:

@@ -11,9 +11,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
-from arraychest.arrays.mmap import MmapMode
 from arraychest.formats.compression import COMPRESS_ABOVE, Asked, Compression, parse_compression
 from arraychest.parallel import default_threads
+from arraychest.platform.maps import MmapMode
 from arraychest.storage.folder import Mode
 from arraychest.storage.quota import EvictBy, OnFull, Quota
 from arraychest.units import parse_bytes

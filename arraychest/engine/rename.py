@@ -30,13 +30,15 @@ def rename(engine: Engine, changes: Transaction, old: Any, new: Any) -> None:
         changes.put(new, engine.get(old))
         changes.delete(old)
         return
-    store = engine.open_store()
-    with engine.writer.lock:
+    store = engine.session.open_store()
+    with engine.session.writer.lock:
         known = store.catalog.facts.of(row.generation)
     if row.pack is None:
-        mine = store.adopt(store.files, row, parse_form(row.form), code)
+        mine = store.linker.adopt(store.files, row, parse_form(row.form), code)
     else:
-        mine = row._replace(generation=store.new_generation(), key=code.canonical, exact=code.exact)
+        mine = row._replace(
+            generation=store.generations.new(), key=code.canonical, exact=code.exact
+        )
     written_as = known.written_as or row.key
     facts = Facts(mine.generation, known.digests, known.cost, written_as)
     changes.put_row(new, mine, facts)

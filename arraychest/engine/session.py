@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import threading
 import time
-import types
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from arraychest.catalog.connection import has_inherited, is_foreign
+from arraychest.engine.callers import is_at_work, warn
 from arraychest.engine.commit import Committer, logger
+from arraychest.engine.compaction import Compactor
 from arraychest.engine.counters import Account
+from arraychest.engine.disk_room import DiskRoom
 from arraychest.engine.expiry import Expiry
-from arraychest.engine.flusher import Flusher, warn
+from arraychest.engine.flusher import Flusher
+from arraychest.engine.fork import note_open
+from arraychest.engine.open_transactions import OpenTransactions
+from arraychest.engine.opening import open_in_child, open_named, open_private
 from arraychest.engine.options import Options
+from arraychest.engine.saving import Saver
 from arraychest.errors import (
-    ArrayChestWarning,
     ChestFormatError,
     ChestInUseError,
     ClosedChestError,
     ReadOnlyChestError,
     SpillError,
 )
-from arraychest.files.private import make_private_folder
 from arraychest.memory.budget import Budget
+from arraychest.memory.key_order import KeyOrder
 from arraychest.memory.memtable import Index
 from arraychest.memory.pool import Pool
 from arraychest.memory.slot import Slot
+from arraychest.memory.views import Views
 from arraychest.monitor.live import Live
 from arraychest.monitor.samples import History
 from arraychest.sharing.commit_counter import unmoved
 from arraychest.sharing.interrupts import Lock
-from arraychest.sharing.locks import FILE_NAME as LOCKS_NAME
-from arraychest.sharing.locks import LockFile
-from arraychest.sharing.mounts import check_file_system, file_system_of
-from arraychest.sharing.open_folder import OpenFolder
-from arraychest.storage.folder import attach, empty_folder, open_folder
 from arraychest.storage.store import Store
 
 T = TypeVar("T")
@@ -65,7 +63,7 @@ class Session:
         self.options = options
         self.temporary = path is None
         self.budget = budget
-        self._store: Store | None = None
+        self.store: Store | None = None
         self._store_lock = Lock()
         self._close_lock = Lock()
         self.closed = False
@@ -76,85 +74,57 @@ class Session:
         self.forked = False
         self._has_parents_values = False
         # Whether a put has to find out why it is refused.
-        self._no_puts = options.mode == "r"
+        self.no_puts = options.mode == "r"
         self.counter = unmoved()
+        self.transactions = OpenTransactions()
+        self.views = Views()
         self.resident = Pool()
-        self.index = Index(self.resident, returnable=options.mmap_mode == "r")
+        self.index = Index(
+            self.resident, returnable=options.mmap_mode == "r", loading=self.views.loading
+        )
+        self.order = KeyOrder(self.index)
         self.expiry = Expiry(self.index)
-        self.committer = Committer(
-            self.index,
-            self.resident,
-            self.open_store,
-            options.on_overflow,
-            options.quota,
+        quota = options.quota
+        self.committer = committer = Committer(
+            self.index, self.resident, self.open_store, counts_bytes=quota is not None
+        )
+        self.room = DiskRoom(committer, quota)
+        self.compactor = Compactor(committer)
+        self.saver = Saver(
+            committer,
+            self.room,
+            self.compactor,
             options.compression,
+            options.on_overflow,
             options.key_to_filename,
         )
-        self.writer = Flusher(self.committer, self.index, self.resident, budget)
+        self.writer = Flusher(committer, self.saver, self.compactor, budget)
         self._account = Account(self.index, self.resident, self.committer)
         if path is not None:
-            self._open_named(path)
+            store, alone = open_named(path, options)
+            if store.access.locks is not None:
+                self.index.take_places = store.take_places
+            self.index.puts = store.catalog.last_seq()
+            self.counter = store.counter
+            self._use(store, empty=self.index.puts == 0 and alone)
         self.history = History()
         # Last: its first page comes a while after the chest was opened.
-        self.live = Live(self._store.folder if self._store is not None else None, options.mode)
+        self.live = Live(self.store.folder if self.store is not None else None, options.mode)
         self.committer.before_commit = weakref.WeakMethod(self.tell_if_due)
-        # Not while somebody forks, who knows of all others by then: a look-up in the catalog is
-        # kept from a fork by the chest's lock alone.
-        with _fork_lock:
-            _alive.add(self)
+        note_open(self)
 
     @property
     def path(self) -> str | None:
         """Where the folder lies, or where it was found last; None if there is none yet."""
-        store = self._store
+        store = self.store
         if store is not None:
             self._path = store.folder.where()
         return self._path
 
     # --- opening -----------------------------------------------------------------------------
 
-    def _open_named(self, path: str) -> None:
-        mode = self.options.mode
-        if mode != "r" and not self.options.allow_network:
-            check_file_system(path)
-        elif mode != "r":
-            _warn_of_network(path)
-        had_locks = os.path.lexists(os.path.join(path, LOCKS_NAME))
-        folder, locks, alone = open_folder(path, mode, durable=self.options.durable)
-        try:
-            try:
-                store = self._make_store(folder, locks, alone)
-            except ValueError:
-                if mode != "w" or is_foreign(folder):
-                    raise
-                empty_folder(folder)
-                store = self._make_store(folder, locks, alone)
-        except BaseException as error:
-            if locks is not None:
-                if isinstance(error, ChestFormatError) and not had_locks and is_foreign(folder):
-                    locks.unlink(folder)
-                locks.close()
-            folder.close()
-            raise
-        try:
-            if locks is not None:
-                if mode == "w":
-                    store.clear()
-                swept = store.sweep()
-                if swept:
-                    logger.info("swept %d orphans in %s after an unclean end", swept, path)
-                self.index.take_places = store.take_places
-            self.index.puts = store.catalog.last_seq()
-            store.attached()
-        except BaseException:
-            store.close()
-            raise
-        self.counter = store.counter
-        self._use(store, empty=self.index.puts == 0 and alone)
-        logger.info("opened %s, mode %s", path, mode)
-
     def _use(self, store: Store, *, empty: bool = False) -> None:
-        self._store = store
+        self.store = store
         catalog = store.catalog
         database = catalog.database
         database.on_snapshot = lambda: self.writer.call_at_rest(database.end_snapshot)
@@ -162,43 +132,21 @@ class Session:
         if not empty:
             self.expiry.look(store, time.time())
 
-    def _make_store(self, folder: OpenFolder, locks: LockFile | None, alone: bool) -> Store:
-        options = self.options
-        return Store(
-            folder,
-            locks,
-            shared=not self.temporary,
-            alone=alone,
-            durable=options.durable,
-            allow_pickle=options.own.allow_pickle,
-            mmap_mode=options.mmap_mode,
-            nthreads=options.compression.nthreads,
-            quota=options.quota,
-            checksums=options.checksums,
-        )
-
     def open_store(self) -> Store:
         """The store; that of a temporary chest is made at the first call."""
-        store = self._store
+        store = self.store
         if store is None:
             with self._store_lock:
-                if self._store is None:
+                if self.store is None:
                     self.check_open()
-                    folder, locks = make_private_folder()
-                    try:
-                        self._store = self._make_store(folder, locks, True)
-                    except BaseException:
-                        locks.close()
-                        folder.remove()
-                        folder.close()
-                        raise
-                    self.index.attach(self._store.catalog, empty=True)
-                store = self._store
+                    self.store = open_private(self.options)
+                    self.index.attach(self.store.catalog, empty=True)
+                store = self.store
         return store
 
     def with_room(self, action: Callable[[], T]) -> T:
         """Do `action`, which writes; see `Files.with_room`."""
-        store = self._store
+        store = self.store
         if store is None or not self.may_write():
             return action()
         return store.files.with_room(action)
@@ -209,21 +157,21 @@ class Session:
         Costs one read of memory where they have not.
         """
         counter = self.counter
-        if counter.words[0] != counter.seen_word and self._store is not None:
-            self._leave_to_parent()
-            self.committer.follow(self._store)
-            self.expiry.look(self._store, time.time())
+        if counter.words[0] != counter.seen_word and self.store is not None:
+            self.leave_to_parent()
+            self.committer.follow(self.store)
+            self.expiry.look(self.store, time.time())
         if self.expiry.due != math.inf and self.expiry.due <= time.time():
             self._remove_expired()
 
     def _remove_expired(self) -> None:
-        delete = None if self._no_puts else self.remove_slot
-        self.expiry.remove(self._store, time.time(), delete)
+        delete = None if self.no_puts else self.remove_slot
+        self.expiry.remove(self.store, time.time(), delete)
 
     def remove_slot(self, slot: Slot) -> None:
         """Remove a key.  Called under the lock."""
         self.index.delete(slot)
-        self.committer.doom(slot)
+        self.committer.deletions.add(slot)
         self.committer.counters.deletes += 1
         self.writer.deletion_noted()
 
@@ -233,7 +181,7 @@ class Session:
         if now >= self.history.due:
             self.take_sample()
         if now >= self.live.due:
-            self.live.publish(lambda: self._account.take(self._store, self.budget))
+            self.live.publish(lambda: self._account.take(self.store, self.budget))
 
     def take_sample(self) -> None:
         """Note what is in RAM now, for `Chest.plot`."""
@@ -241,6 +189,11 @@ class Session:
         self.history.add(self.resident.charged, self.budget.bytes, spilled)
 
     # --- who may do what -----------------------------------------------------------------------
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the chest has a folder that other processes may open."""
+        return self.store is not None and not self.temporary
 
     def may_write(self) -> bool:
         """Whether the chest can be changed by this process."""
@@ -314,20 +267,22 @@ class Session:
             if self.closed:
                 return
             discard = discard or self.temporary
-            if self._store is not None:
+            if self.store is not None:
                 # Noted before anything changes, as an interrupt may come here.
-                self._path = self._store.folder.where()
+                self._path = self.store.folder.where()
             if not discard and self.is_writer():
                 writer.flush()
             with writer.lock:
-                self._closing = self._no_puts = True
+                self._closing = self.no_puts = True
                 try:
                     if self.forked:
                         discard = False
                     elif discard:
-                        self.index.discard()
+                        self.resident.release(list(self.resident.fresh.values()))
+                        self.resident.drop_fresh(list(self.resident.fresh))
+                        self.index.settle_all()
                         for slot in self.resident.slots():
-                            self.committer.let_go(slot)
+                            self.committer.deletions.let_go(slot)
                             slot.version = -1
                         # What is let go of cannot be had again: from here on it is closed to
                         # everybody but a second close, should this one be interrupted.
@@ -346,10 +301,10 @@ class Session:
                     self.closed = True
                 finally:
                     self._closing = False
-                    self._no_puts = self.closed or not self.is_writer()
-                store, self._store = self._store, None
+                    self.no_puts = self.closed or not self.is_writer()
+                store, self.store = self.store, None
                 self.index.close()
-                self._forget_kept()
+                self.views.clear()
                 writer.changed.notify_all()
             try:
                 self.live.close()
@@ -367,7 +322,7 @@ class Session:
         try:
             # A folder that is another chest's by now stays as it is.
             if discard:
-                ours = self.temporary or (store.folder.is_ours() and store.detach_others())
+                ours = self.temporary or (store.folder.is_ours() and store.access.detach_others())
             # This is a forked child's own connection; the rest is its parent's.
             store.catalog.database.close()
         finally:
@@ -385,17 +340,14 @@ class Session:
         ChestInUseError
             Another chest may write to it; nothing was removed.
         """
-        store = self._store
+        store = self.store
         # Nothing is removed of a folder that is gone: others that had it are no reason to wait.
-        if store is not None and store.folder.is_ours() and not store.detach_others():
+        if store is not None and store.folder.is_ours() and not store.access.detach_others():
             raise ChestInUseError(
                 f"expected {self.path} to be used by nobody else, found that it is: "
                 "close the other chests first"
             )
         self.close(discard=True)
-
-    def _forget_kept(self) -> None:
-        """Let go of what is kept open beside the index."""
 
     def finalize(self, *, at_exit: bool = False) -> None:
         """What happens to a chest that nobody closed; raises nothing.
@@ -408,7 +360,7 @@ class Session:
         """
         if self.forked or self.closed:
             return
-        if not at_exit and _is_at_work():
+        if not at_exit and is_at_work():
             # The garbage collector ran in a thread that may hold what our own writer waits for:
             # that writer itself, or one that commits to another chest of the same folder.
             threading.Thread(target=self.finalize, name="arraychest-closer", daemon=False).start()
@@ -418,7 +370,7 @@ class Session:
         except Exception as error:
             logger.exception("chest %s was not closed, and could not be stored", self.path)
             warn(f"the chest at {self.path} was not closed, and could not be stored: {error}")
-            if self._store is not None and not self._store.folder.is_ours():
+            if self.store is not None and not self.store.folder.is_ours():
                 # Its folder is gone: nobody can store it later, and nothing is removed.
                 with contextlib.suppress(Exception):
                     self.close(discard=True)
@@ -433,9 +385,9 @@ class Session:
         self.committer.commit_lock.acquire()
         self.writer.lock.acquire()
         self._store_lock.acquire()
-        if self._store is not None:
+        if self.store is not None:
             # SQLite's locks are not inherited: hold none across the fork.
-            self._store.catalog.database.end_snapshot()
+            self.store.catalog.database.end_snapshot()
 
     def after_fork_in_parent(self) -> None:
         """Undo `before_fork`."""
@@ -446,23 +398,27 @@ class Session:
 
     def after_fork_in_child(self) -> None:
         """Become a reader of what the parent has: the folder, its lock and its end are not ours."""
-        self.forked = self._no_puts = self._has_parents_values = True
+        self.forked = self.no_puts = self._has_parents_values = True
         self._closing = False  # another thread was about to, in the parent
         self.writer.after_fork_in_child()
+        self.views.after_fork_in_child()
+        self.transactions.by_context.clear()
         self._store_lock = Lock()
         self._close_lock = Lock()
         self.live.after_fork_in_child()
-        if self._store is not None:
-            self._store.become_reader()
+        if self.store is not None:
+            self.store.become_reader()
 
     def keep_nothing(self) -> None:
         """Be as a forked child of the process that opened the chest: what is put is refused."""
-        self.forked = self._no_puts = True
+        self.forked = self.no_puts = True
 
-    def _leave_to_parent(self) -> None:
+    def leave_to_parent(self) -> None:
         """In a forked child: keep what was in RAM at the fork apart.  Called under the lock."""
         if self._has_parents_values:
             self.committer.leave_to_parent()
+            self.compactor.sparse.clear()
+            self.room.leave_to_parent()
             self._has_parents_values = False
 
     def _open_own_session(self) -> None:
@@ -470,15 +426,15 @@ class Session:
 
         What the chest knows in memory stays: it is brought up by what was committed since.
         """
-        before = self._store
+        before = self.store
         if self.temporary or before is None:
             raise ReadOnlyChestError(
                 "expected the process that opened the temporary chest, found another, as a forked "
                 "child: it may only read; to write in several processes, give the chest a path"
             )
-        self._leave_to_parent()
+        self.leave_to_parent()
         try:
-            store = self._attach_again(before)
+            store = open_in_child(before, self.options)
         except (OSError, ChestFormatError) as error:
             if isinstance(error, ChestInUseError | SpillError):
                 raise
@@ -495,34 +451,10 @@ class Session:
         self.index.others_committed()
         before.catalog.database.close()
         self.live = Live(store.folder, self.options.mode)
-        self.forked = self._no_puts = False
+        self.forked = self.no_puts = False
         self.committer.follow(store)
         _finalize_at_exit(self)
         logger.info("opened %s in a forked child", store.folder.path)
-
-    def _attach_again(self, before: Store) -> Store:
-        folder = OpenFolder(".", before.folder.fd)
-        folder.path, folder.identity = before.folder.where(), before.folder.identity
-        try:
-            # First, as nothing may be made in a folder that somebody has put in the place of ours.
-            folder.check()
-            locks, alone = attach(folder, alone=False)
-        except BaseException:
-            folder.close()
-            raise
-        try:
-            store = self._make_store(folder, locks, alone)
-        except BaseException:
-            locks.close()
-            folder.close()
-            raise
-        try:
-            store.sweep()
-            store.attached()
-        except BaseException:
-            store.close()
-            raise
-        return store
 
 
 def _finalize_at_exit(session: Session) -> None:
@@ -539,83 +471,3 @@ def _finalize(session: weakref.ref[Session]) -> None:
     found = session()
     if found is not None:
         found.finalize(at_exit=True)
-
-
-def _is_at_work() -> bool:
-    """Whether a function of ours runs in this thread below the caller's, and may hold a lock."""
-    frame: types.FrameType | None = sys._getframe(2)
-    while frame is not None and not _is_ours(frame.f_globals):
-        frame = frame.f_back
-    return frame is not None
-
-
-def _is_ours(names: dict[str, Any]) -> bool:
-    return str(names.get("__name__")).partition(".")[0] == "arraychest"
-
-
-def _warn_of_network(path: str) -> None:
-    found = file_system_of(path)
-    if found is None or not found.is_network:
-        return
-    # Where the caller opens the chest, however deep in this package that is done.
-    level = 1
-    frame = sys._getframe()
-    while frame.f_back is not None and _is_ours(frame.f_globals):
-        frame = frame.f_back
-        level += 1
-    warnings.warn(
-        f"{path} lies on {found.kind} at {found.mount_point}: the chest is safe as long as one "
-        "host uses it at a time",
-        ArrayChestWarning,
-        stacklevel=level,
-    )
-
-
-_alive: weakref.WeakSet[Session] = weakref.WeakSet()
-_forking: list[Session] = []
-_gate: list[tuple[int, int]] = []
-# Threads that fork at once take turns: each has all locks, and its own list of whose they are.
-_fork_lock = threading.Lock()
-
-
-def _before_fork() -> None:
-    _fork_lock.acquire()
-    _forking[:] = _alive
-    for session in _forking:
-        session.before_fork()
-    has_named = any([each._store is not None and not each.temporary for each in _forking])
-    if has_named or has_inherited():
-        # Without it a parent that closes a chest at once would find nobody else there.
-        with contextlib.suppress(OSError):
-            _gate.append(os.pipe())
-
-
-def _after_fork_in_parent() -> None:
-    if _gate:
-        reading, writing = _gate.pop()
-        os.close(writing)
-        # Until the child has locked the catalogs, or is no more; see `Database.reopen_in_child`.
-        os.read(reading, 1)
-        os.close(reading)
-    while _forking:
-        _forking.pop().after_fork_in_parent()
-    _fork_lock.release()
-
-
-def _after_fork_in_child() -> None:
-    try:
-        while _forking:
-            _forking.pop().after_fork_in_child()
-    finally:
-        while _gate:
-            for fd in _gate.pop():
-                os.close(fd)
-        _fork_lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )

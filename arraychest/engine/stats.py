@@ -64,7 +64,7 @@ class Stats(NamedTuple):
 
 def stats_of(engine: Engine) -> Stats:
     """The figures of one chest.  O(keys met since it was opened)."""
-    counters = engine.committer.counters
+    counters = engine.session.committer.counters
     return Stats(
         hits=engine.hits(),
         misses=counters.misses,
@@ -73,9 +73,24 @@ def stats_of(engine: Engine) -> Stats:
         faults=counters.faults,
         bytes_spilled=counters.bytes_spilled,
         bytes_faulted=counters.bytes_faulted,
-        charged=engine.resident.charged,
-        budget=engine.budget.bytes,
-        resident=engine.resident.count,
+        charged=engine.session.resident.charged,
+        budget=engine.session.budget.bytes,
+        resident=engine.session.resident.count,
         evictions=counters.evictions,
-        budget_reason=engine.budget.reason,
+        budget_reason=engine.session.budget.reason,
+    )
+
+
+def description(engine: Engine) -> str:
+    """A chest in one line."""
+    session = engine.session
+    where = session.path
+    if session.closed:
+        return f"<arraychest.Chest {where or 'temporary'}, closed>"
+    if session.temporary:
+        where = f"temporary, {where or 'nothing on disk'}"
+    charged, budget = format_bytes(session.resident.charged), format_bytes(session.budget.bytes)
+    return (
+        f"<arraychest.Chest {where}: {engine.count()} values, {session.resident.count} resident "
+        f"({charged} of {budget}), {format_bytes(engine.stored_bytes())} stored>"
     )

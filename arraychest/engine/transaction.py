@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from arraychest.formats.tree import Tree
 from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
 from arraychest.sharing.contexts import current_context
 from arraychest.sharing.interrupts import held_back
-from arraychest.storage.reading import value_name
+from arraychest.storage.reading import pack_name, value_name
 from arraychest.values.accept import (
     OnPut,
     accept,
@@ -94,11 +94,11 @@ class Transaction:
         """What was put, as `values.value_of` takes it; AbsentKeyError if the key was deleted."""
         if key in self._small:
             array, kind = self._small[key]
-            return at_hand(array, kind, private=self._engine.options.mmap_mode == "c")
+            return at_hand(array, kind, private=self._engine.session.options.mmap_mode == "c")
         row = self._changes[key]
         if not isinstance(row, Row):
             raise AbsentKeyError(key)
-        return self._engine.open_store().loader.load(row, key)
+        return self._engine.session.open_store().loader.load(row, key)
 
     def cost(self, key: Any) -> Cost | None:
         """What it took to compute the value that was put; None if that is not known."""
@@ -155,14 +155,14 @@ class Transaction:
         """
         engine = self._engine
         if type(value) is BlockedArray:
-            self.put_row(key, taken_over(engine.committer, key, value))
+            self.put_row(key, taken_over(engine.session, key, value))
             if cost is not None:
                 self._costs[key] = cost
             return
-        array, kind, _ = accept(value, engine.options.own)
+        array, kind, _ = accept(value, engine.session.options.own)
         if type(key) not in PLAIN_TYPES:
             encode_key(key)
-        on_put = on_put or engine.options.on_put
+        on_put = on_put or engine.session.options.on_put
         if array.nbytes < PACK_THRESHOLD and kind != "pickle":
             kept = array if kind in ("scalar", "dump") else array_to_keep(array, on_put)
             freeze(kept)
@@ -172,17 +172,17 @@ class Transaction:
             self._changes[key] = _SMALL
             self._small[key] = kept, kind
             self._small_bytes += array.nbytes
-            with engine.writer.lock:
-                engine.resident.hold(self, key, kept)
+            with engine.session.writer.lock:
+                engine.session.resident.hold(self, key, kept)
                 # Others get no room by waiting for what lies here.
-                most = min(BATCH_BYTES, engine.budget.bytes // 8)
-                if engine.resident.charged > engine.budget.bytes:
+                most = min(BATCH_BYTES, engine.session.budget.bytes // 8)
+                if engine.session.resident.charged > engine.session.budget.bytes:
                     most = 0
-                engine.writer.put_noted()
+                engine.session.writer.put_noted()
             if self._small_bytes >= most or len(self._small) >= BATCH_VALUES:
                 self._append()
             return
-        row = engine.committer.write_directly(key, array, kind, compression)
+        row = engine.session.saver.write_directly(key, array, kind, compression)
         self.put_row(key, row)
         if cost is not None:
             self._costs[key] = cost
@@ -207,7 +207,7 @@ class Transaction:
         self._costs.pop(key, None)
         self._facts.pop(key, None)
         if isinstance(old, Row) and old.pack is None:
-            self._engine.open_store().files.remove([value_name(old)])
+            self._engine.session.open_store().files.remove([value_name(old)])
         small = self._small.pop(key, None)
         if small is not None:
             self._small_bytes -= small[0].nbytes
@@ -215,9 +215,9 @@ class Transaction:
 
     def _uncharge(self, keys: Iterable[Any]) -> None:
         engine = self._engine
-        with engine.writer.lock:
-            engine.resident.let_go(self, keys)
-            engine.writer.changed.notify_all()
+        with engine.session.writer.lock:
+            engine.session.resident.let_go(self, keys)
+            engine.session.writer.changed.notify_all()
 
     def _append(self) -> None:
         """Write the small values to a pack."""
@@ -227,7 +227,7 @@ class Transaction:
         arrays = [array for array, _ in self._small.values()]
         kinds = [kind for _, kind in self._small.values()]
         try:
-            rows = self._engine.committer.append_directly(keys, arrays, kinds)
+            rows = self._engine.session.saver.append_directly(keys, arrays, kinds)
         except ArrayChestError:
             raise
         except OSError as error:
@@ -258,11 +258,11 @@ class Transaction:
         # After an interrupt too: what came of the commit is then for the next writer to see.
         remove = True
         try:
-            with engine.at_work():
+            with engine.session.at_work():
                 self._append()
                 if not self._changes:
                     return
-                with engine.committer.committing() as store:
+                with engine.session.committer.committing() as store:
                     rows = [(k, row) for k, row in self._changes.items() if isinstance(row, Row)]
                     facts = [
                         Facts(row.generation, {}, self._costs[key])
@@ -271,12 +271,13 @@ class Transaction:
                     ]
                     facts += [self._facts[key] for key, _ in rows if key in self._facts]
                     deleted = [key for key, row in self._changes.items() if row is _DELETED]
-                    if engine.evicts:  # a quota that refuses is asked by the commit itself
-                        engine.committer.evict(store, sum(row.stored for _, row in rows))
-                    with engine.writer.lock:
-                        engine.check_writable()
+                    # A quota that refuses is asked by the commit itself.
+                    if engine.session.room.evicts:
+                        engine.session.room.evict(store, sum(row.stored for _, row in rows))
+                    with engine.session.writer.lock:
+                        engine.session.check_writable()
                         remove = False
-                        unused = engine.committer.place(
+                        unused = engine.session.committer.place(
                             store, rows, deleted=deleted, adopted=self.adopted, facts=facts
                         )
                     store.files.remove(unused)
@@ -301,13 +302,13 @@ class Transaction:
             return  # all of it is the parent's
         self._uncharge(self._small)
         if self._changes or self._appended:
-            store = self._engine.open_store()
+            store = self._engine.session.open_store()
             if remove:
                 rows = [row for row in self._changes.values() if isinstance(row, Row)]
                 names = [value_name(row) for row in rows if row.pack is None]
-                store.files.remove([*names, *map(store.pack_file, self.adopted)])
+                store.files.remove([*names, *[pack_name(each.id) for each in self.adopted]])
             for row in self._appended:
-                store.append_settled([row])
+                store.packs.settled([row])
         self._changes.clear()
         self._small.clear()
         self._appended.clear()
@@ -325,5 +326,48 @@ def changes_of(engine: Engine) -> Iterator[Transaction]:
         yield changes
         changes.commit()
     except BaseException:
+        changes.roll_back()
+        raise
+
+
+@contextlib.contextmanager
+def changing(
+    engine: Engine, look_up_in: Callable[[dict[Any, Any]], object]
+) -> Iterator[Transaction]:
+    """As `changes_of`, where gets of the thread or task see the transaction; see `Chest`.
+
+    Parameters
+    ----------
+    look_up_in
+        Told where the chest may look values up without asking the engine: in nothing as long as
+        anybody is in a transaction.
+    """
+    session = engine.session
+    outer = engine.own_changes()
+    if isinstance(outer, Transaction):
+        yield outer
+        if outer.has_ended:
+            raise RuntimeError(
+                "expected a transaction to end before the one that it is part of, found that "
+                "the other one ended first"
+            )
+        return
+    changes = Transaction(engine)
+    try:
+        try:
+            with session.writer.lock:
+                engine.begin_changes(changes)
+                # Each get asks from here on whether it is in a transaction.
+                look_up_in({})
+            yield changes
+        finally:
+            # First, and without a call, in front of which an interrupt could come.
+            changes.is_left = True
+            with session.writer.lock:
+                if session.transactions.end(changes):
+                    look_up_in(session.index.slots)
+        changes.commit()
+    except BaseException:
+        # Of what was committed nothing is left to do.
         changes.roll_back()
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from arraychest.catalog.record import Cost, Facts, Pack, Row
@@ -45,11 +45,11 @@ def update_from(
     for key in theirs.keys() if keys is None else keys:
         if not overwrite and mine.contains(key):
             continue
-        row, cost = theirs.stored_row(key), theirs.cost_of(key)
+        row, cost = theirs.stored_row(key), theirs.facts.cost_of(key)
         if cost is not None and cost.expires is not None:
             # A copy is good as long as what it is a copy of.
-            with mine.writer.lock:
-                mine.expiry.note(key, cost.expires)
+            with mine.session.writer.lock:
+                mine.session.expiry.note(key, cost.expires)
         try:
             if row is not None:
                 linked = _link(mine, theirs, row, packs, changes)
@@ -69,8 +69,8 @@ def update_from(
 
 def _facts_of(theirs: Engine, row: Row, linked: Row, cost: Cost | None) -> Facts:
     """What the other chest knows of a value's file."""
-    with theirs.writer.lock:
-        written_as = theirs.open_store().catalog.facts.written_as(row.generation)
+    with theirs.session.writer.lock:
+        written_as = theirs.session.open_store().catalog.facts.written_as(row.generation)
     return Facts(linked.generation, {}, cost, written_as)
 
 
@@ -84,23 +84,57 @@ def _link(
     OSError, ValueError, KeyError
         Its row is not what it should be, or its file is not what the row says.
     """
-    store = mine.open_store()
-    source = theirs.open_store()
+    store = mine.session.open_store()
+    source = theirs.session.open_store()
     form = parse_form(row.form)
-    if not mine.options.own.allow_pickle and form.kind == "pickle":
+    if not mine.session.options.own.allow_pickle and form.kind == "pickle":
         raise PickleRefusedError("it holds Python objects")
     if row.pack is None:
-        mine_now = store.adopt(source.files, row, form)
+        mine_now = store.linker.adopt(source.files, row, form)
         # Asked once the file has its second name: an editor looks for that after it has said so.
-        with theirs.writer.lock:
-            theirs.follow()
+        with theirs.session.writer.lock:
+            theirs.session.follow()
             is_edited = source.catalog.facts.is_written_in_place(row.generation)
         if is_edited:
             store.files.remove([value_name(mine_now)], keep_spares=False)
             raise OSError("it is edited in place, which would change it here, too")
         return mine_now
     if row.pack not in packs:
-        pack = store.adopt_pack(source.files, source.pack_record(row.pack))
+        pack = store.linker.adopt_pack(source.files, source.packs.record(row.pack))
         packs[row.pack] = pack
         changes.adopted.append(pack)
-    return store.adopt_packed(row, form, packs[row.pack])
+    return store.linker.adopt_packed(row, form, packs[row.pack])
+
+
+def update_by(
+    engine: Engine,
+    changes: Transaction,
+    pairs: Iterable[tuple[Any, Any]],
+    meter: Meter,
+    *,
+    overwrite: bool,
+) -> None:
+    """Put values by their keys in a transaction; those of keys that are there if `overwrite`."""
+    for key, value in pairs:
+        if overwrite or not engine.contains(key):
+            changes.put(key, value)
+        meter.add(getattr(value, "nbytes", 0))
+
+
+def put_each(
+    put: Callable[..., None], pairs: Iterable[tuple[Any, Any]], meter: Meter, **options: Any
+) -> None:
+    """Put values by their keys one by one, and tell of the bytes of each."""
+    for key, value in pairs:
+        put(key, value, **options)
+        meter.add(getattr(value, "nbytes", 0))
+
+
+def bytes_in(values: object) -> int:
+    """Bytes of a mapping's values; 0 where they are not at hand."""
+    engine = getattr(values, "_engine", None)
+    if isinstance(engine, Engine) and not hasattr(values, "full_key"):  # no group of a chest
+        return engine.stored_bytes() + engine.session.resident.charged
+    if isinstance(values, dict):
+        return sum(getattr(value, "nbytes", 0) for value in values.values())
+    return 0

@@ -108,7 +108,7 @@ def export(
                 meter.done = 0
                 return _write(chest, _WRITERS[format](made), planned, meter)
 
-            count = chest._engine.with_room(write)
+            count = chest._engine.session.with_room(write)
         _check_target(target, overwrite=overwrite)
         _replace(made, target)
     finally:
@@ -197,7 +197,7 @@ def _plan(chest: Face, keys: Iterable[Any], *, allow_pickle: bool) -> list[_Plan
             if kind in ("pickle", "dump"):
                 raise PickleRefusedError(_refusal(key, kind))
             if kind == "tree":
-                _refuse_pickled_tree(key, engine._find(key))
+                _refuse_pickled_tree(key, engine.find(key))
         planned.append(_Planned(key, names.name(key), nbytes))
     return planned
 
@@ -260,7 +260,7 @@ def _owner_of_attributes(key: Any) -> Any:
 def _export_value(chest: Face, writer: Writer, key: Any, name: str, meter: Meter) -> Record:
     """Write one value; of a tree its arrays, which are numbered below its name."""
     engine = chest._engine
-    found = engine._find(key)
+    found = engine.find(key)
     if type(found) is Tree:
         arrays = tuple(
             _export_array(writer, f"{name}/{at}", part, meter, codec_of(chest, key, part))
@@ -269,7 +269,7 @@ def _export_value(chest: Face, writer: Writer, key: Any, name: str, meter: Meter
         return Record(key, "tree", found.structure, arrays)
     if type(found) is Dumped:
         return Record(key, "dump", b"", (_export_array(writer, name, found.data, meter),))
-    value = value_of(found, key, engine.options.own)
+    value = value_of(found, key, engine.session.options.own)
     if isinstance(value, np.generic):
         array = array_of_scalar(value)
         return Record(
@@ -340,7 +340,7 @@ def _attributes(reader: Reader, source: str) -> dict[Any, Any]:
 def _import_record(
     chest: Face, key: Any, record: Record, reader: Reader, meter: Meter, *, allow_pickle: bool
 ) -> None:
-    own = chest._engine.options.own
+    own = chest._engine.session.options.own
     if record.kind == "array":
         (kept,) = record.arrays
         found = reader.array(kept.name)

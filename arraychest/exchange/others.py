@@ -27,7 +27,7 @@ def codec_of(chest: Face, key: Any, value: Any) -> str | None:
     """How the chest compresses a value: a codec's name, None, or ``"auto"``."""
     if type(value) is CompressedArray:
         return chest.entry(key).codec
-    how = chest._engine.options.compression.how
+    how = chest._engine.session.options.compression.how
     if isinstance(how, str):
         return None if how == "never" else "auto"
     return CODEC_NAMES.get(how.codec, "auto")

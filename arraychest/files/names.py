@@ -7,6 +7,8 @@ import os
 DATA, PACKS, SPARE, QUARANTINE = "data", "packs", "spare", "quarantine"
 # A file whose blocks nobody uses: room for the commit of a deletion where the disk is full.
 RESERVE = "reserve"
+# A page for each chest that is open; see `monitor`.
+LIVE = "live"
 # Folders of blocks of which no row tells: being written, or out of use and not removed yet.
 UNFINISHED = "unfinished"
 BLOCKS = ".blocks"

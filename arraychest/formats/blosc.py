@@ -439,17 +439,14 @@ class FrameReader:
     ----------
     data
         Bytes of the frame, and possibly more behind it; they stay as long as this lives.
-    dtype
-        Of the elements: NumPy has two names for some, and a frame one.
     """
 
-    def __init__(self, data: Any, dtype: np.dtype) -> None:
+    def __init__(self, data: Any) -> None:
         self._data = data
-        self._dtype = dtype
         self._free: list[Any] = []
 
-    def read(self, where: tuple[slice, ...]) -> np.ndarray:
-        """A part of the array, all of whose steps are 1: a new array in C order."""
+    def read_into(self, out: np.ndarray, where: tuple[slice, ...]) -> None:
+        """Write a part of the array, all of whose steps are 1, to an array of its shape."""
         import blosc2
 
         # A list's own methods are atomic.
@@ -458,13 +455,15 @@ class FrameReader:
         except IndexError:
             array = blosc2.ndarray_from_cframe(self._data, copy=False)
             array.schunk.dparams = blosc2.DParams(nthreads=1)
-        found = np.empty([each.stop - each.start for each in where], self._dtype)
+        # Blosc2 writes to memory without gaps, in C order.
+        found = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
         # `array[where]` takes 40 us more to find out that this is what is meant.
         array.get_slice_numpy(
             found, (tuple([each.start for each in where]), tuple([each.stop for each in where]))
         )
         self._free.append(array)
-        return found
+        if found is not out:
+            out[...] = found
 
 
 class Touched(NamedTuple):

@@ -12,10 +12,10 @@ from dask.base import tokenize
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import copied_out, is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.engine.handle import Handle
 from arraychest.errors import ValueTypeError
+from arraychest.platform.maps import copied_out, is_map
 from arraychest.storage.block_writer import regular
 
 # What is smaller is copied out of its map: that takes less RAM than the pages around it.

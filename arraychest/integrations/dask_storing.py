@@ -18,6 +18,7 @@ from arraychest.engine.blocks import begin
 from arraychest.engine.face import Face, in_chest
 from arraychest.engine.handle import handle_of
 from arraychest.errors import ValueTypeError
+from arraychest.formats.compression import How
 from arraychest.formats.form import describe
 from arraychest.formats.manifest import Chunks, indices
 from arraychest.integrations.dask_arrays import StoredArray, to_dask
@@ -92,23 +93,24 @@ def store(
     BlockedArray(shape=(2000, 2000), dtype=float64, numblocks=(2, 2))
     """
     chest, key = in_chest(chest, key)
-    chest._engine.begin_writing()
+    chest._engine.session.begin_writing()
     chunks = _chunks(x)
     what = print_of_array(x)
     name = None if what is None else f"{x.name} {what.hex()}"
-    writer = begin(chest._engine.committer, key, x.dtype, chunks, name)
+    writer = begin(chest._engine.session, key, x.dtype, chunks, name)
     task = _Storing(chest, key, writer, (0,) * x.ndim)
     return _stored(x, task, compute, return_stored, options)
 
 
-def store_anew(x: da.Array, chest: Face, key: Any) -> None:
+def store_anew(x: da.Array, chest: Face, key: Any, how: How | None = None) -> None:
     """Store a dask array as `store` does, but keep nothing of what was written if it fails.
 
     So its name need not tell what is in it: that of an array which xarray has opened does not.
+    `how` says how to compress each block; None: as the chest does.
     """
     engine = chest._engine
-    engine.begin_writing()
-    writer = begin(engine.committer, key, x.dtype, _chunks(x))
+    engine.session.begin_writing()
+    writer = begin(engine.session, key, x.dtype, _chunks(x), how=how)
     try:
         _stored(x, _Storing(chest, key, writer, (0,) * x.ndim), True, False, {})
     except BaseException:
@@ -179,7 +181,7 @@ def append(x: da.Array, chest: Face, key: Any, axis: int = 0, **options: Any) ->
     """
     chest, key = in_chest(chest, key)
     engine = chest._engine
-    engine.begin_writing()
+    engine.session.begin_writing()
     with chest.lock(key):
         before = before_append(engine, key, x.shape, x.dtype, axis)
         if before is None:
@@ -189,7 +191,7 @@ def append(x: da.Array, chest: Face, key: Any, axis: int = 0, **options: Any) ->
         x = x.rechunk({at: sizes for at, sizes in enumerate(before.chunks) if at != axis})
         chunks = longer(before.chunks, axis, _chunks(x)[axis])
         # The same array may be appended twice.
-        writer = begin(engine.committer, key, x.dtype, chunks)
+        writer = begin(engine.session, key, x.dtype, chunks)
         start = [0] * x.ndim
         start[axis] = len(before.chunks[axis])
         try:

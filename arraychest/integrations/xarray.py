@@ -7,7 +7,7 @@ their coordinates are made anew.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ def _dtype(tree: Any) -> np.dtype:
     return checks.array(tree, "a dtype").dtype
 
 
-def _of_encoding(encoding: Any) -> list[tuple[Any, str, Any]]:
+def encoding_to_tree(encoding: Any) -> list[tuple[Any, str, Any]]:
+    """An encoding of xarray as a tree that a chest stores."""
     tree: list[tuple[Any, str, Any]] = []
     for key, value in encoding.items():
         if isinstance(value, np.dtype):
@@ -57,7 +58,8 @@ def _of_encoding(encoding: Any) -> list[tuple[Any, str, Any]]:
     return tree
 
 
-def _encoding(tree: Any) -> dict[Any, Any]:
+def encoding_from_tree(tree: Any) -> dict[Any, Any]:
+    """The encoding again; raises ValueError or TypeError if the tree is none of these."""
     checks.exactly(list, tree, "an encoding")
     encoding: dict[Any, Any] = {}
     for key, sort, value in tree:
@@ -90,7 +92,7 @@ def _of_variable(variable: Any) -> dict[str, Any]:
         "dims": tuple(variable.dims),
         "data": data,
         "attrs": dict(variable.attrs),
-        "encoding": _of_encoding(variable.encoding),
+        "encoding": encoding_to_tree(variable.encoding),
     }
 
 
@@ -113,7 +115,7 @@ def _variable(tree: Any) -> Any:
     if len(dims) != len(data.shape):
         raise ValueError(f"expected {len(data.shape)} dimensions, found {len(dims)}")
     # xarray looks for dates among objects otherwise.
-    return xr.Variable(dims, data, attrs, _encoding(encoding), fastpath=is_array)
+    return xr.Variable(dims, data, attrs, encoding_from_tree(encoding), fastpath=is_array)
 
 
 def _check_dims(dims: Any) -> None:
@@ -129,7 +131,7 @@ def _of_index_variable(variable: Any) -> dict[str, Any]:
         "index": index,
         "dtype": None if isinstance(index, pd.MultiIndex) else _of_index_dtype(variable, index),
         "attrs": dict(variable.attrs),
-        "encoding": _of_encoding(variable.encoding),
+        "encoding": encoding_to_tree(variable.encoding),
     }
 
 
@@ -143,7 +145,7 @@ def _index_variable(tree: Any) -> Any:
         found = _pandas_index(index, dim, dtype)
     variable = found.create_variables()[found.index.name]
     variable.attrs = checks.exactly(dict, attrs, "attrs")
-    variable.encoding = _encoding(encoding)
+    variable.encoding = encoding_from_tree(encoding)
     return variable
 
 
@@ -164,30 +166,45 @@ def _pandas_index(index: Any, dim: Hashable, dtype: Any) -> Any:
     return PandasIndex(index, dim, None if dtype is None else _dtype(dtype))
 
 
+def index_to_tree(index: Any, members: Mapping[Any, Any]) -> dict[str, Any]:
+    """What tells an index of pandas, of one level or of several, apart from its attributes.
+
+    Parameters
+    ----------
+    members
+        Its coordinates by name: variables, or data arrays.
+    """
+    if type(index) is PandasMultiIndex:
+        dtypes: Any = {
+            name: _of_index_dtype(members[name], level)
+            for name, level in zip(index.index.names, index.index.levels, strict=True)
+        }
+    else:
+        (variable,) = members.values()
+        dtypes = _of_index_dtype(variable, index.index)
+    return {"dim": index.dim, "index": index.index, "dtypes": dtypes}
+
+
+def index_from_tree(tree: Any) -> Any:
+    """The index again; raises ValueError or TypeError if the tree is none of `index_to_tree`."""
+    dim, index, dtypes = checks.fields(tree, "dim", "index", "dtypes")
+    return _index(index, dim, dtypes)
+
+
 def _of_coords(coords: Any) -> dict[str, Any]:
     variables: dict[Any, Any] = dict(coords.variables)
     indexes = []
     for index, members in coords.xindexes.group_by_index():
-        if type(index) is PandasMultiIndex:
-            dtypes: Any = {
-                name: _of_index_dtype(members[name], level)
-                for name, level in zip(index.index.names, index.index.levels, strict=True)
-            }
-        elif type(index) is PandasIndex:
-            (variable,) = members.values()
-            dtypes = _of_index_dtype(variable, index.index)
-        else:
+        if type(index) not in (PandasIndex, PandasMultiIndex):
             raise ValueTypeError(
                 f"expected an index of pandas, found {type(index).__name__}: use .drop_indexes(), "
                 "or allow_pickle=True to keep it"
             )
         described = {
-            name: (dict(variable.attrs), _of_encoding(variable.encoding))
+            name: (dict(variable.attrs), encoding_to_tree(variable.encoding))
             for name, variable in members.items()
         }
-        indexes.append(
-            {"dim": index.dim, "index": index.index, "dtypes": dtypes, "described": described}
-        )
+        indexes.append({**index_to_tree(index, members), "described": described})
         # Their place among the others is kept.
         variables |= dict.fromkeys(members)
     return {"variables": variables, "indexes": indexes}
@@ -208,7 +225,7 @@ def _coords(tree: Any) -> Any:
             raise ValueError(f"expected coordinates of an index, found {list(described)[:20]}")
         for name, (attrs, encoding) in described.items():
             made[name].attrs = checks.exactly(dict, attrs, "attrs")
-            made[name].encoding = _encoding(encoding)
+            made[name].encoding = encoding_from_tree(encoding)
             found[name], indexes[name] = made[name], index
     for name, variable in found.items():
         if not isinstance(variable, xr.Variable):
@@ -266,7 +283,7 @@ def _of_dataset(dataset: xr.Dataset) -> dict[str, Any]:
         "coords": _of_coords(dataset.coords),
         "order": list(dataset.variables),
         "attrs": dict(dataset.attrs),
-        "encoding": _of_encoding(dataset.encoding),
+        "encoding": encoding_to_tree(dataset.encoding),
     }
 
 
@@ -285,7 +302,7 @@ def _dataset(tree: Any) -> Any:
         raise ValueError("expected the names of all variables, found others")
     if list(dataset.variables) != order:
         dataset = dataset[order]
-    dataset.encoding = _encoding(encoding)
+    dataset.encoding = encoding_from_tree(encoding)
     return dataset
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ from arraychest.catalog.connection import Database
 from arraychest.catalog.damaged import DamagedRows
 from arraychest.catalog.record import Pack, Row
 from arraychest.engine.engine import Engine
-from arraychest.errors import ArrayChestError, ChestFormatError
+from arraychest.errors import ChestFormatError
 from arraychest.files.names import SPARE
 from arraychest.formats import checksums, directory, manifest, npy, pack
 from arraychest.formats.directory import Listed
@@ -31,30 +30,17 @@ from arraychest.integrity.salvage import (
     PAGE_ROWS,
     Sealed,
     frame_reader,
+    open_regular,
     places,
     read_all,
     read_sealed,
 )
 from arraychest.parallel import default_threads
-from arraychest.progress import SILENT, Asked, Meter, measured
+from arraychest.progress import SILENT, Meter
 from arraychest.sharing.locks import hold_folder
 from arraychest.storage.reading import file_name, pack_name, value_name
-from arraychest.storage.store import generation_of
+from arraychest.storage.sweeping import generation_of, sessions
 from arraychest.values.keys import decode_key
-
-
-def verify(engine: Engine, *, read_data: bool = True, progress: Asked = False) -> Report:
-    """See `Chest.verify`."""
-    with measured(progress, "verify", lambda: bytes_to_read(engine)) as meter:
-        return Inspection(engine, read_data=read_data, meter=meter).report()
-
-
-def bytes_to_read(engine: Engine) -> int:
-    """How many bytes an inspection looks at; 0 where a damaged catalog does not say."""
-    try:
-        return engine.stored_bytes()
-    except (ArrayChestError, OSError):
-        return 0
 
 
 class Inspection:
@@ -79,11 +65,11 @@ class Inspection:
     def report(self) -> Report:
         """Look at everything."""
         engine = self._engine
-        with engine.writer.lock:
-            engine.check_open()
-            nothing = engine.temporary and engine.path is None
+        with engine.session.writer.lock:
+            engine.session.check_open()
+            nothing = engine.session.temporary and engine.session.path is None
         if not nothing:
-            self._store = engine.open_store()
+            self._store = engine.session.open_store()
             try:
                 database = Database(self._store.folder, writable=False, durable=False)
             except ChestFormatError as error:
@@ -175,7 +161,7 @@ class Inspection:
         if row.is_blocked:
             self._inspect_blocks(name, row, form, find)
             return
-        fd = self._open(name, find)
+        fd = open_regular(self._store.files, name, find)
         if fd is None:
             return
         try:
@@ -193,21 +179,6 @@ class Inspection:
         if row.generation not in self._renamed:
             return row.key
         return self._catalog.facts.written_as(row.generation) or row.key
-
-    def _open(self, name: str, find: Callable[..., None]) -> int | None:
-        try:
-            fd = self._store.files.open(name)
-        except (FileNotFoundError, NotADirectoryError, BlockingIOError):
-            find("missing file", "expected a file, found none")
-            return None
-        except OSError as error:
-            find("foreign file", f"expected a file, found what cannot be opened: {error}")
-            return None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            find("foreign file", "expected a file, found something else")
-            return None
-        return fd
 
     def _inspect_file(self, fd: int, row: Row, form: Form, find: Callable[..., None]) -> None:
         size = os.fstat(fd).st_size
@@ -360,7 +331,7 @@ class Inspection:
             for raw in rows:
                 self._find(kind, raw, name, message)
 
-        fd = self._open(name, find_each)
+        fd = open_regular(self._store.files, name, find_each)
         if fd is None:
             return
         try:
@@ -447,7 +418,7 @@ class Inspection:
         present = list(store.files.names())
 
         def without_row(names: list[str]) -> list[str]:
-            alive, _ = store.sessions(catalog)
+            alive, _ = sessions(store, catalog)
             alive.add(store.catalog.changes.session)
             named = catalog.file_generations() | catalog.pack_ids()
             leaving = {name for number in alive for name in catalog.changes.gone_files(number)}
@@ -471,8 +442,8 @@ class Inspection:
             return
         # While nobody commits, or removes what a commit has put out of use.
         held: Any = contextlib.nullcontext()
-        if self._engine.is_writer():
-            held = self._engine.committer.committing()
+        if self._engine.session.is_writer():
+            held = self._engine.session.committer.committing()
         with held:
             suspects = without_row(suspects)
         for name in suspects:

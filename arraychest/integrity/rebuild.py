@@ -17,7 +17,8 @@ from arraychest.integrity.salvage import listed_rows
 from arraychest.sharing.open_folder import OpenFolder
 from arraychest.storage.folder import attach
 from arraychest.storage.reading import file_name
-from arraychest.storage.store import Store, generation_of
+from arraychest.storage.store import Store
+from arraychest.storage.sweeping import generation_of
 
 
 def rebuild_if_lost(path: str) -> list[Finding]:
@@ -118,7 +119,7 @@ def _rebuild(store: Store, problem: str, kept: str) -> list[Finding]:
         if row.generation in misnamed:
             store.files.rename(misnamed[row.generation], file_name(row))
             names[names.index(misnamed[row.generation])] = file_name(row)
-    with store.exclusive():
+    with store.access.exclusive():
         store.catalog.changes.begin_at((newest >> 32) + 1)
         store.amend([], placed, used, [])
     action = f"moved to {kept}; {len(placed)} values were found in {len(names)} files"

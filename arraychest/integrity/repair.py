@@ -20,12 +20,14 @@ from arraychest.files.files import Files
 from arraychest.files.names import PACKS, QUARANTINE
 from arraychest.formats import pack
 from arraychest.formats.form import parse_form
-from arraychest.integrity.inspection import Inspection, bytes_to_read
+from arraychest.integrity.inspection import Inspection
 from arraychest.integrity.report import Finding, Report
 from arraychest.integrity.salvage import listed_rows
+from arraychest.integrity.verify import bytes_to_read
 from arraychest.progress import Asked, measured
 from arraychest.storage.reading import pack_name, value_name
-from arraychest.storage.store import Store, generation_of
+from arraychest.storage.store import Store
+from arraychest.storage.sweeping import generation_of
 
 # Times that a repair looks whether what it did has brought something else to light.
 _MORE_LOOKS = 3
@@ -35,7 +37,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def repair(engine: Engine, progress: Asked = False) -> Report:
     """See `Chest.repair`."""
-    engine.begin_writing()
+    engine.session.begin_writing()
     engine.flush()
     # Reading everything is what takes time; what is found is mended without a stop.
     with measured(progress, "repair", lambda: bytes_to_read(engine)) as meter:
@@ -51,7 +53,7 @@ def repair(engine: Engine, progress: Asked = False) -> Report:
         left = [each for each in again.report().findings if each.kind != "unknown file"]
         more = _Repair(engine, again).mended(tuple(left))
         findings += more
-    logger.info("repaired %s: %d findings", engine.path, len(findings))
+    logger.info("repaired %s: %d findings", engine.session.path, len(findings))
     return found._replace(findings=tuple(findings))
 
 
@@ -61,7 +63,7 @@ class _Repair:
     def __init__(self, engine: Engine, inspection: Inspection) -> None:
         self._engine = engine
         self._inspection = inspection
-        self._store: Store = engine.open_store()
+        self._store: Store = engine.session.open_store()
 
     def mended(self, findings: tuple[Finding, ...]) -> list[Finding]:
         """The findings, each with what was done about it.
@@ -78,8 +80,8 @@ class _Repair:
             return [replace(finding, action=hint) for finding in findings]
         try:
             with (
-                engine.at_work(),
-                engine.committer.committing(),
+                engine.session.at_work(),
+                engine.session.committer.committing(),
                 contextlib.closing(
                     Database(store.folder, writable=False, durable=False)
                 ) as database,
@@ -88,12 +90,12 @@ class _Repair:
                 self._catalog = Catalog(database)
                 self._rows = DamagedRows(self._catalog)
                 self._amend(done)
-                with engine.writer.lock:
-                    engine.committer.forget(store)
+                with engine.session.writer.lock:
+                    engine.session.committer.forget(store)
             for identity in self._inspection.unlisted:
-                with engine.at_work():
-                    engine.committer.compact_pack(identity)
-                if not store.has_pack(identity):
+                with engine.session.at_work():
+                    engine.session.compactor.compact_pack(identity)
+                if not store.packs.has(identity):
                     self._say(done, pack_name(identity), "its values moved to another pack")
         except OSError as error:
             raise SpillError(f"the chest could not be repaired: {error}") from error
@@ -157,8 +159,8 @@ class _Repair:
         dropped = self._count_packs(deleted, rows, packs, bad)
         for identity in {*packs, *dropped}:
             self._say(done, pack_name(identity), "the catalog says what is there")
-        with self._engine.writer.lock:
-            first = self._engine.index.next_places(len(rows))
+        with self._engine.session.writer.lock:
+            first = self._engine.session.index.next_places(len(rows))
         in_order = sorted(rows.values(), key=lambda row: (row.seq, row.generation))
         placed = [row._replace(seq=first + number) for number, row in enumerate(in_order)]
         store.amend(deleted, placed, list(packs.values()), dropped)
@@ -220,7 +222,7 @@ class _Repair:
             name = pack_name(known.id)
             gone = not self._store.files.exists(name)
             # Not one that somebody appends to, or only now has begun.
-            if gone or (name in bad and self._store.begin_compaction(known.id)):
+            if gone or (name in bad and self._store.packs.begin_compaction(known.id)):
                 dropped.append(known.id)
                 continue
             _, raws = self._rows.in_pack(known.id)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from arraychest.arrays.mmap import map_file
 from arraychest.catalog.record import BLOCKED_OFFSET, Pack, Row
+from arraychest.files.files import Files
 from arraychest.files.names import BLOCKS, SPARE
 from arraychest.formats import directory, manifest, npy, pack
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.directory import Listed
 from arraychest.formats.form import Form, parse_form
+from arraychest.platform.maps import map_file
 from arraychest.storage.reading import frame_shape, value_name
-from arraychest.storage.store import Store, generation_of
+from arraychest.storage.store import Store
+from arraychest.storage.sweeping import generation_of
 from arraychest.values.keys import decode_key
 
 # Rows that are read at a time.
@@ -201,3 +203,20 @@ def _rows_of_pack(fd: int, identity: int) -> tuple[list[Row], list[Pack]]:
                 )
                 end = max(end, at + pack.aligned(each.nbytes))
     return list(rows.values()), [Pack(identity, stamp, min(end, len(data)), 0, 1, own)]
+
+
+def open_regular(files: Files, name: str, find: Callable[..., None]) -> int | None:
+    """The descriptor of a value's file; None if `find` was told what is wrong with it."""
+    try:
+        fd = files.open(name)
+    except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+        find("missing file", "expected a file, found none")
+        return None
+    except OSError as error:
+        find("foreign file", f"expected a file, found what cannot be opened: {error}")
+        return None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        find("foreign file", "expected a file, found something else")
+        return None
+    return fd

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import sys
 import time
 import types
@@ -266,7 +265,7 @@ class Cached(Generic[P, R]):
         name = getattr(self, "__qualname__", "")
         module = getattr(self, "__module__", "")
         chest = self._chest
-        if self._engine.temporary:
+        if self._engine.session.temporary:
             chest = Temporary(type(chest), self._flights.token)
             temporary[self._flights.token] = self._chest
         parts = chest, self.func, self._options
@@ -277,13 +276,14 @@ class Cached(Generic[P, R]):
         return of_main, (name, *pickled_by_value(parts))
 
     def __repr__(self) -> str:
-        return f"<{self._name}, cached in {self._engine.path or 'a temporary chest'}>"
+        return f"<{self._name}, cached in {self._engine.session.path or 'a temporary chest'}>"
 
     def _repr_html_(self) -> str:
         """The statistics as notebooks show them."""
-        where = self._engine.path or "a temporary chest"
-        cards = importlib.import_module("arraychest.show.cards")
-        return str(cards.cached_html(self._name, where, self.stats(), self._options))
+        where = self._engine.session.path or "a temporary chest"
+        from arraychest.memoize.card import cached_html
+
+        return cached_html(self._name, where, self.stats(), self._options)
 
     # --- a call ------------------------------------------------------------------------------
 
@@ -365,7 +365,7 @@ class Cached(Generic[P, R]):
         """What a result took to compute; asked for once, and again once it has expired."""
         known = self._costs.get(key)
         if known is None or known.has_expired(time.time()):
-            known = self._engine.cost_of(key)
+            known = self._engine.facts.cost_of(key)
             if len(self._costs) >= _MOST_COSTS:
                 self._costs.clear()
             self._costs[key] = known
@@ -395,7 +395,7 @@ class Cached(Generic[P, R]):
         It comes in a list, and nothing else of ours refers to it.
         """
         engine = self._engine
-        if engine.closed or not engine.may_write():
+        if engine.session.closed or not engine.session.may_write():
             self._flights.tell_unkept()
             return result[0]
         now, after = time.time(), self._options["expires_after"]
@@ -417,7 +417,7 @@ class Cached(Generic[P, R]):
             return result[0]
         self._costs[key] = cost
         try:
-            if not engine.temporary and engine.own_changes() is None:
+            if not engine.session.temporary and engine.own_changes() is None:
                 # Before anybody else may compute it: other processes see what is stored.
                 engine.spill(key)
             return self._value(key)

@@ -56,7 +56,7 @@ class Flights:
     def tell_unkept(self) -> None:
         """Warn, once, if results are not kept because the chest is another process's."""
         engine = self._engine
-        if not self._told_unkept and engine.temporary and engine.forked:
+        if not self._told_unkept and engine.session.temporary and engine.session.forked:
             self._told_unkept = True
             message = (
                 "the results of cached functions are not kept in this process: their chest is a "
@@ -74,7 +74,7 @@ class Flights:
 
         Where nothing is kept nobody waits: there would be nothing to wait for.
         """
-        if key in _computing.get() or not self._engine.may_write():
+        if key in _computing.get() or not self._engine.session.may_write():
             yield
             return
         with self._taken(key) as lock:
@@ -96,7 +96,7 @@ class Flights:
         """As `alone`, of a coroutine: others go on while it waits."""
         import asyncio  # whoever calls this has imported it; others should not pay for it
 
-        if key in _computing.get() or not self._engine.may_write():
+        if key in _computing.get() or not self._engine.session.may_write():
             yield
             return
         with self._taken(key) as lock:
@@ -118,8 +118,8 @@ class Flights:
     @contextlib.contextmanager
     def _taken(self, key: str) -> Iterator[Any]:
         engine = self._engine
-        if not engine.temporary:
-            yield KeyLock(engine.open_store().folder, group_of(key), key)
+        if not engine.session.temporary:
+            yield KeyLock(engine.session.open_store().folder, group_of(key), key)
             return
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from arraychest.engine.engine import Engine
+from arraychest.engine.listing import listed
 from arraychest.errors import AbsentKeyError
-from arraychest.show.entries import listed
 from arraychest.storage.reading import file_name
 from arraychest.units import parse_bytes
 
@@ -37,7 +37,7 @@ def reduce(
     for name, limit in (("entries", entries), ("age", age)):
         if limit is not None and not limit >= 0:
             raise ValueError(f"expected {name} to be 0 or more, found {limit!r}")
-    engine.begin_writing()
+    engine.session.begin_writing()
     engine.flush()
     found = sorted(_candidates(engine, everything=everything))
     left, total = len(found), sum(each.nbytes for each in found)
@@ -58,10 +58,10 @@ def reduce(
 
 def _candidates(engine: Engine, *, everything: bool) -> Iterator[_Candidate]:
     """The stored entries that may go, with when they were used last."""
-    if engine.path is None:
+    if engine.session.path is None:
         return
-    store = engine.open_store()
-    with engine.writer.lock:
+    store = engine.session.open_store()
+    with engine.session.writer.lock:
         costs = store.catalog.facts.costs()
     results = {generation for generation, cost in costs.items() if cost.seconds is not None}
     times: dict[str, float] = {}

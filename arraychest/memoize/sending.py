@@ -40,7 +40,7 @@ def _stand_in(kind: type[Any]) -> Any:
     """A chest that keeps nothing, as another process's temporary one cannot be written to."""
     if kind not in _stand_ins:
         made = kind()
-        made._engine.keep_nothing()
+        made._engine.session.keep_nothing()
         _stand_ins[kind] = made
     return _stand_ins[kind]
 

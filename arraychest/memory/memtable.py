@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -26,10 +26,11 @@ import numpy as np
 from arraychest.arrays.ownership import is_held
 from arraychest.catalog.catalog import Catalog
 from arraychest.catalog.record import EXACT, GENERATION, KEY, SEQ, RawRow, Row
-from arraychest.errors import ArrayChestError, ClosedChestError, CorruptEntryError
+from arraychest.errors import ClosedChestError, CorruptEntryError
 from arraychest.memory.pool import Pool
 from arraychest.memory.slot import Batch, Slot
-from arraychest.values.keys import decode_key, encode_key, equals, lookup_of, marked_codes
+from arraychest.memory.stored_keys import StoredKeys
+from arraychest.values.keys import decode_key
 
 # Stored values that are known in memory, with a slot (some 300 bytes each, beside the row's 400) or
 # as a row.  Beyond it those that hold nothing are forgotten, and found again in the catalog.
@@ -48,12 +49,6 @@ _MOST_FRESH = 1 << 16
 # would be written and committed alone.
 _FEW = 1024
 
-# Rows read with one that was asked for after its neighbour.
-_READ_AHEAD = 64
-
-# Entries that one step of an iteration reads from the catalog.
-_PAGE = 1024
-
 # Places in the order of insertion that are taken at once.  What several processes put at the same
 # time comes in the order of such blocks; what one puts after it saw the other's, behind that.
 _PLACES = 1 << 20
@@ -68,9 +63,13 @@ class Index:
         The values in RAM.
     returnable
         Whether a get may return the very array that was put.
+    loading
+        Slots that must stay though they hold nothing.
 
     Attributes
     ----------
+    stored
+        Looks keys up in the catalog.
     slots, rows
         See above; each key is in one of the two at most.
     tombstones
@@ -81,57 +80,56 @@ class Index:
         that order is the number of its put.
     complete
         Whether every entry of the catalog is known here.
-    pinned
-        Says of a slot whether it must stay though it holds nothing; set by the chest.
     hidden
         Keys whose values have expired, in a chest that may not delete them.
     hits
         Gets that were answered by slots that are gone.
+    counted, is_counted
+        Number of keys, apart from the fresh ones, and whether it is that of all: what a reopened
+        catalog holds is counted when it is asked for (`KeyOrder.count`).
+    in_order
+        Whether the slots were added in the order of their places.
+    last_place
+        Places up to this one are ours to give.
     take_places
         Takes places in the order of insertion that nobody else gets, above a number: returns the
         first of as many as asked for; set by the chest where others put, too.
     """
 
-    def __init__(self, resident: Pool, *, returnable: bool) -> None:
+    def __init__(self, resident: Pool, *, returnable: bool, loading: Collection[Slot] = ()) -> None:
         self.slots: dict[Any, Slot] = {}
         self.rows: dict[Any, RawRow | Batch] = {}
         self.tombstones: dict[Any, int] = {}
         self.hidden: set[Any] = set()
         self.puts = 0
         self.complete = True
-        self.pinned: Callable[[Slot], bool] = lambda _: False
+        self._loading = loading
         self.hits = 0
         self.take_places: Callable[[int, int], int] = lambda least, _: least + 1
-        # Places up to this one are ours to give.
-        self._last_place = 0
-        self._resident = resident
+        self.last_place = 0
+        self.resident = resident
+        self.stored = StoredKeys()
         self._returnable = returnable
         # Arrays that were stored from `rows` and that a user may still hold.
         self._views: dict[Any, ref[np.ndarray]] = {}
-        self._catalog: Catalog | None = None
         self._closed = False
-        # Number of keys, apart from the fresh ones; without what a reopened catalog held until it
-        # is asked for, see `count`.
-        self._count = 0
-        self._counted = True
-        # Whether the slots were added in the order of their places, and the highest of these.
-        self._in_order = True
+        self.counted = 0
+        self.is_counted = self.in_order = True
+        # The highest place of a slot.
         self._highest = 0
-        # The place of the row that was looked up last.
-        self._last_found = -1
         self._most_known = MAX_KNOWN
         # Whether no slot may be forgotten.
         self._holding = False
 
     def attach(self, catalog: Catalog, *, empty: bool) -> None:
         """Look keys up in this catalog from now on."""
-        self._catalog = catalog
-        self.complete = self._counted = empty
+        self.stored.catalog = catalog
+        self.complete = self.is_counted = empty
 
     def close(self) -> None:
         """Forget everything; whoever asks from now on is told that the chest is closed."""
         self._closed = True
-        self._catalog = None
+        self.stored.catalog = None
         self.slots.clear()
         self.rows.clear()
         self._views.clear()
@@ -151,7 +149,7 @@ class Index:
         slot = self.slots.get(key)
         if slot is not None:
             return slot
-        if key in self._resident.fresh:
+        if key in self.resident.fresh:
             self.cut_fresh()
             if key in self.slots:
                 return self.slots[key]
@@ -163,68 +161,30 @@ class Index:
             return self._remember(known, key, self._views.get(key))
         if self._closed:
             raise ClosedChestError("the chest is closed")
-        if self.complete or key in self.tombstones or self._catalog is None:
+        if self.complete or key in self.tombstones:
             return None
-        if type(key) is str:
-            raw = self._catalog.find(b"s" + key.encode("utf-8", "surrogatepass"))
-        else:
-            raw = self.stored_row(key)
+        raw = self.stored.find(key)
         if raw is None:
             return None
         slot = self._remember(raw, key)
-        # Whoever asks in the order of insertion is about to ask for the next ones: a row of a
-        # group costs a quarter of a look-up.
-        if raw[SEQ] == self._last_found + 1:
-            self._read_ahead(raw[SEQ])
-        else:
-            self._last_found = raw[SEQ]
+        for ahead in self.stored.next_rows(raw):
+            self._know(ahead)
         return slot
 
-    def stored_row(self, key: Any) -> RawRow | None:
-        """The catalog's row of a key that equals this one, which may be of any type."""
-        assert self._catalog is not None
-        lookup = lookup_of(key)
-        if lookup is None:
-            return None
-        raw = self._catalog.find(lookup.canonical)
-        if raw is not None and (lookup.is_certain or self._is_row_of(raw, key)):
-            return raw
-        if lookup.group is None:
-            return None
-        others = self._catalog.find_between(*marked_codes(lookup.group))
-        if lookup.canonical != lookup.group:
-            raw = self._catalog.find(lookup.group)
-            others = others if raw is None else [raw, *others]
-        return next((raw for raw in others if self._is_row_of(raw, key)), None)
-
-    @staticmethod
-    def _is_row_of(raw: RawRow, key: Any) -> bool:
-        try:
-            return equals(decode_key(raw[KEY], raw[EXACT]), key)
-        except CorruptEntryError as error:
-            raise CorruptEntryError(f"catalog row of key {key!r}: {error}") from error
-
-    def _read_ahead(self, seq: int) -> None:
-        assert self._catalog is not None
+    def _know(self, raw: RawRow) -> None:
+        """Note the row of a key that nobody has asked for."""
         if len(self.rows) >= self._most_known:
             self.forget_rows()
-        slots, rows, tombstones = self.slots, self.rows, self.tombstones
-        fresh = self._resident.fresh
-        try:
-            ahead = self._catalog.rows_after(seq, _READ_AHEAD)
-        except (ArrayChestError, OSError):
-            return  # told when one of them is asked for
-        for raw in ahead:
-            self._last_found = raw[SEQ]
-            # One that cannot be decoded is reported when it is asked for.
-            with contextlib.suppress(ValueError):
-                key = decode_key(raw[KEY], raw[EXACT])
-                if not (key in slots or key in rows or key in fresh or key in tombstones):
-                    rows[key] = raw
-
-    def has_slot_or_row(self, key: Any) -> bool:
-        """Whether `find` has no values in RAM to give slots first."""
-        return key not in self._resident.fresh and not isinstance(self.rows.get(key), Batch)
+        # One that cannot be decoded is reported when it is asked for.
+        with contextlib.suppress(ValueError):
+            key = decode_key(raw[KEY], raw[EXACT])
+            if not (
+                key in self.slots
+                or key in self.rows
+                or key in self.resident.fresh
+                or key in self.tombstones
+            ):
+                self.rows[key] = raw
 
     def _remember(self, raw: RawRow, key: Any, view: Callable[[], Any] | None = None) -> Slot:
         """Make a slot of a row, which needs no place among `rows` from then on."""
@@ -250,7 +210,7 @@ class Index:
     def _note_order(self, first: int, last: int) -> None:
         """Slots of these places have been added."""
         if first < self._highest:
-            self._in_order = False
+            self.in_order = False
         self._highest = max(self._highest, last)
 
     def slot_for_put(self, key: Any) -> tuple[Slot, bool]:
@@ -259,7 +219,7 @@ class Index:
         if slot is not None:
             return slot, False
         # What was put before has the lower numbers.
-        if len(self._resident.fresh) < _FEW:
+        if len(self.resident.fresh) < _FEW:
             self.settle()
         else:
             self.cut_fresh()
@@ -269,31 +229,31 @@ class Index:
         """Put a new slot in the index."""
         self.slots[slot.key] = slot
         self._note_order(slot.seq, slot.seq)
-        self._count += 1
+        self.counted += 1
 
     def rename(self, slot: Slot, key: Any) -> None:
         """Give a slot another key that equals its own."""
         if self.slots.get(slot.key) is slot:
             del self.slots[slot.key]
             self.slots[key] = slot
-            self._in_order = False
+            self.in_order = False
         slot.key = key
 
     def delete(self, slot: Slot) -> None:
         """Take a slot out whose key is deleted."""
         del self.slots[slot.key]
-        self._count -= 1
+        self.counted -= 1
         self.hits += slot.hits
 
     # --- values without slots ----------------------------------------------------------------
 
     def may_be_fresh(self, key: Any) -> bool:
         """Whether a small value of a key that has no slot can do without one."""
-        return len(self._resident.fresh) < _MOST_FRESH and key not in self.rows
+        return len(self.resident.fresh) < _MOST_FRESH and key not in self.rows
 
     def cut_fresh(self) -> None:
         """Make batches of everything fresh."""
-        while self._resident.fresh:
+        while self.resident.fresh:
             self._cut(BATCH_BYTES)
 
     def _cut(self, most_bytes: int) -> Batch:
@@ -302,45 +262,27 @@ class Index:
         Whether they overwrite stored ones is not asked when they are put, but here for all at once,
         which takes a quarter of the time of as many single look-ups.
         """
-        resident = self._resident
+        resident = self.resident
         keys, arrays = resident.oldest_fresh(most_bytes, BATCH_VALUES)
         # First what may fail: the values are safe where they are.
-        replaced = {} if self.complete else self._stored_rows(keys)
+        replaced: dict[Any, RawRow] = {}
+        if not self.complete:
+            replaced = self.stored.of_keys([key for key in keys if key not in self.tombstones])
         resident.drop_fresh(keys)
         if replaced:
             # A key stays as it was when it was first put.
             first = {key: key for key in replaced}
             keys = [first.get(key, key) for key in keys]
         batch = Batch(keys, arrays, self.next_places(len(keys)), replaced)
-        self._count += len(keys) - len(replaced)
+        self.counted += len(keys) - len(replaced)
         resident.add_batch(batch)
         self.rows.update(dict.fromkeys(keys, batch))
         return batch
 
-    def _stored_rows(self, keys: list[Any]) -> dict[Any, RawRow]:
-        """The catalog's rows of those of these keys that it has, by the key of each."""
-        assert self._catalog is not None
-        asked = {encode_key(key).canonical: key for key in keys if key not in self.tombstones}
-        rows = {}
-        for raw in self._catalog.find_all(list(asked)):
-            key = asked[raw[KEY]]
-            if raw[EXACT] is not None or type(key) is not str:
-                # A row that cannot be decoded is about to be overwritten.
-                with contextlib.suppress(ValueError):
-                    key = decode_key(raw[KEY], raw[EXACT])
-            rows[key] = raw
-        return rows
-
-    def _set_array(self, slot: Slot, array: np.ndarray, number: int) -> None:
-        slot.version = number
-        slot.array = array
-        if self._returnable:
-            slot.value = array
-
     def next_batch(self, most_bytes: int) -> Batch | None:
         """The oldest batch that no writer has, made of fresh values if need be; marks it so."""
-        found = next((batch for batch in self._resident.batches if not batch.writing), None)
-        if found is None and self._resident.fresh:
+        found = next((batch for batch in self.resident.batches if not batch.writing), None)
+        if found is None and self.resident.fresh:
             found = self._cut(min(most_bytes, BATCH_BYTES))
         if found is not None:
             found.writing = True
@@ -348,28 +290,21 @@ class Index:
 
     def oldest_batch(self) -> float:
         """When the first value of what `next_batch` returns was put; infinite if there is none."""
-        for batch in self._resident.batches:
+        for batch in self.resident.batches:
             if not batch.writing:
                 return batch.first
-        return self.puts + 1 if self._resident.fresh else math.inf
+        return self.puts + 1 if self.resident.fresh else math.inf
 
     def settle(self) -> None:
         """Give the fresh values slots."""
-        while self._resident.fresh:
+        while self.resident.fresh:
             self.give_slots(self._cut(BATCH_BYTES))
 
     def settle_all(self) -> None:
         """Give every value in RAM a slot."""
-        for batch in list(self._resident.batches):
+        for batch in list(self.resident.batches):
             self.give_slots(batch)
         self.settle()
-
-    def discard(self) -> None:
-        """Give every value in RAM a slot, except the fresh ones, which are gone."""
-        for batch in list(self._resident.batches):
-            self.give_slots(batch)
-        self._resident.release(list(self._resident.fresh.values()))
-        self._resident.drop_fresh(list(self._resident.fresh))
 
     def give_slots(self, batch: Batch) -> None:
         """Give the values of a batch slots."""
@@ -380,15 +315,18 @@ class Index:
             batch.keys, batch.arrays, batch.numbers, places, strict=True
         ):
             slot = Slot(key, place, replaced.get(key))
-            self._set_array(slot, array, number)
+            slot.version = number
+            slot.array = array
+            if self._returnable:
+                slot.value = array
             if writing:
                 slot.writing = number
             slots.append(slot)
-        self._resident.forget_batch(batch)
-        self._resident.add_slots(slots)
+        self.resident.forget_batch(batch)
+        self.resident.add_slots(slots)
         self.slots.update(zip(batch.keys, slots, strict=True))
         if replaced:
-            self._in_order = False
+            self.in_order = False
         self._note_order(batch.numbers[0], max(places))
         for key in batch.keys:
             del self.rows[key]
@@ -397,8 +335,8 @@ class Index:
     def publish(self, batch: Batch, rows: list[RawRow]) -> None:
         """The values of a batch without slots were committed: keep their rows only."""
         arrays = batch.arrays
-        self._resident.forget_batch(batch)
-        self._resident.release(arrays)
+        self.resident.forget_batch(batch)
+        self.resident.release(arrays)
         batch.stored = True
         held = is_held(arrays)
         if any(held):
@@ -427,19 +365,14 @@ class Index:
 
     def others_committed(self) -> None:
         """Other processes have changed what is stored; what is known here was corrected."""
-        self._counted = self._in_order = False
+        self.is_counted = self.in_order = False
         # Whatever is new from here on comes behind what they have put.
-        self._last_place = self.puts
-
-    def rows_of(self, codes: list[bytes]) -> list[RawRow]:
-        """The catalog's rows of those of these canonical codes that have one."""
-        assert self._catalog is not None
-        return self._catalog.find_all(codes)
+        self.last_place = self.puts
 
     def give_slots_to(self, keys: Iterable[Any]) -> None:
         """Give those of these keys slots whose values are in RAM."""
         for key in keys:
-            if key in self._resident.fresh:
+            if key in self.resident.fresh:
                 self.settle()
             known = self.rows.get(key)
             if isinstance(known, Batch):
@@ -461,10 +394,10 @@ class Index:
 
     def next_places(self, count: int) -> int:
         """The first of `count` new places in the order of insertion."""
-        if self.puts + count > self._last_place:
+        if self.puts + count > self.last_place:
             taken = max(count, _PLACES)
             self.puts = self.take_places(self.puts, taken) - 1
-            self._last_place = self.puts + taken
+            self.last_place = self.puts + taken
         first = self.puts + 1
         self.puts += count
         return first
@@ -490,7 +423,7 @@ class Index:
                 # Put anew since it was deleted, and the deletion is not committed yet.
                 and slot.key not in self.tombstones
                 and (slot.view is None or slot.view() is None)
-                and not self.pinned(slot)
+                and slot not in self._loading
             ):
                 self.forget(slot)
 
@@ -511,95 +444,3 @@ class Index:
         }
 
     # --- counting and iterating ----------------------------------------------------------------
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether `count` needs no scan of the catalog."""
-        return self._counted
-
-    def count(self, doomed: int) -> int:
-        """Number of keys.  O(1), but O(n) the first time in a catalog that was reopened.
-
-        Parameters
-        ----------
-        doomed
-            Rows of the catalog that do not count.  No commit may be under way unless `is_counted`.
-        """
-        if not self.complete:
-            self.cut_fresh()
-        if not self._counted:
-            assert self._catalog is not None
-            unsaved = sum(slot.raw is None for slot in self.slots.values())
-            batches = self._resident.batches
-            without_slot = sum(len(batch.keys) - len(batch.replaced) for batch in batches)
-            self._count = self._catalog.count() + unsaved + without_slot - doomed
-            self._counted = True
-        return self._count + len(self._resident.fresh)
-
-    def has_row(self, key: Any) -> bool:
-        """Whether a row of this key, as known here, is committed."""
-        slot = self.slots.get(key)
-        if slot is not None:
-            return slot.raw is not None
-        known = self.rows.get(key)
-        return key in known.replaced if isinstance(known, Batch) else known is not None
-
-    def known_keys(self, *, descending: bool) -> list[Any]:
-        """Every key that is known here, in the order of insertion.  O(n log n)."""
-        return [key for _, key in self._places(descending, unsaved=False)]
-
-    def last_known_key(self) -> Any:
-        """The key of the highest place that is known here; raises StopIteration if there is none.
-
-        O(1), but O(n log n) for the first of many in a row.
-        """
-        self.settle_all()
-        with self.holding():
-            for key in list(self.rows):
-                self.find(key)
-        if not self._in_order:
-            in_order = sorted(self.slots.items(), key=lambda item: item[1].seq)
-            self.slots.clear()
-            self.slots.update(in_order)
-            self._in_order = True
-        return next(reversed(self.slots))
-
-    def unsaved_keys(self, *, descending: bool) -> list[tuple[int, Any]]:
-        """Place and key of whatever has no row in the catalog, in the order of insertion."""
-        return self._places(descending, unsaved=True)
-
-    def _places(self, descending: bool, *, unsaved: bool) -> list[tuple[int, Any]]:
-        if not self.complete or self.puts + len(self._resident.fresh) > self._last_place:
-            # Its places may come behind what others have put.
-            self.cut_fresh()
-        places = [
-            (slot.seq, key) for key, slot in self.slots.items() if not unsaved or slot.raw is None
-        ]
-        if not unsaved:
-            places += [
-                (row[SEQ], key) for key, row in self.rows.items() if not isinstance(row, Batch)
-            ]
-        for batch in self._resident.batches:
-            found = zip(batch.places, batch.keys, strict=True)
-            # What replaces a stored value has its row in the catalog.
-            places += (each for each in found if not unsaved or each[1] not in batch.replaced)
-        places += zip(itertools.count(self.puts + 1), self._resident.fresh)
-        places.sort(key=lambda place: place[0], reverse=descending)
-        return places
-
-    def page(self, after: int, *, descending: bool) -> list[tuple[int, bytes, bytes | None]]:
-        """Place and codes of the catalog's next entries, among them such as wait to be deleted."""
-        if self._closed or self._catalog is None:
-            raise ClosedChestError("the chest is closed")
-        return self._catalog.page(after, _PAGE, descending=descending)
-
-    def deleted(self) -> dict[Any, int | None]:
-        """Keys whose deletion is not committed yet, and the place of what is there now."""
-        return {key: self._place_of(key) for key in self.tombstones}
-
-    def _place_of(self, key: Any) -> int | None:
-        slot = self.slots.get(key)
-        if slot is not None:
-            return slot.seq
-        row = self.rows.get(key)
-        return None if row is None or isinstance(row, Batch) else row[SEQ]

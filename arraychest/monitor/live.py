@@ -38,9 +38,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from arraychest.files.names import LIVE
 from arraychest.monitor.published import (
     ENTER,
-    FOLDER,
     HEAD_BYTES,
     MAGIC,
     MOST_TEXT,
@@ -151,12 +151,12 @@ class Live:
         """Make the page's file, and lock it; False where another process got in between."""
         chest.check()
         with contextlib.suppress(FileExistsError):
-            os.mkdir(FOLDER, dir_fd=chest.fd)
+            os.mkdir(LIVE, dir_fd=chest.fd)
         name = f"{os.getpid()}-{os.urandom(8).hex()}.page"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             # Not through `entered`, which would not say what lies there instead.
-            folder = os.open(FOLDER, ENTER | os.O_NOFOLLOW, dir_fd=chest.fd)
+            folder = os.open(LIVE, ENTER | os.O_NOFOLLOW, dir_fd=chest.fd)
             try:
                 _sweep(folder)
                 self._fd = os.open(name, flags, 0o666, dir_fd=folder)
@@ -179,11 +179,11 @@ class Live:
         if self._folder is not None and self._folder.is_ours():
             root = self._folder.fd
             with contextlib.suppress(OSError):
-                with entered(FOLDER, root) as folder:
+                with entered(LIVE, root) as folder:
                     if folder is not None:
                         with contextlib.suppress(FileNotFoundError):
                             os.unlink(self._name, dir_fd=folder)
-                os.rmdir(FOLDER, dir_fd=root)
+                os.rmdir(LIVE, dir_fd=root)
         os.close(fd)
 
     def close(self) -> None:

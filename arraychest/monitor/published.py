@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from arraychest.catalog.schema import FILE_NAME as CATALOG_NAME
 from arraychest.errors import ChestFormatError
+from arraychest.files.names import LIVE
 from arraychest.platform.locks import lock_file
 from arraychest.sharing.open_folder import folder_at
 
-FOLDER = "live"
 PAGE_BYTES = 16_384
 
 MAGIC = b"ARRLIVE1"
@@ -180,7 +180,7 @@ def published(path: str | os.PathLike[str]) -> list[Published]:
                 f"expected a chest at {os.fspath(path)}, found no {CATALOG_NAME} in it"
             )
         found = []
-        with entered(FOLDER, root) as folder:
+        with entered(LIVE, root) as folder:
             for name in page_names(folder)[:_MOST_PAGES]:
                 text = _read_page(folder, name)
                 told = None if text is None else _parsed(text)

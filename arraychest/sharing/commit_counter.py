@@ -20,9 +20,9 @@ import stat
 
 import numpy as np
 
-from arraychest.arrays.mmap import map_file
 from arraychest.errors import ChestFormatError
 from arraychest.platform.folders import NO_FILE
+from arraychest.platform.maps import map_file
 from arraychest.platform.space import reserve
 from arraychest.sharing.open_folder import OpenFolder
 

@@ -1,16 +1,15 @@
-"""The cards that notebooks show of a chest and of a cached function."""
+"""The card that notebooks show of a chest."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from arraychest.engine.engine import Engine
+from arraychest.engine.listing import Listed, listed
 from arraychest.errors import ArrayChestError
 from arraychest.markup import Bar, bars, bdi, escaped, framed, title
-from arraychest.show.entries import Listed, listed
 from arraychest.text import key_text, visible
 from arraychest.units import format_bytes
 
@@ -19,13 +18,6 @@ MOST_ENTRIES = 200
 
 # A chest that holds more is not asked for numbers that take a look at each entry or slot.
 _MOST_COUNTED = 1 << 16
-
-
-def _seconds(seconds: float) -> str:
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
-        if seconds >= 0.9995 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
 
 
 def _number(value: int | None) -> str:
@@ -44,20 +36,20 @@ def chest_html(engine: Engine) -> str:
     try:
         return _open_chest(engine)
     except (ArrayChestError, OSError) as error:
-        where = bdi(engine.path or "temporary")
-        if engine.closed:
+        where = bdi(engine.session.path or "temporary")
+        if engine.session.closed:
             return framed(title("Chest", f"{where}, closed"))
         return framed(title("Chest", where), f'<div class="ac-bad">{escaped(error)}</div>')
 
 
 def _open_chest(engine: Engine) -> str:
-    engine.check_open()
+    engine.session.check_open()
     found = list(listed(engine, MOST_ENTRIES))
     count = _count(engine)
-    where = bdi(engine.path) if engine.path else "nothing on disk yet"
-    told = ["temporary"] if engine.temporary else [f'mode "{engine.options.mode}"']
-    if engine.options.mmap_mode != "r":
-        told.append(f'mmap_mode "{engine.options.mmap_mode}"')
+    where = bdi(engine.session.path) if engine.session.path else "nothing on disk yet"
+    told = ["temporary"] if engine.session.temporary else [f'mode "{engine.session.options.mode}"']
+    if engine.session.options.mmap_mode != "r":
+        told.append(f'mmap_mode "{engine.session.options.mmap_mode}"')
     entries = "entry" if count == 1 else "entries"
     number = f"{_number(count)} {entries}" if count is not None else "entries not counted"
     parts = [
@@ -77,36 +69,36 @@ def _open_chest(engine: Engine) -> str:
 
 
 def _count(engine: Engine) -> int | None:
-    with engine.writer.lock:
-        engine.follow()
-        if engine.index.is_counted:
-            return engine.index.count(0)
+    with engine.session.writer.lock:
+        engine.session.follow()
+        if engine.session.index.is_counted:
+            return engine.session.order.count(())
     # In a transaction each key would be looked at, and a commit waited for.
     return engine.count() if engine.own_changes() is None else None
 
 
 def _tier_bars(engine: Engine, count: int | None) -> list[Bar]:
-    with engine.writer.lock:
-        engine.check_open()
-        charged, resident = engine.resident.charged, engine.resident.count
-        copies = sum(copy.array.nbytes for copy in engine.resident.copies.values())
-        stored = engine.counter.stored
+    with engine.session.writer.lock:
+        engine.session.check_open()
+        charged, resident = engine.session.resident.charged, engine.session.resident.count
+        copies = sum(copy.array.nbytes for copy in engine.session.resident.copies.values())
+        stored = engine.session.counter.stored
     if stored is None and count is not None and count <= _MOST_COUNTED:
         stored = engine.stored_bytes()
-    budget = engine.budget.bytes
+    budget = engine.session.budget.bytes
     text = f"{format_bytes(charged)} of {format_bytes(budget)}, {resident:,} not stored yet"
     if copies:
         text += f", {format_bytes(copies)} decompressed copies"
     size = max(budget, charged, 1)
     ram = Bar("RAM", [("ac-ram", (charged - copies) / size), ("ac-both", copies / size)], text)
-    quota = engine.options.quota
+    quota = engine.session.options.quota
     if stored is None:
         return [ram, Bar("Disk", [("ac-disk", 1.0)], "size not counted")]
     text = format_bytes(stored)
     if quota is not None:
         text += f" of {format_bytes(quota.nbytes)} (max_disk)"
         share = stored / max(quota.nbytes, 1)
-    elif engine.path is not None and (free := _free_bytes(engine.path)) is not None:
+    elif engine.session.path is not None and (free := _free_bytes(engine.session.path)) is not None:
         # Without a limit: of what the disk has left for it, and of what it has.
         text += f" of {format_bytes(stored + free)} on this disk"
         share = stored / max(stored + free, 1)
@@ -126,8 +118,8 @@ def _free_bytes(path: str) -> int | None:
 
 
 def _done(engine: Engine) -> str:
-    counters = engine.committer.counters
-    known = len(engine.index.slots)
+    counters = engine.session.committer.counters
+    known = len(engine.session.index.slots)
     hits = engine.hits() if known <= _MOST_COUNTED else None
     told = [
         f"{_number(hits)} hits" if hits is not None else "hits not counted",
@@ -214,42 +206,3 @@ def _class_of(name: str) -> str:
 
 
 # --- a cached function -----------------------------------------------------------------------
-
-
-def cached_html(name: str, where: str, stats: Any, options: dict[str, Any]) -> str:
-    """What a cached function has done.
-
-    Parameters
-    ----------
-    name, where
-        Of the function, and its chest.
-    stats
-        A `CacheStats`.
-    options
-        How it was decorated; those that are not as by default are told.
-    """
-    calls = stats.hits + stats.misses
-    share = stats.hits / calls if calls else 0.0
-    seconds = stats.seconds_saved + stats.seconds_computing
-    saved = stats.seconds_saved / seconds if seconds else 0.0
-    lines = [
-        Bar(
-            "Calls",
-            [("ac-good", share), ("ac-disk", 1 - share if calls else 0)],
-            f"{stats.hits:,} hits of {calls:,} ({share:.0%})" if calls else "none yet",
-        ),
-        Bar(
-            "Time",
-            [("ac-good", saved), ("ac-disk", 1 - saved if seconds else 0)],
-            f"{_seconds(stats.seconds_saved)} saved, {_seconds(stats.seconds_computing)} computing"
-            if seconds
-            else "none yet",
-        ),
-    ]
-    told = [
-        f"{key}={key_text(value)}"
-        for key, value in options.items()
-        if value not in ((), None, 0) and value is not True
-    ]
-    rest = f"in {bdi(where)}" + (f" · {escaped(', '.join(told))}" if told else "")
-    return framed(title(f"Cached {bdi(name)}", rest), bars(lines))

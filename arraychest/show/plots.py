@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from arraychest.engine.engine import Engine
+from arraychest.engine.listing import Listed, listed
 from arraychest.monitor.samples import Sample
-from arraychest.show.entries import Listed, listed
 from arraychest.text import key_text, visible
 from arraychest.units import format_bytes
 
@@ -132,13 +132,13 @@ def _second_of(file: str) -> int | None:
 # --- the figure --------------------------------------------------------------------------------
 
 
-def plotted(engine: Engine, samples: Sequence[Sample] | None = None) -> Any:
+def plotted(engine: Engine, *, times: bool = False) -> Any:
     """Draw what lies where, by key and size; see `Chest.plot`.
 
     Parameters
     ----------
-    samples
-        Memory over time; None: when files were written is drawn in its place.
+    times
+        Whether to draw when files were written, and not memory over time.
 
     Raises
     ------
@@ -147,6 +147,11 @@ def plotted(engine: Engine, samples: Sequence[Sample] | None = None) -> Any:
     ClosedChestError, ChestFormatError, OSError
         The chest cannot be read.
     """
+    samples: Sequence[Sample] | None = None
+    if not times:
+        engine.session.check_open()
+        engine.session.take_sample()
+        samples = engine.session.history.samples
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -189,7 +194,7 @@ def _title(figure: Any, engine: Engine, found: _Summary) -> None:
             told.append(f"compressed {size / stored:.3g} : 1")
     if found.damaged:
         told.append(f"{found.damaged:,} damaged rows")
-    path = engine.path or "a temporary chest"
+    path = engine.session.path or "a temporary chest"
     name = path if len(path) <= 70 else f"…{path[-69:]}"
     style: dict[str, Any] = {"parse_math": False, "va": "center"}
     figure.text(0.03, 0.95, _drawable(visible(name)), fontsize=15, weight="bold", color=_INK,

@@ -18,7 +18,7 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -273,8 +273,8 @@ class BlockWriter:
             if present.isdisjoint(manifest.block_name(index, offset) for offset in (0, 1))
         ]
 
-    def take(self, array: BlockedArray) -> None:
-        """Let the blocks of another array be those at the same places.
+    def take(self, array: BlockedArray, only: Iterable[tuple[int, ...]] | None = None) -> None:
+        """Let the blocks of another array be those at the same places, or `only` some of them.
 
         They are linked, and copied where that cannot be.  Called in `held`.
 
@@ -286,7 +286,7 @@ class BlockWriter:
         source = array.blocks
         with self.held() as folder:
             files = Files(self._opened(), durable=False)
-            for index in manifest.indices(array.chunks):
+            for index in manifest.indices(array.chunks) if only is None else only:
                 self._known[index] = known = source.manifest.block(index)
                 name = manifest.block_name(index, known.offset)
                 take = functools.partial(self._take_block, name, source.fd, folder)

@@ -11,9 +11,8 @@ from typing import Literal
 from arraychest.catalog.connection import read_head
 from arraychest.errors import ChestFormatError, ChestInUseError
 from arraychest.files.files import Files
-from arraychest.files.names import DATA, PACKS, QUARANTINE, RESERVE, SPARE, UNFINISHED
+from arraychest.files.names import DATA, LIVE, PACKS, QUARANTINE, RESERVE, SPARE, UNFINISHED
 from arraychest.files.place import check_folders, sync_folder
-from arraychest.monitor.published import FOLDER as LIVE_NAME
 from arraychest.sharing.commit_counter import FILE_NAME as COUNTER_NAME
 from arraychest.sharing.locks import ATTACHED, PRIVATE, LockFile
 from arraychest.sharing.locks import FILE_NAME as LOCKS_NAME
@@ -120,7 +119,7 @@ def _check_empty(folder: OpenFolder, mode: Mode) -> None:
     present = sorted(set(os.listdir(path)))
     names = {CATALOG_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal")}
     ours = {DATA, PACKS, SPARE, QUARANTINE, UNFINISHED}
-    ours |= {LIVE_NAME, LOCKS_NAME, COUNTER_NAME, RESERVE}
+    ours |= {LIVE, LOCKS_NAME, COUNTER_NAME, RESERVE}
     if set(present) - ours - names:
         raise ChestFormatError(
             f"expected a chest or an empty folder at {path}, found {present[:5]}"

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from arraychest.arrays.mmap import release
 from arraychest.errors import CorruptEntryError
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.frame import Layout
+from arraychest.platform.maps import release
 
-# So many chunks of a compressed array, of 512 KiB each, are read before their pages are released.
-_CHUNKS_MAPPED = 16
+# About so many bytes of a file are read before their pages are released.
+_MAPPED_BYTES = 4 << 20
 
 
 class FrameOf:
@@ -58,22 +58,22 @@ class FrameOf:
     def _read_and_release(self, where: tuple[slice, ...]) -> np.ndarray:
         """A part, read a few chunks at a time: the kernel maps 16 pages where one is touched."""
         first, *others = where
-        chunk, *sizes = self.layout.chunks
+        layout = self.layout
+        chunk, *sizes = layout.chunks
         across = math.prod(
             -(-each.stop // size) - each.start // size
             for each, size in zip(others, sizes, strict=True)
         )
-        step = chunk * max(1, _CHUNKS_MAPPED // max(1, across))
+        in_row = max(1, across * self.stored // layout.nchunks)
+        step = chunk * max(1, _MAPPED_BYTES // in_row)
         # From the first chunk on, as each is decompressed once.
         starts = range(first.start // chunk * chunk, first.stop, step)
         bands = [slice(max(at, first.start), min(at + step, first.stop)) for at in starts]
+        found = np.empty([each.stop - each.start for each in where], layout.dtype)
         try:
-            if len(bands) == 1:
-                return self._checked.read(where)
-            found = np.empty([each.stop - each.start for each in where], self.layout.dtype)
             for band in bands:
                 there = slice(band.start - first.start, band.stop - first.start)
-                found[there] = self._checked.read((band, *others))
+                self._checked.read_into(found[there], (band, *others))
                 release(self._data)
             return found
         finally:

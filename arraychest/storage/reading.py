@@ -19,7 +19,6 @@ import numpy as np
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import MmapMode, map_file
 from arraychest.catalog.record import Pack, RawRow, Row
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files.files import Files
@@ -30,6 +29,7 @@ from arraychest.formats.form import Form, parse_form
 from arraychest.formats.frame import Layout
 from arraychest.parallel import default_threads
 from arraychest.platform.folders import NO_FILE
+from arraychest.platform.maps import MmapMode, map_file
 from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
@@ -110,7 +110,7 @@ class Loader:
         keep: bool = True,
     ) -> None:
         self._files = files
-        self._packs = packs
+        self.packs = packs
         self.allow_pickle = allow_pickle
         self._mode = mmap_mode
         self._nthreads = nthreads
@@ -356,7 +356,7 @@ class Loader:
             stamp = None
             if stat.S_ISREG(status.st_mode):
                 stamp = pack.stamp_of(os.pread(fd, pack.HEADER_BYTES, 0))
-            known = self._packs.get(identity)
+            known = self.packs.get(identity)
             if known is None or stamp is None or stamp != known.stamp:
                 raise CorruptEntryError(
                     f"expected the pack of key {key!r} in {path}, found something else"
@@ -373,7 +373,7 @@ class Loader:
             os.close(fd)
         if len(self._maps) >= _MAX_PACK_MAPS:
             self._maps.clear()
-        if identity in self._packs:  # not moved elsewhere meanwhile
+        if identity in self.packs:  # not moved elsewhere meanwhile
             self._maps[identity] = base, status.st_size
         return base
 

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.mmap import is_steady
 from arraychest.arrays.ownership import owner_of
 from arraychest.errors import (
     ArrayChestError,
@@ -23,6 +22,7 @@ from arraychest.errors import (
 )
 from arraychest.formats.form import Kind, describe
 from arraychest.formats.tree import Tree
+from arraychest.platform.maps import is_steady
 from arraychest.values import registry
 from arraychest.values.decoder import put_together
 from arraychest.values.scalars import array_of_scalar, scalar_of

@@ -22,6 +22,7 @@ from bench.peers.databases import Diskcache, Lmdb, LmdbSynced, Shelve, Sqlitedic
 from bench.peers.files import Joblib, NumpySave, Safetensors
 from bench.peers.limit import Limit
 from bench.peers.mappings import Cachetools, Chest023, DaskSpillBuffer, Zict, ZictMemmap
+from bench.peers.netcdf import H5netcdf, NetCDF4
 from bench.peers.ours import Arraychest, ArraychestDurable
 
 OURS = Arraychest.name
@@ -56,5 +57,7 @@ PEERS: dict[str, type[Peer]] = {
         Blosc2Dict,
         Blosc2Tree,
         Blosc2NDArray,
+        NetCDF4,
+        H5netcdf,
     )
 }

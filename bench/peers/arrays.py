@@ -114,6 +114,18 @@ class Zarr(Peer):
         x.to_zarr(path)
         return load("dask.array").from_zarr(path)
 
+    def xarray_write(self, dataset: Any, name: str, chunks: tuple[int, ...] | None) -> None:
+        encoding: dict[str, Any] = {"chunks": chunks}
+        if chunks is None:
+            # It has no arrays without chunks; a time slice of one is read whole.
+            encoding = {"chunks": (1, *dataset["t2m"].shape[1:]), "compressors": ()}
+        each = dict.fromkeys(dataset.data_vars, encoding)
+        dataset.to_zarr(self.folder / name, encoding=each, consolidated=False)
+
+    def xarray_open(self, name: str) -> Any:
+        path = self.folder / name
+        return load("xarray").open_dataset(path, engine="zarr", consolidated=False)
+
 
 class ZarrUncompressed(Zarr):
     name: ClassVar[str] = "zarr, uncompressed"

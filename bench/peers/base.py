@@ -59,6 +59,8 @@ class Peer:
         through an adapter.
     ``write_whole(array)``, ``open_whole()``
         One large array in chunks of the peer's own, and an object that is indexed to read of it.
+    ``xarray_write(dataset, name, chunks)``, ``xarray_open(name)``
+        A dataset of xarray, by name: as its values are, or compressed in chunks of this shape.
     ``memoise(function)``
         The function, its results kept on disk.
     ``reader()``

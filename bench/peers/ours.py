@@ -67,6 +67,18 @@ class Arraychest(Peer):
         self._chest.flush()
         return y
 
+    def xarray_write(self, dataset: Any, name: str, chunks: tuple[int, ...] | None) -> None:
+        save = load("arraychest.xarray").save
+        if chunks is None:
+            save(dataset, self.folder / name, compression=None)
+        else:
+            encoding = {"chunks": chunks, "compression": "auto"}
+            each = dict.fromkeys(dataset.data_vars, encoding)
+            save(dataset, self.folder / name, encoding=each)
+
+    def xarray_open(self, name: str) -> Any:
+        return load("xarray").open_dataset(self.folder / name, engine="arraychest")
+
     def reader(self) -> Callable[[str], np.ndarray]:
         self._chest.close()
         self._chest = self._arraychest.open(self.folder / "chest", mode="r")

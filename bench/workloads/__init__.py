@@ -16,6 +16,7 @@ from bench.workloads.reload import Reload
 from bench.workloads.small import Small
 from bench.workloads.spill_write import SpillWrite
 from bench.workloads.windows import Windows
+from bench.workloads.xarray_read import XarrayRead
 
 RACES: dict[str, type[Workload]] = {
     race.name: race
@@ -33,6 +34,7 @@ RACES: dict[str, type[Workload]] = {
         Dask,
         DaskStore,
         DaskRead,
+        XarrayRead,
         Opening,
     )
 }

@@ -179,7 +179,7 @@ class TestFacts:
     def test_are_what_was_put_and_nothing_else(self, path):
         facts = Facts(7, {0: b"x" * 17, 3: b"y" * 17}, Cost(1.5, None, 2e9))
         with arraychest.Chest(path=path) as chest:
-            catalog = chest._engine.open_store().catalog
+            catalog = chest._engine.session.open_store().catalog
             catalog.commit(facts=[facts, Facts(8, {}, Cost(0.0, None))])
             assert catalog.facts.of(7) == facts
             assert catalog.facts.of(8) == Facts(8, {}, Cost(0.0, None))
@@ -195,7 +195,7 @@ class TestFacts:
             chest["a"] = np.arange(20_000)
             chest.flush()
             row = chest._engine.stored_row("a")
-            catalog = chest._engine.open_store().catalog
+            catalog = chest._engine.session.open_store().catalog
             for code, generation in ((row.key, row.generation + 1), (b"sb", row.generation)):
                 catalog.facts.add_digest(code, generation, 0, b"x" * 17)
                 assert not catalog.facts.of(generation).digests
@@ -207,9 +207,9 @@ class TestFacts:
             chest["a"] = np.arange(20_000)
             chest.flush()
             row = chest._engine.stored_row("a")
-            store = chest._engine.open_store()
+            store = chest._engine.session.open_store()
             store.catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
-            with chest._engine.committer.committing():
+            with chest._engine.session.committer.committing():
                 store.write_in_place(row)
             store.catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
             assert not store.catalog.facts.of(row.generation).digests

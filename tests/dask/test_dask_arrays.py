@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import arraychest
-from arraychest.arrays import mmap
-from arraychest.arrays.mmap import is_map
 from arraychest.arrays.ownership import owner_of
 from arraychest.errors import AbsentKeyError, ValueTypeError
+from arraychest.platform import maps as mmap
+from arraychest.platform.maps import is_map
 from tests.support import run_python
 
 dask = pytest.importorskip("dask")

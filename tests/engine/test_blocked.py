@@ -44,7 +44,7 @@ def folder_of(path, key):
 
 def write_blocks(chest, key, array, chunks, what=None, only=lambda index: True):
     """Write the blocks of an array; gives what wrote them."""
-    writer = begin(chest._engine.committer, key, array.dtype, chunks, what)
+    writer = begin(chest._engine.session, key, array.dtype, chunks, what)
     for index in manifest.indices(chunks):
         if only(index):
             writer.write(index, array[slices(chunks, index)])
@@ -375,7 +375,7 @@ def test_a_key_has_its_old_value_until_all_blocks_are_there(path):
             assert writer.missing() == [(1, 0)]
             np.testing.assert_array_equal(chest["old"], np.ones(3))
             # Who begins the same goes on with what is there, also in another process.
-            again = begin(chest._engine.committer, key, array.dtype, chunks, "x")
+            again = begin(chest._engine.session, key, array.dtype, chunks, "x")
             again = pickle.loads(pickle.dumps(again))
             assert again.missing() == [(1, 0)]
             again.write((1, 0), array[2:, :3])
@@ -399,12 +399,12 @@ def test_who_begins_something_else_does_not_go_on_with_it(path):
             ("x", "f8", ((2, 2),), "b"),
             ("x", "f8", ((2, 2),), None),
         ]:
-            assert len(begin(engine.committer, key, np.dtype(dtype), chunks, what).missing()) == 2
-        assert begin(engine.committer, "x", np.dtype("f8"), ((2, 2),), "a").missing() == [(1,)]
+            assert len(begin(engine.session, key, np.dtype(dtype), chunks, what).missing()) == 2
+        assert begin(engine.session, "x", np.dtype("f8"), ((2, 2),), "a").missing() == [(1,)]
 
 
 def test_a_block_is_refused_that_is_another_array_than_was_said(chest):
-    writer = begin(chest._engine.committer, "x", np.dtype("f8"), ((2, 2),))
+    writer = begin(chest._engine.session, "x", np.dtype("f8"), ((2, 2),))
     for block, found in [
         (np.zeros(3), r"\(3,\)"),
         (np.zeros(2, "f4"), "float32"),
@@ -417,11 +417,11 @@ def test_a_block_is_refused_that_is_another_array_than_was_said(chest):
             writer.write((0,), block)
     assert len(writer.missing()) == 2
     with pytest.raises(ValueTypeError):
-        begin(chest._engine.committer, "x", np.dtype(object), ((2, 2),))
+        begin(chest._engine.session, "x", np.dtype(object), ((2, 2),))
 
 
 def test_of_a_block_that_is_written_twice_the_first_stays(chest):
-    writer = begin(chest._engine.committer, "x", np.dtype("i8"), ((2,),))
+    writer = begin(chest._engine.session, "x", np.dtype("i8"), ((2,),))
     barrier = threading.Barrier(4)
 
     def write(number):

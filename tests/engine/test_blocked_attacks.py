@@ -102,7 +102,7 @@ def test_a_crash_between_the_name_and_the_row_leaves_what_the_next_writer_sweeps
         chest["old"] = np.zeros(2)
         chest.flush()
         writer = write_blocks(chest, "x", np.arange(4), ((2, 2),), "x")
-        chest._engine.committer.place = lambda *args, **kwargs: die()
+        chest._engine.session.committer.place = lambda *args, **kwargs: die()
         say("written")
         finish(chest._engine, "x", writer)
 
@@ -147,7 +147,7 @@ def test_on_a_full_disk_the_value_is_the_old_one_and_nothing_is_left(tiny_disk):
     path = str(tiny_disk / "c")
     with arraychest.open(path) as chest:
         chest.append("x", np.zeros(4))
-        writer = begin(chest._engine.committer, "y", np.dtype("f8"), ((1 << 17,) * 9,), "y")
+        writer = begin(chest._engine.session, "y", np.dtype("f8"), ((1 << 17,) * 9,), "y")
         with pytest.raises(SpillError, match="block"):
             for index in manifest.indices(writer.chunks):
                 writer.write(index, np.ones(1 << 17))
@@ -251,7 +251,7 @@ def test_more_than_max_disk_is_refused_and_the_blocks_stay(path):
         chest.flush()
         with pytest.raises(QuotaError):
             finish(chest._engine, "x", write_blocks(chest, "x", array, ((50_000,) * 2,), "x"))
-        writer = begin(chest._engine.committer, "x", array.dtype, ((50_000,) * 2,), "x")
+        writer = begin(chest._engine.session, "x", array.dtype, ((50_000,) * 2,), "x")
         assert writer.missing() == []
         with pytest.raises(QuotaError):
             chest.append("y", array)

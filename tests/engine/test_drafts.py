@@ -815,8 +815,8 @@ class TestHandle:
         chest["x"] = filled(2, size)
         chest.flush()
         chest.compact()
-        with chest._engine.writer.lock:  # the old file goes after the commit
-            chest._engine.writer.wait_idle()
+        with chest._engine.session.writer.lock:  # the old file goes after the commit
+            chest._engine.session.writer.wait_idle()
         if size == LARGE:
             with pytest.raises(AbsentKeyError):
                 handle.array()
@@ -1057,7 +1057,7 @@ def test_an_edit_of_what_others_overwrite_meanwhile_has_the_value_that_it_got(
         chest.flush()
         chest["x"]
         with arraychest.open(path, "a") as other:
-            real = arraychest.storage.store.Store.create
+            real = arraychest.storage.mapped_files.MappedFiles.create
 
             def create(self: Any, *args: Any) -> Any:
                 *others, source = args
@@ -1072,7 +1072,7 @@ def test_an_edit_of_what_others_overwrite_meanwhile_has_the_value_that_it_got(
                     source = other._engine.stored_row("x")
                 return real(self, *others, source)
 
-            monkeypatch.setattr(arraychest.storage.store.Store, "create", create)
+            monkeypatch.setattr(arraychest.storage.mapped_files.MappedFiles, "create", create)
             with chest.edit("x") as array:
                 assert array.dtype == np.float64
                 assert (array == 3).all()

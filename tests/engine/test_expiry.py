@@ -107,7 +107,7 @@ def test_its_room_is_given_back(clock, path):
         chest.flush()
         with pytest.raises(FileNotFoundError):
             open(file).close()
-        rows = chest._engine.open_store().catalog.database.read("SELECT * FROM expiry")
+        rows = chest._engine.session.open_store().catalog.database.read("SELECT * FROM expiry")
         assert rows == []
 
 

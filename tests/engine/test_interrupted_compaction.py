@@ -103,7 +103,7 @@ def attempt(path: Path, at: int) -> list[tuple[str, int]]:
             assert again.verify().findings == ()
             again.compact()
             assert numbers(again) == RIGHT
-            assert not again._engine._store.dead_bytes()
+            assert not again._engine.session.store.packs.dead_bytes()
         return places
 
     outcome = in_child(child)

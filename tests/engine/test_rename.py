@@ -95,7 +95,7 @@ def test_what_is_known_of_a_value_goes_with_it(path):
         chest.put("x", np.zeros(100_000), expires_after=1000)
         chest.flush()
         chest.rename("x", "y")
-        assert chest._engine.cost_of("y").expires is not None
+        assert chest._engine.facts.cost_of("y").expires is not None
 
 
 def test_keys_that_are_or_are_not_there(make_chest):

@@ -151,7 +151,9 @@ class TestNothing:
         chest.flush()
         with pytest.raises(ValueTypeError):
             chest.update([("a", filled(1)), ("b", object())])
-        expected = BEFORE if chest.path and not chest._engine.temporary else {**BEFORE, "a": 1}
+        expected = (
+            BEFORE if chest.path and not chest._engine.session.temporary else {**BEFORE, "a": 1}
+        )
         assert contents(chest) == expected
 
     @pytest.mark.parametrize("name", ["pwritev", RESERVING, "open"])
@@ -173,7 +175,7 @@ class TestNothing:
 
     def test_when_the_commit_fails(self, chest, monkeypatch):
         chest.flush()
-        catalog = chest._engine.open_store().catalog
+        catalog = chest._engine.session.open_store().catalog
         real = catalog.commit
 
         def fail(**changes: Any) -> None:
@@ -217,7 +219,9 @@ def test_other_chests_see_all_of_it_or_nothing(path):
 
         def watch() -> None:
             while not stop.is_set():
-                with other._engine.writer.lock:  # one commit at most comes to pass meanwhile
+                with (
+                    other._engine.session.writer.lock
+                ):  # one commit at most comes to pass meanwhile
                     pass
                 a = other["a"][0]
                 b = other["b"][0]

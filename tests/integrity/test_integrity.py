@@ -838,7 +838,7 @@ def test_an_unclean_end_sweeps_nothing_where_the_catalog_is_damaged(path):
             chest[n] = numpy.full(9000, n)
         chest.flush()
         chest["x"] = numpy.zeros(5)
-        chest._engine.open_store().catalog.database._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        chest._engine.session.open_store().catalog.database._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         os._exit(1)
         """,
         path,

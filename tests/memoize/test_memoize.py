@@ -1262,7 +1262,7 @@ def test_an_overwritten_result_is_what_was_put(each_chest):
     cached(3)
     each_chest[cached.key(3)] = np.full(3, 7.0)
     assert cached(3).tolist() == [7, 7, 7]
-    assert each_chest._engine.cost_of(cached.key(3)) is None
+    assert each_chest._engine.facts.cost_of(cached.key(3)) is None
     each_chest.flush()
     assert facts(each_chest)["cost"] == []
 

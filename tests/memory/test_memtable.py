@@ -15,12 +15,13 @@ import pytest
 
 import arraychest
 from arraychest.catalog.catalog import Catalog
+from arraychest.engine.listing import listed
 from arraychest.errors import SpillError
 from arraychest.formats.form import describe
 from arraychest.memory import memtable as index_module
 from arraychest.memory.slot import Batch
-from arraychest.show.entries import listed
-from arraychest.storage.store import Store
+from arraychest.storage.packs import Packs
+from arraychest.storage.writing import Writer
 
 SMALL = 16
 
@@ -47,13 +48,13 @@ def reopened(path):
 
 def states(chest: arraychest.Chest) -> dict[str, set[str]]:
     """Which keys have a slot, a batch, a row, or are fresh."""
-    index = chest._engine.index
+    index = chest._engine.session.index
     batches = {key for key, known in index.rows.items() if isinstance(known, Batch)}
     return {
         "slot": set(index.slots),
         "batch": batches,
         "row": set(index.rows) - batches,
-        "fresh": set(chest._engine.resident.fresh),
+        "fresh": set(chest._engine.session.resident.fresh),
     }
 
 
@@ -92,7 +93,7 @@ class TestWithoutSlots:
             assert states(chest)["slot"] == {f"k{number}" for number in range(10, 20)}
             assert list(chest) == [f"k{number}" for number in range(30)]
             chest.flush()
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
             assert [chest[key][0] for key in chest] == list(range(30))
 
     def test_one_array_under_two_keys_is_charged_once_and_stored_twice(self, path):
@@ -102,7 +103,7 @@ class TestWithoutSlots:
             assert chest.memory_usage == array.nbytes
             chest.flush()
             assert chest.memory_usage == 0
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
         with arraychest.open(path, "r") as chest:
             assert {key: found[0] for key, found in chest.items()} == {"a": 1, "b": 1}
 
@@ -110,7 +111,7 @@ class TestWithoutSlots:
         monkeypatch.setattr(index_module, "MAX_KNOWN", 50)
         held = value(7)
         with arraychest.open(path) as chest:
-            chest._engine.index._most_known = 50
+            chest._engine.session.index._most_known = 50
             chest["held"] = held
             for number in range(200):
                 chest[f"k{number}"] = value(number)
@@ -146,7 +147,7 @@ class TestPuttingIntoWhatWasReopened:
         def refuse(*_: object) -> None:
             raise AssertionError("a look-up")
 
-        monkeypatch.setattr(reopened._engine.index._catalog, "find", refuse)
+        monkeypatch.setattr(reopened._engine.session.index.stored.catalog, "find", refuse)
         for number, key in enumerate("cxey"):
             reopened[key] = value(100 + number)
         assert states(reopened)["fresh"] == set("cxey")
@@ -157,7 +158,7 @@ class TestPuttingIntoWhatWasReopened:
         assert len(reopened) == 12
         assert "".join(reopened) == "abcdefghijxy"
         assert "".join(reversed(reopened)) == "yxjihgfedcba"
-        reopened._engine.resident.check()
+        reopened._engine.session.resident.check()
         reopened.close()
         with arraychest.open(path, "r") as chest:
             assert "".join(chest) == "abcdefghijxy"
@@ -254,9 +255,9 @@ class TestPuttingIntoWhatWasReopened:
         assert {each.key for each in listed(batched._engine, 4)} == set("abcd")
 
     def test_what_they_replace_may_be_moved_meanwhile(self, batched, path):
-        store = batched._engine.open_store()
+        store = batched._engine.session.open_store()
         (identity,) = store.catalog.pack_ids()
-        batched._engine.committer.compact_pack(identity)
+        batched._engine.session.compactor.compact_pack(identity)
         assert store.catalog.pack_ids() != {identity}
         batched.flush()
         # What was counted as dead is what was replaced.
@@ -276,7 +277,7 @@ class TestPuttingIntoWhatWasReopened:
         assert [batched[key][0] for key in "cex"] == [100, 102, 101]
         assert len(batched) == len(list(batched)) == 11
         assert batched.verify().ok
-        batched._engine.resident.check()
+        batched._engine.session.resident.check()
 
     def test_what_they_replace_may_have_had_a_file_of_its_own(self, path):
         with arraychest.open(path, "w", max_disk="1 GiB") as chest:
@@ -311,7 +312,7 @@ class TestPuttingIntoWhatWasReopened:
 
         reopened["c"], reopened["new"] = value(100), value(101)
         with monkeypatch.context() as broken:
-            broken.setattr(reopened._engine.index._catalog, "find_all", refuse)
+            broken.setattr(reopened._engine.session.index.stored.catalog, "find_all", refuse)
             with pytest.raises(SpillError, match="unreadable"):
                 reopened.flush()
             assert states(reopened)["fresh"] == {"c", "new"}
@@ -383,14 +384,14 @@ class TestABatchThatIsBeingWritten:
     def writing(self, path, monkeypatch):
         """A chest whose batch of a, b, c is being written until `go` is set; and a flush of it."""
         started, go = threading.Event(), threading.Event()
-        append = Store.append
+        append = Packs.append
 
         def slow(*arguments: object) -> object:
             started.set()
             assert go.wait(30)
             return append(*arguments)
 
-        monkeypatch.setattr(Store, "append", slow)
+        monkeypatch.setattr(Packs, "append", slow)
         with arraychest.open(path, "w") as chest:
             for number, key in enumerate("abc"):
                 chest[key] = value(number)
@@ -402,7 +403,7 @@ class TestABatchThatIsBeingWritten:
                 go.set()
                 flush.join()
                 chest.flush()
-                chest._engine.resident.check()
+                chest._engine.session.resident.check()
                 assert chest.memory_usage == 0
 
             yield chest, finish
@@ -523,8 +524,8 @@ def test_many_threads_see_their_own_small_values(
 
         monkeypatch.setattr(of, name, sometimes)
 
-    fill(Store, "append", 0.1)
-    fill(Store, "write", 0.1)
+    fill(Packs, "append", 0.1)
+    fill(Writer, "write", 0.1)
     fill(Catalog, "commit", 0.05)
     players = [Player(number, seed=rounds + known) for number in range(4)]
     for _ in range(sessions):
@@ -535,7 +536,7 @@ def test_many_threads_see_their_own_small_values(
             disk_is_full = False
             expected = {key: number for each in players for key, number in each.model.items()}
             assert len(chest) == len(expected)
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
         with arraychest.open(path, "r") as chest:
             assert {key: int(array[0]) for key, array in chest.items()} == expected
     if failing:

@@ -34,8 +34,8 @@ LARGE = (200, 100)
 
 def tell(chest):
     """Publish now."""
-    chest._engine.live.due = 0.0
-    chest._engine.tell_if_due()
+    chest._engine.session.live.due = 0.0
+    chest._engine.session.tell_if_due()
 
 
 def pages(path):
@@ -166,24 +166,24 @@ def test_a_short_program_publishes_nothing(path, make_chest):
     chest = make_chest(path=path)
     chest["x"] = np.zeros(LARGE)
     chest.flush()
-    assert chest._engine.live.due > time.monotonic() - arraychest.monitor.live.SECONDS
-    assert arraychest.Chest()._engine.live.due == math.inf
-    chest._engine.live.publish(lambda: pytest.fail("it is not yet time"))
+    assert chest._engine.session.live.due > time.monotonic() - arraychest.monitor.live.SECONDS
+    assert arraychest.Chest()._engine.session.live.due == math.inf
+    chest._engine.session.live.publish(lambda: pytest.fail("it is not yet time"))
 
 
 @pytest.mark.parametrize("call", ["get", "put", "commit"])
 def test_a_page_is_written_by_whoever_comes_by_when_it_is_time(call, path, make_chest):
     chest = make_chest({"x": np.zeros(LARGE)}, path)
-    chest._engine.live.due = 0.0
+    chest._engine.session.live.due = 0.0
     if call == "get":
         assert chest.get("absent") is None
     elif call == "put":
         chest["y"] = np.zeros(LARGE)
     else:
-        with chest._engine.committer.committing():
+        with chest._engine.session.committer.committing():
             pass
     assert len(published(path)) == 1
-    assert chest._engine.live.due > time.monotonic()
+    assert chest._engine.session.live.due > time.monotonic()
 
 
 def test_a_page_costs_the_same_however_many_keys_there_are(path, make_chest, monkeypatch):
@@ -229,7 +229,7 @@ def test_each_chest_has_a_page_which_goes_when_it_is_closed(path, other, make_ch
     assert len(published(path)) == 1
     second.close()
     assert not os.path.exists(os.path.join(path, "live"))
-    second._engine.tell_if_due()
+    second._engine.session.tell_if_due()
     assert published(path) == []
 
 
@@ -289,14 +289,14 @@ def test_long_keys_and_many_of_them_fit_on_a_page(path, other):
 
 def test_a_forked_child_publishes_nothing_and_holds_no_page(path, other):
     def child(_):
-        other._engine.tell_if_due()
+        other._engine.session.tell_if_due()
         held = []
         for fd in os.listdir("/proc/self/fd"):
             try:
                 held.append(os.readlink(f"/proc/self/fd/{fd}"))
             except OSError:
                 continue
-        due = other._engine.live.due
+        due = other._engine.session.live.due
         other.close()
         return [each for each in held if each.endswith(".page")], due
 
@@ -326,7 +326,7 @@ def test_whatever_fails_the_chest_is_not_disturbed(what, number, path, make_ches
         patch.setattr(arraychest.monitor.live, "os", Failing())
         patch.setattr(arraychest.platform.space, "os", Failing())
         tell(chest)
-    assert chest._engine.live.due == math.inf
+    assert chest._engine.session.live.due == math.inf
     assert published(path) == []
     chest["y"] = np.ones(LARGE)
     assert chest["y"].sum() == 20_000
@@ -335,9 +335,9 @@ def test_whatever_fails_the_chest_is_not_disturbed(what, number, path, make_ches
 def test_an_error_of_our_own_is_not_taken_for_one_of_the_commit(path, make_chest, monkeypatch):
     chest = make_chest(path=path)
     monkeypatch.setattr(arraychest.engine.counters.Account, "take", lambda *_: 1 / 0)
-    chest._engine.live.due = 0.0
+    chest._engine.session.live.due = 0.0
     chest.update({"x": np.zeros(LARGE)})
-    assert chest._engine.live.due == math.inf
+    assert chest._engine.session.live.due == math.inf
     assert chest["x"].shape == LARGE
 
 
@@ -348,7 +348,7 @@ def test_a_full_disk_ends_it_and_leaves_no_page(tiny_disk, make_chest):
     fill_disk(tiny_disk)
     try:
         tell(chest)
-        assert chest._engine.live.due == math.inf
+        assert chest._engine.session.live.due == math.inf
         assert pages(path) == []
         assert chest["x"].shape == LARGE
     finally:
@@ -362,9 +362,9 @@ def test_on_a_read_only_medium_nothing_is_published(tiny_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     try:
         with arraychest.open(path, "r") as chest:
-            chest._engine.live.due = 0.0
+            chest._engine.session.live.due = 0.0
             assert chest["x"].shape == LARGE
-            assert chest._engine.live.due == math.inf
+            assert chest._engine.session.live.due == math.inf
             assert published(path) == []
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(tiny_disk)], check=True)
@@ -387,7 +387,7 @@ def test_what_lies_in_the_place_of_the_folder_leads_nowhere(
     before = listing(str(tmp_path))
     chest = make_chest(path=path)
     tell(chest)
-    assert chest._engine.live.due == math.inf
+    assert chest._engine.session.live.due == math.inf
     assert published(path) == []
     chest.close()
     assert os.path.lexists(folder)

@@ -10,7 +10,7 @@ import pytest
 
 import arraychest
 from arraychest import Chest, FileSystemError
-from arraychest.engine import session
+from arraychest.engine import opening
 from arraychest.sharing import mounts as filesystem
 from arraychest.sharing.mounts import FileSystem, check_file_system, file_system_of
 
@@ -86,7 +86,7 @@ def test_this_machine_says_where_the_tests_lie(tmp_path):
 @pytest.fixture
 def on_nfs(monkeypatch):
     monkeypatch.setattr(filesystem, "file_system_of", lambda *_: FileSystem("nfs4", "/home"))
-    assert session.check_file_system is check_file_system
+    assert opening.check_file_system is check_file_system
 
 
 def test_a_chest_on_a_network_file_system_is_written_to_only_if_asked(on_nfs, path):

@@ -16,8 +16,9 @@ import pytest
 import arraychest
 from arraychest.arrays import chunk_grid
 from arraychest.arrays.card import array_html
+from arraychest.engine.listing import listed
+from arraychest.memoize import card
 from arraychest.show import cards
-from arraychest.show.entries import listed
 
 HOSTILE = [
     "<script>window.hacked=1</script>",
@@ -113,8 +114,8 @@ def test_what_a_chest_shows_reads_nothing_and_counts_as_no_use(path):
         assert chest.stats() == before
         assert not missed
         # Nothing that is stored was taken note of.
-        assert not engine.index.slots
-        assert set(engine.index.rows) <= {"fresh"}
+        assert not engine.session.index.slots
+        assert set(engine.session.index.rows) <= {"fresh"}
         assert chest.inmem["fresh"].tolist() == [0, 1, 2]
 
 
@@ -125,7 +126,7 @@ def test_a_chest_of_many_entries_shows_the_first_ones_without_reading_the_others
         for number in range(20):
             del chest[number]  # not committed yet
         chest[5000] = np.arange(2)
-        catalog = chest._engine.open_store().catalog
+        catalog = chest._engine.session.open_store().catalog
         asked = []
         rows_after = catalog.rows_after
         monkeypatch.setattr(
@@ -221,7 +222,7 @@ def test_a_catalog_that_cannot_be_read_is_told(path, monkeypatch):
         def fail(*_):
             raise OSError("<disk> is gone")
 
-        monkeypatch.setattr(chest._engine.open_store().catalog, "rows_after", fail)
+        monkeypatch.setattr(chest._engine.session.open_store().catalog, "rows_after", fail)
         page = chest._repr_html_()
         assert "&lt;disk&gt; is gone" in page
         assert "table" not in Page(page).tags
@@ -352,7 +353,7 @@ def test_a_cached_function_shows_hits_misses_and_the_time_saved(make_chest):
 
 
 def test_seconds_are_told_to_three_figures():
-    told = [cards._seconds(each) for each in (0, 2.5e-6, 0.0125, 1, 59.9996, 90, 7200, 1e6)]
+    told = [card._seconds(each) for each in (0, 2.5e-6, 0.0125, 1, 59.9996, 90, 7200, 1e6)]
     assert told == ["0 µs", "2.5 µs", "12.5 ms", "1 s", "1 min", "1.5 min", "2 h", "11.6 d"]
 
 

@@ -159,7 +159,7 @@ def test_samples_are_taken_while_a_chest_spills(make_chest, monkeypatch):
     for number in range(40):
         chest[number] = np.zeros(20_000)
     chest.flush()
-    samples = chest._engine.history.samples
+    samples = chest._engine.session.history.samples
     assert len(samples) > 3
     spilled = [sample.spilled for sample in samples]
     assert spilled == sorted(spilled)

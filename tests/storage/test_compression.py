@@ -508,7 +508,7 @@ def test_a_decompressed_copy_is_charged_and_dropped_first(tmp_path):
         assert chest.memory_usage == 3 * array.nbytes
         assert chest.load(1) is copies[1]
         assert type(chest[1]) is CompressedArray
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
         # A fourth has no room below the high watermark: what was used least recently goes.
         chest.load(3)
         assert chest.memory_usage <= 8 * MIB
@@ -521,7 +521,7 @@ def test_a_decompressed_copy_is_charged_and_dropped_first(tmp_path):
         assert chest.stats().spills == spills, "a value was spilled where a copy could go"
         assert chest.memory_usage <= 8 * MIB
         assert "dirty" in chest.inmem
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
 
 
 def test_a_copy_goes_with_its_value(tmp_path):
@@ -543,7 +543,7 @@ def test_a_copy_goes_with_its_value(tmp_path):
                 assert (chest.load("x") == 1).all()
             chest.flush()
             assert chest.memory_usage == 0
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
 
 
 @pytest.mark.slow
@@ -584,7 +584,7 @@ def test_what_a_writer_works_in_is_charged(tmp_path, monkeypatch):
         with pytest.raises(arraychest.SpillError):
             chest.spill("y")
         assert chest.memory_usage == array.nbytes
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
         monkeypatch.setattr(b2nd, "write", write)
         chest.flush()
         assert chest.memory_usage == 0
@@ -623,7 +623,7 @@ def test_threads_read_and_write_one_chest(tmp_path):
             thread.join()
         assert not wrong
         chest.flush()
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
         assert chest.verify().ok
 
 
@@ -806,14 +806,14 @@ def test_compressed_arrays_hold_no_descriptors(tmp_path):
 
 @pytest.mark.slow
 def test_few_compressed_arrays_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("arraychest.engine.engine.MAX_KEPT_FRAMES", 3)
+    monkeypatch.setattr("arraychest.memory.views.MAX_KEPT_FRAMES", 3)
     with Chest(path=tmp_path / "c", compression="lz4") as chest:
         for number in range(10):
             stored(chest, number, np.arange(20_000) + number)
         held = chest[0]
         for number in range(10):
             assert chest[number][5] == 5 + number
-        slots = chest._engine.index.slots.values()
+        slots = chest._engine.session.index.slots.values()
         assert sum(slot.value is not None for slot in slots) <= 3
         # One that a user holds is the same one, all the same.
         assert chest[0] is held
@@ -928,7 +928,7 @@ def test_what_needs_the_whole_array_reads_it_once_and_the_copy_is_charged(tmp_pa
         assert chest.memory_usage == array.nbytes
         if kind != "blocked":
             assert np.shares_memory(chest.load("x"), found.T)
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
         # It makes room for a value that is not stored.
         kept = weakref.ref(found.T.base)
         spills = chest.stats().spills
@@ -939,7 +939,7 @@ def test_what_needs_the_whole_array_reads_it_once_and_the_copy_is_charged(tmp_pa
         assert chest.memory_usage <= 4 * MIB
         assert np.array_equal(found.ravel(), array.ravel())
         del found, chest["x"]
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
 
 
 def test_a_whole_array_that_has_no_room_is_read_and_not_kept(tmp_path):

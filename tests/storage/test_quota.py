@@ -51,7 +51,7 @@ def counted(path: str) -> None:
     with arraychest.open(path, "a", max_disk="1 TiB") as chest:
         chest["counted"] = large(0)
         chest.flush()
-        store = chest._engine.open_store()
+        store = chest._engine.session.open_store()
         assert store.counter.stored == store.catalog.stored_bytes()
         del chest["counted"]
 
@@ -308,7 +308,7 @@ def test_the_count_of_bytes_stays_right_and_is_counted_anew_after_a_death(path):
                     array[:] = turn
         one.flush()
         two.flush()
-        store = two._engine.open_store()
+        store = two._engine.session.open_store()
         assert store.counter.stored == store.catalog.stored_bytes()
         # As a writer leaves it that dies between its commit and saying so.
         store.counter.stored = 17
@@ -317,7 +317,7 @@ def test_the_count_of_bytes_stays_right_and_is_counted_anew_after_a_death(path):
         one.flush()
         two["y"] = large(1)
         two.flush()
-        with two._engine.writer.lock:
+        with two._engine.session.writer.lock:
             store.catalog.database.end_snapshot()
         assert store.counter.stored == store.catalog.stored_bytes()
     audit(path)

@@ -153,12 +153,12 @@ def engine(value: Any, **options: Any) -> Iterator[tuple[str, Any]]:
     folder = os.path.join(os.environ["TMPDIR"], "tiers.chest")
     with arraychest.Chest(path=folder, mode="w", available_memory="1 GiB", **options) as chest:
         chest["x"] = value
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
         yield "resident", chest["x"]
         yield "inmem", chest.inmem["x"]
         yield "setdefault", chest.setdefault("x", 1)
         chest.spill("x")
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
         assert chest.memory_usage == 0
         yield "stored", chest["x"]
         yield "stored, again", chest["x"]
@@ -182,7 +182,7 @@ def engine(value: Any, **options: Any) -> Iterator[tuple[str, Any]]:
             chest["y"] = value
             yield "in a transaction", chest["y"]
         yield "after a transaction", chest["y"]
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
     audit(folder)
 
 
@@ -335,18 +335,18 @@ class TestGenerated:
         with arraychest.Chest(available_memory=100_000) as chest:
             for at, value in enumerate(values):
                 chest[at] = value
-                chest._engine.resident.check()
+                chest._engine.session.resident.check()
                 assert chest.memory_usage <= 100_000
             for at, value in enumerate(values):
                 chest[len(values) + at] = value
-                chest._engine.resident.check()
+                chest._engine.session.resident.check()
             assert [exact(value) for value in chest.values()] == 2 * expected
             chest.available_memory = 0
             assert chest.memory_usage == 0
             assert [exact(value) for _, value in chest.items()] == 2 * expected
             for at, each in enumerate(expected):
                 assert exact(chest.pop(at)) == each
-                chest._engine.resident.check()
+                chest._engine.session.resident.check()
             assert chest.verify().ok
 
     @given(TREES)
@@ -750,7 +750,7 @@ class TestArraysInTrees:
             assert chest.memory_usage >= mine.nbytes
 
     def test_are_charged_each_buffer_once(self, chest):
-        resident = chest._engine.resident
+        resident = chest._engine.session.resident
         mine = np.zeros(LONG)
 
         def charged() -> int:
@@ -820,7 +820,7 @@ class TestArraysInTrees:
             # Its arrays go on being mapped where they are put again.
             chest["y"] = [one["a"]]
             assert chest.memory_usage < 1000
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
 
     def test_that_compress_come_back_compressed_and_loaded_plain(self, path):
         rng = np.random.default_rng(0)
@@ -876,7 +876,9 @@ class TestArraysInTrees:
         chest.flush()
         for at in range(100):
             assert chest[at][0][5] == at
-        held = [slot for slot in chest._engine.index.slots.values() if slot.view is not None]
+        held = [
+            slot for slot in chest._engine.session.index.slots.values() if slot.view is not None
+        ]
         assert len(held) <= 64
         assert chest[0][0][5] == 0
 
@@ -889,7 +891,7 @@ class TestArraysInTrees:
             for at in range(40):
                 chest[at] = {"a": np.full(1 << 17, at), "b": [np.full(10, at)], "c": "x" * 1000}
                 assert chest.memory_usage <= budget
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -1098,7 +1100,7 @@ class TestRegistered:
                     chest["y"] = [mine, Failing()]
                 chest["z"] = 2
             assert dict(chest) == {"x": 1, "z": 2}
-            chest._engine.resident.check()
+            chest._engine.session.resident.check()
         mine[0] = 1
 
     @pytest.mark.parametrize(
@@ -1313,7 +1315,7 @@ class TestPickled:
             chest.flush()
         if mmap_mode == "r":
             assert np.shares_memory(chest["x"][0].array, chest["x"][0].array)
-        chest._engine.resident.check()
+        chest._engine.session.resident.check()
 
     def test_buffers_that_are_compressed(self, make_chest):
         chest = make_chest(allow_pickle=True, compression="lz4")

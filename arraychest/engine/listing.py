@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from arraychest.catalog.record import EXACT, KEY, SEQ, RawRow, Row
-from arraychest.engine.engine import Engine, entry_of
-from arraychest.engine.entry import Entry
+from arraychest.engine.engine import Engine
+from arraychest.engine.entry import Entry, entry_of
 from arraychest.errors import ArrayChestError
 from arraychest.formats.form import Form, Kind, parse_form
 from arraychest.formats.tree import Tree, form_of
@@ -86,9 +86,9 @@ def listed(engine: Engine, most: int | None = None) -> Iterator[Listed]:
     -----
     What a transaction has not committed is not among them.
     """
-    with engine.writer.lock:
-        engine.check_open()
-        engine.follow()
+    with engine.session.writer.lock:
+        engine.session.check_open()
+        engine.session.follow()
         found = _unsaved(engine, most)
         first = sorted(found, key=_PLACE) if most is None else heapq.nsmallest(most, found, _PLACE)
         unsaved = [
@@ -119,7 +119,7 @@ def _unsaved(
 
     The first `most` are among them.
     """
-    index, resident = engine.index, engine.resident
+    index, resident = engine.session.index, engine.session.resident
     for slot in itertools.islice(index.slots.values(), None if most is None else _MOST_SLOTS):
         if slot.raw is None and slot.array is not None:
             yield slot.seq, slot.key, slot.array, slot.kind
@@ -147,12 +147,12 @@ def _resident_entry(array: np.ndarray | Tree, kind: Kind) -> Entry:
 def _stored(engine: Engine, page: int) -> Iterator[Listed]:
     at = 0
     while True:
-        with engine.writer.lock:
-            engine.check_open()
-            if engine.path is None:
+        with engine.session.writer.lock:
+            engine.session.check_open()
+            if engine.session.path is None:
                 return  # a temporary chest that has stored nothing
-            rows = engine.open_store().catalog.rows_after(at, page)
-            deleted = engine.index.deleted()
+            rows = engine.session.open_store().catalog.rows_after(at, page)
+            deleted = engine.session.order.deleted()
             found = [each for row in rows if (each := _of_row(engine, row, deleted)) is not None]
         if not rows:
             return
@@ -169,12 +169,12 @@ def _of_row(engine: Engine, raw: RawRow, deleted: dict[Any, int | None]) -> List
         return Listed(seq, raw[KEY], "disk", None, str(error))
     if key in deleted and deleted[key] != seq:
         return None
-    resident, slot = engine.resident, engine.index.slots.get(key)
+    resident, slot = engine.session.resident, engine.session.index.slots.get(key)
     if slot is not None and slot.array is not None:
         return Listed(seq, key, "RAM", _resident_entry(slot.array, slot.kind))
     if key in resident.fresh:
         return Listed(seq, key, "RAM", _resident_entry(resident.fresh[key], "array"))
-    known = engine.index.rows.get(key)
+    known = engine.session.index.rows.get(key)
     if isinstance(known, Batch):
         return Listed(seq, key, "RAM", _resident_entry(known.array_of(key), "array"))
     row = Row._make(raw)
@@ -190,6 +190,6 @@ def _of_row(engine: Engine, raw: RawRow, deleted: dict[Any, int | None]) -> List
 def _tier(engine: Engine, slot: Slot | None) -> Tier:
     if slot is None:
         return "disk"
-    if slot in engine.resident.copies:
+    if slot in engine.session.resident.copies:
         return "copy"
     return "disk" if slot.value is None else "mapped"
