@@ -4,7 +4,7 @@ The extra ``dask`` installs what this needs.  A cluster needs no code for its wo
 `preload`.
 """
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerChest", "append", "caching", "persist", "store"]
 
-# dask on one machine does without distributed, and a worker that is about to start does without
-# dask.array, whose import takes as long as that of all else.
-_MODULES = {
+# dask on one machine does without distributed, and a worker does without dask.array, which imports
+# pandas, SciPy and xarray where they are installed.
+_HOMES = {
     "WorkerChest": "arraychest.dask.worker",
     "append": "arraychest.integrations.dask_storing",
     "caching": "arraychest.integrations.dask_caching",
@@ -26,12 +26,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = found
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__})

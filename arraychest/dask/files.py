@@ -22,9 +22,6 @@ from arraychest.arrays.ownership import owner_of
 from arraychest.dask.pickling import Pickled
 from arraychest.platform.maps import is_map
 
-# Results of so many bytes are compressed, where that is asked for: what is smaller shares a file.
-_COMPRESS_ABOVE = 64 << 10
-
 # The thread ends when nothing came for so long.
 _LINGER_SECONDS = 0.02
 
@@ -98,7 +95,8 @@ class ResultFiles:
         number
             One that was never given before.
         ended
-            Called under the lock, unless the result is removed before.
+            Called under the lock, unless the result is removed before.  Where a write fails, all
+            that wait fail with it, the newest first.
         """
         write = _Write(taken, ended, _in_ram(taken))
         self._waiting[number] = write
@@ -185,8 +183,13 @@ class ResultFiles:
         wanted = self._forget(number) is not None
         if error is not None or not wanted:
             self._discard(number)
-        if wanted:
-            write.ended(Written(nbytes, seconds, error))
+        ended = [write] if wanted else []
+        if error is not None:
+            # Those that wait would fail, too, and each would come back before the one that is older
+            # than it.
+            ended += filter(None, map(self._forget, list(self._waiting)))
+        for each in reversed(ended):
+            each.ended(Written(nbytes, seconds, error))
 
     def _forget(self, number: int) -> _Write | None:
         """Take a result from those that wait, if it is one."""
@@ -225,8 +228,6 @@ class ResultFiles:
                 mmap_mode="c",
                 on_put="share",
                 compression=self.compression,
-                # Whoever asks for a codec asks for it to be used.
-                compress_above=_COMPRESS_ABOVE,
                 allow_network=True,
                 checksums=False,
                 # Counted by who writes; with a limit of its own the chest keeps no files for later

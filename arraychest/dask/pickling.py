@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
+from distributed.metrics import context_meter
 from distributed.protocol import dask_deserialize, dask_serialize
+
+from arraychest.errors import ValueTypeError
 
 
 class Pickled(NamedTuple):
@@ -36,13 +39,34 @@ class Pickled(NamedTuple):
         return sum([part.nbytes for part in self.parts])
 
 
+def taken(value: Any) -> np.ndarray | Pickled:
+    """A result as the chest takes it; an array that lies in one piece is not copied.
+
+    Raises
+    ------
+    ValueTypeError
+        It cannot be pickled.
+    """
+    if type(value) is np.ndarray and _is_plain(value):
+        return value if value.flags.forc else np.ascontiguousarray(value)
+    with context_meter.meter("serialize", "seconds"):
+        return pickled(value)
+
+
+def _is_plain(array: np.ndarray) -> bool:
+    # Of NumPy's own dtypes.  A broadcast array is small in RAM, and would be large on disk.
+    dtype = array.dtype
+    own = dtype.kind in "biufcmMSU" and dtype.isbuiltin != 2 and dtype.metadata is None
+    return own and array.nbytes > 0 and (array.flags.forc or 0 not in array.strides)
+
+
 def pickled(value: Any) -> Pickled:
     """Take an object apart; its buffers are not copied, and must not change until they are stored.
 
     Raises
     ------
-    Exception
-        It cannot be pickled; what is raised is the object's own affair.
+    ValueTypeError
+        It cannot be pickled; what the object has raised is the cause of this.
     """
     buffers: list[pickle.PickleBuffer] = []
     # Functions and classes by name, also those of `__main__`: this process reads it again.
@@ -51,10 +75,14 @@ def pickled(value: Any) -> Pickled:
         try:
             kind(file, protocol=5, buffer_callback=buffers.append).dump(value)
             break
-        except Exception:
+        except Exception as error:
             buffers.clear()
             if kind is _DaskPickler:
-                raise
+                raise ValueTypeError(
+                    "expected a result that pickle, cloudpickle or dask can serialize, found "
+                    f"{type(value).__name__!r:.200}, which raised {error!r:.200}: return another "
+                    "type, or register it with distributed.protocol.dask_serialize"
+                ) from error
     data = file.getbuffer()
     raws = [buffer.raw() for buffer in buffers]
     parts = [_as_array(data), *[_as_array(raw) for raw in raws]]

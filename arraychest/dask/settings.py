@@ -8,10 +8,14 @@ option                                  meaning
                                         None: ``distributed.worker.memory.target``
 ``arraychest.worker.max-spill``         most bytes on disk, or False for any number; None:
                                         ``distributed.worker.memory.max-spill``
-``arraychest.worker.compression``       as `arraychest.Chest` takes it; None:
-                                        ``distributed.worker.memory.spill-compression``, of which
-                                        ``auto`` and False leave results as they are, and mapped
+``arraychest.worker.compression``       as `arraychest.Chest` takes it, or False for none; None:
+                                        ``distributed.worker.memory.spill-compression``
 ======================================  ============================================================
+
+dask's ``spill-compression`` names a codec: ``"zlib"``, ``"lz4"``, ``"zstd"``, or another one that
+Blosc2 has.  ``"snappy"``, which it has not, is lz4.  dask's default, ``"auto"``, leaves results as
+they are, and so do None and False: what is not compressed is mapped when it is asked for, and only
+the pages that a task touches are read.
 
 They are set as all of dask's are: in ``~/.config/dask/*.yaml``, with `dask.config.set`, or by the
 environment, as ``DASK_ARRAYCHEST__WORKER__MAX_SPILL="200 GiB"``.
@@ -28,10 +32,8 @@ from distributed.worker import Worker
 
 from arraychest.formats.frame import CODECS
 
-DEFAULTS = {"arraychest": {"worker": {"target": None, "max-spill": None, "compression": None}}}
-dask.config.update_defaults(DEFAULTS)
-
-_MEMORY = "distributed.worker.memory."
+_DEFAULTS = {"target": None, "max-spill": None, "compression": None}
+dask.config.update_defaults({"arraychest": {"worker": _DEFAULTS}})
 
 # Half-way between where dask spills and where it pauses, if both are switched off.
 _RELEASE = 0.75
@@ -39,39 +41,41 @@ _RELEASE = 0.75
 
 def option(name: str, given: Any = None) -> Any:
     """What was given, or else is configured as ``arraychest.worker.NAME``."""
-    # Not there where dask's configuration was replaced.
-    return dask.config.get(f"arraychest.worker.{name}", None) if given is None else given
+    if given is not None:
+        return given
+    # Who replaces dask's configuration as a whole loses our defaults.
+    return dask.config.get(f"arraychest.worker.{name}", _DEFAULTS[name])
 
 
 def compression(given: Any) -> Any:
-    """How results are compressed, as `arraychest.Chest` takes it; None: they are not.
+    """With what spilled results are compressed, as `arraychest.Chest` takes it; None: not at all.
 
     Raises
     ------
     ValueError
-        dask's configuration names a codec that Blosc2 does not have.
+        dask's configuration names a codec that there is none of.
     """
     asked = option("compression", given)
     if asked is not None:
-        return asked
-    name = dask.config.get(_MEMORY + "spill-compression", "auto")
-    if name in ("auto", None, False):
+        return None if asked is False else asked
+    name = dask.config.get("distributed.worker.memory.spill-compression", None)
+    if name in (None, False, "auto"):
         return None
-    # The fastest, as snappy is.
-    name = {"snappy": "lz4"}.get(name, name)
-    if name not in CODECS:
+    codec = "lz4" if name == "snappy" else name
+    if codec not in CODECS:
         raise ValueError(
-            f'expected {_MEMORY}spill-compression to be "auto", False, "snappy" or one of the '
-            f"codecs {', '.join(CODECS)}, found {name!r}"
+            "expected distributed.worker.memory.spill-compression to be None, False, 'auto', "
+            f"'snappy' or one of {', '.join(map(repr, CODECS))}, found {name!r}: choose one of "
+            "these, or set arraychest.worker.compression, which overrules it"
         )
-    return name
+    return codec
 
 
 def max_spill(given: Any) -> int | None:
     """Most bytes on disk; None: any number."""
     size = option("max-spill", given)
     if size is None:
-        size = dask.config.get(_MEMORY + "max-spill", False)
+        size = dask.config.get("distributed.worker.memory.max-spill")
     return None if size is False or size is None else int(parse_bytes(size))
 
 
@@ -85,7 +89,7 @@ def target(given: Any, limit: int | None) -> int:
     """
     size = option("target", given)
     if size is None:
-        fraction = dask.config.get(_MEMORY + "target", 0.6)
+        fraction = dask.config.get("distributed.worker.memory.target")
         return int(limit * fraction) if limit and fraction else sys.maxsize
     if isinstance(size, int | float) and size <= 1:
         return int(limit * size) if limit else sys.maxsize
@@ -94,7 +98,7 @@ def target(given: Any, limit: int | None) -> int:
 
 def spill_limit(limit: int | None) -> int | None:
     """From how many bytes in RAM on dask spills, whatever they are; None: it does not."""
-    fraction = dask.config.get(_MEMORY + "spill", 0.7)
+    fraction = dask.config.get("distributed.worker.memory.spill")
     return int(limit * fraction) if limit and fraction else None
 
 
@@ -104,8 +108,9 @@ def release_limit(limit: int | None) -> int | None:
     """
     if not limit:
         return None
-    upper = dask.config.get(_MEMORY + "pause", 0.8) or dask.config.get(_MEMORY + "terminate", 0.95)
-    lower = dask.config.get(_MEMORY + "spill", 0.7) or dask.config.get(_MEMORY + "target", 0.6)
+    config = "distributed.worker.memory."
+    upper = dask.config.get(config + "pause") or dask.config.get(config + "terminate")
+    lower = dask.config.get(config + "spill") or dask.config.get(config + "target")
     if not upper:
         return None
     return int(limit * ((lower + upper) / 2 if lower else upper * _RELEASE))

@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -31,10 +31,12 @@ from distributed.utils import RateLimiterFilter
 
 from arraychest.arrays.ownership import owner_of
 from arraychest.dask import settings
-from arraychest.dask.activities import Activities, Activity
 from arraychest.dask.files import ResultFiles, Written
+from arraychest.dask.metrics import Cause, SpillMetrics
 from arraychest.dask.pages import MappedPages
-from arraychest.dask.pickling import Pickled, pickled, unpickled
+from arraychest.dask.pickling import Pickled, unpickled
+from arraychest.dask.pickling import taken as taken_of
+from arraychest.dask.views import View
 from arraychest.platform.maps import is_map
 from arraychest.platform.pages import resident_bytes
 
@@ -78,35 +80,6 @@ class _Stored(NamedTuple):
     writable: bool | None
 
 
-class Snapshot(Mapping[Any, Any]):
-    """A part of a worker's results to look at, also while other threads change it.
-
-    Parameters
-    ----------
-    lock
-        The one under which it is changed.
-    results
-        The part; an iteration goes over its keys as they are when it begins.
-    """
-
-    def __init__(self, lock: Any, results: Mapping[Any, Any]) -> None:
-        self._lock = lock
-        self._results = results
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._results[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        with self._lock:
-            return iter(list(self._results))
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._results
-
-
 class WorkerChest(MutableMapping[Any, Any]):
     """The results of a dask worker: ``Worker(data=WorkerChest)``.
 
@@ -122,9 +95,10 @@ class WorkerChest(MutableMapping[Any, Any]):
         Most bytes on disk; False: any number.  None: ``arraychest.worker.max-spill``, or else
         ``distributed.worker.memory.max-spill``.
     compression
-        As `arraychest.Chest` takes it; what comes back is then an array in RAM.  None:
-        ``arraychest.worker.compression``, or else ``distributed.worker.memory.spill-compression``.
-        Of the latter ``auto`` leaves results as they are, so that they can be mapped.
+        As `arraychest.Chest` takes it; what comes back is then an array in RAM.  False: none.
+        None: what ``arraychest.worker.compression`` says in dask's configuration, or else
+        ``distributed.worker.memory.spill-compression``.  Unlike dask's spill buffer a chest leaves
+        results uncompressed where that is ``"auto"``, as it is by default: it maps them.
 
     Notes
     -----
@@ -180,29 +154,32 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._held: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
         self._pages = MappedPages()
         self._numbers = itertools.count()
-        # Of those in RAM that could not be written, when they left it, by the number of the file.
-        self._returned: dict[Any, int] = {}
         # Those that cannot be pickled, which was logged.
         self._refused: set[Any] = set()
-        self._activities = Activities()
-        #: (label, unit) -> what it adds up to
-        self.cumulative_metrics = self._activities.cumulative
+        self._metrics = SpillMetrics()
 
     # --- what dask asks for ------------------------------------------------------------------
 
     @property
     def fast(self) -> Mapping[Any, Any]:
-        """What is in RAM, by key."""
-        return Snapshot(self._lock, self._fast)
+        """What is in RAM, by key; it may be iterated over while other threads get and put."""
+        return View(self._fast, self._lock)
 
     memory = fast
 
     @property
     def slow(self) -> Mapping[Any, Any]:
-        """What has left RAM, by key: where it is stored."""
-        return Snapshot(self._lock, self._slow)
+        """What has left RAM, by key: where it is stored; as `fast`."""
+        return View(self._slow, self._lock)
 
     disk = slow
+
+    @property
+    def cumulative_metrics(self) -> defaultdict[tuple[str, str], float]:
+        """What reads and writes add up to: by label and unit (``"count"``, ``"bytes"``,
+        ``"seconds"``), as ``("disk-write", "bytes")``.
+        """
+        return self._metrics.cumulative
 
     @property
     def spilled_total(self) -> SpilledSize:
@@ -237,10 +214,10 @@ class WorkerChest(MutableMapping[Any, Any]):
         if self._target is not None:
             return
         limit = worker.memory_manager.memory_limit
-        self._activities.attach(worker)
         self._target = settings.target(self._asked_target, limit)
         self._spill_limit = settings.spill_limit(limit)
         self._pages.limit = settings.release_limit(limit)
+        self._metrics.attach(worker)
         monitor = worker.monitor
         watched = self._pages.watched(monitor.get_process_memory)
         # dask would spill as much again before this is gone.
@@ -261,7 +238,7 @@ class WorkerChest(MutableMapping[Any, Any]):
             logged.  Raises nothing.
         """
         try:
-            with self._lock, self._activities.memory_monitor():
+            with self._lock, self._metrics.call():
                 self._files.wait(self._backlog)
                 return self._evict_oldest(len(self._fast))
         except Exception:
@@ -281,14 +258,14 @@ class WorkerChest(MutableMapping[Any, Any]):
         Raises
         ------
         TypeError
-            It is larger than the target by itself, and cannot be pickled.  It is not kept.  The
-            cause is what pickling it has raised.
+            It is larger than the target by itself, and cannot be pickled.  It is not kept.  Why it
+            cannot is the cause of this, and what the object has raised is the cause of that.
 
         Notes
         -----
         Where the disk is full, or has no room left by `max_spill`, results stay in RAM.
         """
-        with self._lock, self._activities.put_of(key):
+        with self._lock, self._metrics.call(puts=True, key=key):
             self.discard(key)
             weight = safe_sizeof(value)
             self._keep(key, value, weight)
@@ -301,10 +278,9 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._relieve()
 
     def __getitem__(self, key: Any) -> Any:
-        with self._lock, self._activities.get():
+        with self._lock, self._metrics.call():
             if key in self._fast:
                 self._fast.move_to_end(key)
-                self._returned.pop(key, None)
                 context_meter.digest_metric("memory-read", 1, "count")
                 context_meter.digest_metric("memory-read", self._weights[key], "bytes")
                 return self._fast[key]
@@ -381,7 +357,6 @@ class WorkerChest(MutableMapping[Any, Any]):
 
     def _let_go(self, key: Any) -> int:
         del self._fast[key]
-        self._returned.pop(key, None)
         weight = self._weights.pop(key)
         self._charged -= weight
         return weight
@@ -442,7 +417,7 @@ class WorkerChest(MutableMapping[Any, Any]):
             if self._files.closed:
                 return -1
             try:
-                taken = _taken(value)
+                taken = taken_of(value)
             except Exception as error:
                 if fatal:
                     self.discard(key)
@@ -465,13 +440,13 @@ class WorkerChest(MutableMapping[Any, Any]):
         self._note_held(key, value)
         if taken is not None:
             self._files.write(
-                stored.number, taken, partial(self._written, key, self._activities.current)
+                stored.number, taken, partial(self._written, key, self._metrics.cause())
             )
         if self._failing:
             self._files.wait()
         return -1 if key in self._fast else weight
 
-    def _written(self, key: Any, cause: Activity, written: Written) -> None:
+    def _written(self, key: Any, cause: Cause, written: Written) -> None:
         """A result is on disk, or cannot be."""
         value = self._leaving.pop(key)
         stored = self._slow[key]
@@ -482,18 +457,11 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._spilled_memory -= stored.memory
             self._spilled_disk -= stored.disk
             self._keep(key, value, stored.memory)
-            self._put_first(key, stored.number)
+            self._fast.move_to_end(key, last=False)
             return
         self._slow[key] = stored._replace(disk=written.nbytes)
         self._spilled_disk += written.nbytes - stored.disk
-        self._activities.written(cause, written.nbytes, written.seconds)
-
-    def _put_first(self, key: Any, number: int) -> None:
-        """Let a result that is back be the first to leave again, behind those that left earlier."""
-        self._returned[key] = number
-        for each in sorted(self._returned, key=self._returned.__getitem__, reverse=True):
-            if self._returned[each] <= number:
-                self._fast.move_to_end(each, last=False)
+        self._metrics.written(cause, written.nbytes, written.seconds)
 
     def _load(self, key: Any, stored: _Stored) -> Any:
         with context_meter.meter("disk-read", "seconds"):
@@ -534,18 +502,3 @@ class WorkerChest(MutableMapping[Any, Any]):
             self._held.pop(key, None)
             return False
         return True
-
-
-def _taken(value: Any) -> np.ndarray | Pickled:
-    """A result as the chest takes it; an array that lies in one piece is not copied."""
-    if type(value) is np.ndarray and _is_plain(value):
-        return value if value.flags.forc else np.ascontiguousarray(value)
-    with context_meter.meter("serialize", "seconds"):
-        return pickled(value)
-
-
-def _is_plain(array: np.ndarray) -> bool:
-    # Of NumPy's own dtypes.  A broadcast array is small in RAM, and would be large on disk.
-    dtype = array.dtype
-    own = dtype.kind in "biufcmMSU" and dtype.isbuiltin != 2 and dtype.metadata is None
-    return own and array.nbytes > 0 and (array.flags.forc or 0 not in array.strides)

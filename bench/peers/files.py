@@ -54,7 +54,7 @@ class NumpySave(_Files):
         array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None)
         return array
 
-    def dask_stored(self, x: Any, name: str, *, compressed: bool) -> Any:
+    def dask_stored(self, x: Any, name: str, *, compressed: bool) -> Any:  # noqa: ARG002
         path = str(self.folder / name)
         load("dask.array").to_npy_stack(path, x)
         return load("dask.array").from_npy_stack(path)

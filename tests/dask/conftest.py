@@ -1,24 +1,28 @@
-"""Fixtures for the tests of `WorkerChest`."""
+"""Fixtures: chests of workers, made as dask makes them, and without a worker."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.dask.support import MakeChest, check
+
+if TYPE_CHECKING:
+    from arraychest.dask import WorkerChest
+
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def make(tmp_path: Path) -> Iterator[MakeChest]:
     """Make chests that keep all in RAM until told otherwise, and check their books at the end."""
     from arraychest.dask import WorkerChest
-    from tests.dask.workers import check
 
-    made: list[Any] = []
+    made: list[WorkerChest] = []
 
-    def make(folder: object = tmp_path, **options: Any) -> Any:
+    def make(folder: object = tmp_path, **options: Any) -> WorkerChest:
         options = {"target": "1 TiB", "max_spill": False, **options}
         made.append(WorkerChest(str(folder), **options))
         return made[-1]
@@ -31,5 +35,5 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def data(make: Callable[..., Any]) -> Any:
+def data(make: MakeChest) -> WorkerChest:
     return make()

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import IMPORT_ROOT, PRELOAD, start_program
+from tests.support import IMPORT_ROOT, PRELOAD, run_python, start_program
 
 pytest.importorskip("distributed")
 
@@ -441,8 +441,12 @@ def test_results_that_cannot_be_pickled(sessions, tmp_path):
             assert large.status == "error"
             try:
                 await large
-            except ZeroDivisionError:
-                pass
+            except TypeError as error:
+                assert str(error) == "Failed to pickle 'large'", error
+                assert "expected a result that pickle" in str(error.__cause__)
+                assert isinstance(error.__cause__.__cause__, ZeroDivisionError)
+            else:
+                raise AssertionError("it was kept")
             assert "large" not in a.data
             # Smaller: it stays in RAM, whatever the memory monitor asks for.
             small = c.submit(Bad, 256, key="small")
@@ -545,6 +549,173 @@ def test_what_prometheus_reads(sessions, tmp_path):
             options='data=(WorkerChest, {"target": "1.7 MB"}), memory_limit="1 GB", '
             'dashboard=False, dashboard_address=":0"',
         ),
+    )
+
+
+@pytest.mark.slow
+def test_seconds_and_bytes_on_disk_belong_to_what_has_caused_them(sessions, tmp_path):
+    run(
+        sessions,
+        tmp_path,
+        worker_program(
+            """
+            def disk(worker, what):
+                found = {}
+                for name, value in worker.digests_total.items():
+                    if type(name) is tuple and what in name:
+                        assert value > 0
+                        *names, label, unit = name
+                        names = [each for each in names if each not in s.extensions["spans"].spans]
+                        found.setdefault("-".join(names), {})[unit] = value
+                return found
+
+            make = lambda n: np.full(100_000, n)  # 0.8 MB, of 1.7 MB
+            first = c.map(make, range(6), key=[f"make-{n}" for n in range(6)], workers=[a.address])
+            await wait(first)
+            a.data.flush()
+            await soon(lambda: disk(a, "disk-write").get("execute-make", {}).get("count") == 4)
+            assert list(disk(a, "disk-write")) == ["execute-make"]
+            assert 4 * 800_000 < disk(a, "disk-write")["execute-make"]["bytes"] < 4 * 810_000
+
+            # A task reads what it needs: that is its own, too.
+            await c.submit(np.sum, first[0], key="total-0", workers=[a.address])
+            assert list(disk(a, "disk-read")) == ["execute-total"]
+            assert disk(a, "disk-read")["execute-total"]["count"] == 1
+
+            # Results of another worker push out what was there.
+            async with Worker(
+                s.address, nthreads=1, local_directory=FOLDER,
+                data=(WorkerChest, {"target": "1.7 MB"}), memory_limit="1 GB",
+            ) as b:
+                other = c.map(make, range(6, 9), key=[f"here-{n}" for n in range(6, 9)], workers=[b.address])
+                await wait(other)
+                await soon(lambda: disk(b, "disk-write").get("execute-here", {}).get("count") == 1)
+                # Both of its kinds: what a task needs from elsewhere, and what others get from it.
+                needs = [*first[:4], other[0]]
+                await c.submit(lambda *x: 1, *needs, key="all-0", workers=[b.address])
+                b.data.flush()
+                await soon(lambda: disk(b, "disk-write").get("gather-dep", {}).get("count"))
+                found = disk(b, "disk-write")
+                assert set(found) <= {"execute-here", "gather-dep", "execute-all"}, found
+                assert found["gather-dep"]["bytes"] > 800_000
+                assert "get-data" in disk(a, "disk-read")
+                total = sum(each["count"] for each in found.values())
+                assert total == b.data.cumulative_metrics["disk-write", "count"]
+                del other, needs
+
+            # What the memory monitor lets go.
+            last = c.map(make, range(20, 22), key=["last-0", "last-1"], workers=[a.address])
+            await wait(last)
+            a.monitor.get_process_memory = lambda: 990_000_000 if a.data.fast else 0
+            await soon(lambda: disk(a, "disk-write").get("memory-monitor", {}).get("bytes"))
+            a.data.flush()
+            await soon(lambda: sum(
+                each["count"] for each in disk(a, "disk-write").values()
+            ) == a.data.cumulative_metrics["disk-write", "count"])
+            assert {"execute-make", "memory-monitor"} <= set(disk(a, "disk-write"))
+            assert set(disk(a, "disk-write")) <= {"execute-make", "execute-last", "memory-monitor"}
+            a.monitor.get_process_memory = lambda: 0
+            # The scheduler is told.
+            await a.heartbeat()
+            told = {name[-3:] for name in s.cumulative_worker_metrics if type(name) is tuple}
+            assert ("memory-monitor", "disk-write", "bytes") in told
+            assert ("make", "disk-write", "seconds") in told
+            """,
+            options='data=(WorkerChest, {"target": "1.7 MB"}), memory_limit="1 GB"',
+            config="""{
+                "distributed.worker.memory.spill": 0.7,
+                "distributed.worker.memory.pause": False,
+                "distributed.worker.memory.monitor-interval": "10ms",
+            }""",
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_a_read_that_pushes_results_out_of_ram_is_its_task(sessions, tmp_path):
+    run(
+        sessions,
+        tmp_path,
+        worker_program(
+            """
+            make = lambda n: [np.full(100_000, n)]  # is in RAM once it is read
+            futures = c.map(make, range(2), key=["make-0", "make-1"])
+            await wait(futures)
+            await wait(c.submit(lambda: [np.full(100_000, 7)], key="other-0"))
+            a.data.flush()
+            print(list(a.data.fast), list(a.data.slow))
+            await soon(lambda: a.digests_total)
+            new = c.submit(lambda: [np.full(100_000, 7)], key="new-0")
+            await wait(new)
+            a.data.flush()
+            await asyncio.sleep(0.1)
+            before = a.data.cumulative_metrics["disk-write", "count"]
+            # What is in RAM has no file; "new" leaves for what is read.
+            (absent,) = [f for f in futures if f.key in a.data.slow][:1]
+            await c.submit(lambda x: 1, absent, key="reader-0")
+            a.data.flush()
+            after = a.data.cumulative_metrics["disk-write", "count"]
+            assert after > before
+            def counted():
+                return sum(value for name, value in a.digests_total.items()
+                    if type(name) is tuple and name[-3:] == ("reader", "disk-write", "count"))
+            await soon(lambda: counted() == after - before)
+            """,
+            options='data=(WorkerChest, {"target": "1.7 MB"}), memory_limit="1 GB"',
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_the_preload_works_where_dasks_configuration_was_replaced(sessions, tmp_path):
+    run(
+        sessions,
+        tmp_path,
+        """
+        async def main():
+            del dask.config.config["arraychest"]
+            async with Scheduler(dashboard_address=None, port=0) as s:
+                async with Worker(
+                    s.address, memory_limit="1 GB", local_directory=FOLDER, nthreads=1,
+                    preload="arraychest.dask.preload",
+                ) as a:
+                    assert type(a.data) is WorkerChest and a.data.target == 600_000_000
+            print("done")
+
+        asyncio.run(main())
+        """,
+    )
+
+
+def test_a_worker_with_the_preload_imports_nothing_that_takes_long():
+    run_python(
+        """
+        import asyncio, sys, tempfile, warnings
+        import numpy as np
+        warnings.simplefilter("ignore")  # dask's are its own
+        from distributed import Scheduler, Worker
+
+        async def main(folder):
+            async with Scheduler(dashboard_address=":0", port=0, dashboard=False) as s:
+                async with Worker(
+                    s.address, memory_limit="1 GB", local_directory=folder, nthreads=1,
+                    preload="arraychest.dask.preload", dashboard=False, dashboard_address=":0",
+                ) as a:
+                    for number in range(3):
+                        a.data[number] = np.full(100_000, number)
+                        a.data["list", number] = [np.full(100_000, number)]
+                    while a.data.fast:
+                        assert a.data.evict() > 0
+                    a.data.flush()
+                    assert a.data[2][0] == 2
+                    assert a.data["list", 1][0][0] == 1
+
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(main(folder))
+        found = {"dask.array", "pandas", "scipy", "xarray", "blosc2"} & set(sys.modules)
+        assert not found, found
+        assert "arraychest.dask.worker" in sys.modules
+        """
     )
 
 

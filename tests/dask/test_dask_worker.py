@@ -1,9 +1,11 @@
 """`WorkerChest` as dask's workers use it: the mapping and the protocol, without a cluster.
 
+How results leave RAM, `test_dask_spilling` shows.
+
 dask's own tests of its spill buffer and of the worker's memory manager are not part of its wheel.
 What they show is shown here and in `test_dask_cluster`, in our own words, but for
 
-- metrics of compression and decompression: a chest compresses what it writes;
+- metrics of compression and decompression: they are part of writing and reading;
 - names of spill files that are made of keys: ours are numbers, and no key is too long for them;
 - that a result which cannot be pickled keeps older ones from being spilled: it is passed over;
 - that a result which was read back is written again when it leaves RAM: its file was kept;
@@ -31,23 +33,7 @@ pytest.importorskip("distributed")
 from dask.sizeof import sizeof
 
 from arraychest.dask.pages import MappedPages, resident_bytes
-from tests.dask.workers import (
-    LARGE,
-    check,
-    large,
-    let_go,
-    spill_all,
-    stored_files,
-    written,
-)
-
-
-class Plain:
-    """Can be referred to weakly."""
-
-    def __init__(self, what: Any) -> None:
-        self.what = what
-
+from tests.dask.support import LARGE, Plain, check, large, let_go, spill_all, stored_files, written
 
 # --- values -----------------------------------------------------------------------------------
 
@@ -396,6 +382,41 @@ def test_closed_it_keeps_what_is_in_ram(data):
     data._slow.clear()
 
 
+# --- from other threads -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_threads_may_read_while_results_come_and_go(make):
+    data = make(target=4 * LARGE)
+    for number in range(8):
+        data[number] = large(number)
+    failures: list[BaseException] = []
+    ends = threading.Event()
+
+    def read() -> None:
+        random = np.random.default_rng(threading.get_ident())
+        try:
+            while not ends.is_set():
+                number = int(random.integers(8))
+                if not (data[number] == number).all():
+                    raise AssertionError(number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(100):
+        data["new", turn] = large(turn) if turn % 2 else [large(turn)]
+        data.evict()
+        if turn > 3:
+            del data["new", turn - 3]
+    ends.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
 def test_like_a_dict_whatever_happens(make):
     random = np.random.default_rng(5)
     data = make(target=6 * LARGE // 4, max_spill=8 * LARGE)
@@ -418,6 +439,43 @@ def test_like_a_dict_whatever_happens(make):
     check(data)
     for key in model:
         assert np.array_equal(data[key], model[key])
+
+
+def test_what_is_in_ram_and_on_disk_may_be_looked_through_while_others_get(data):
+    for number in range(2000):
+        data[number] = number
+    for _ in range(1000):
+        data.evict()
+    ends = threading.Event()
+    turns: list[int] = []
+
+    def use() -> None:
+        while not ends.is_set():
+            for number in range(1000, 2000):
+                data[number]  # is the most recently used one now
+            data["more"] = data[0]  # takes it back into RAM
+            del data["more"]
+            turns.append(1)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        for _ in range(100):
+            for view in (data.fast, data.slow):
+                for key in view:
+                    assert key != "absent"
+                assert len([*view.items()]) == pytest.approx(1000, abs=10)
+                assert len([*view.values()]) == pytest.approx(1000, abs=10)
+                assert len(view.keys()) == pytest.approx(1000, abs=10)
+                assert str(view).startswith("{")
+    finally:
+        ends.set()
+        thread.join()
+    assert turns
+    with pytest.raises(TypeError):
+        data.fast["x"] = 1
+    assert data.fast[1500] == 1500
+    assert 1500 not in data.slow
 
 
 # --- what the dashboard and Prometheus read ---------------------------------------------------

@@ -1,23 +1,22 @@
-"""Helpers for the tests of `WorkerChest` without a cluster."""
+"""Chests of workers that a test can look into, and values for them."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("distributed")
-
-
-from arraychest.dask import WorkerChest
 from tests.support import listing
 
+if TYPE_CHECKING:
+    from arraychest.dask import WorkerChest
+
 LARGE = 1 << 20  # bytes of a value that has a file of its own
-MakeChest = Callable[..., WorkerChest]
+MakeChest = Callable[..., "WorkerChest"]
 
 
 def check(data: WorkerChest) -> None:
@@ -75,6 +74,13 @@ class Unpicklable:
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise ZeroDivisionError("not me")
+
+
+class Plain:
+    """Can be referred to weakly."""
+
+    def __init__(self, what: Any) -> None:
+        self.what = what
 
 
 class Gate:

@@ -1,10 +1,12 @@
-"""How a `WorkerChest` writes what leaves RAM, and what it does where that fails; no cluster."""
+"""How results leave a worker's RAM: when, in what order, and what happens where they cannot."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ pytest.importorskip("distributed")
 
 import dask.config
 from dask.sizeof import sizeof
-from distributed.utils import RateLimiterFilter
+from distributed.metrics import context_meter
 
-from arraychest.dask import settings
-from tests.dask.workers import (
+from arraychest.dask import WorkerChest, settings
+from arraychest.errors import ValueTypeError
+from tests.dask.support import (
     LARGE,
     Gate,
     Unpicklable,
@@ -26,7 +29,7 @@ from tests.dask.workers import (
     spill_all,
     written,
 )
-from tests.support import fill_disk, listing, run_python
+from tests.support import fill_disk, listing
 
 # --- the target -------------------------------------------------------------------------------
 
@@ -111,15 +114,97 @@ def test_target_and_limits_come_from_dasks_configuration(tmp_path):
         assert 700 < settings.release_limit(1000) < 950
 
 
+@pytest.mark.parametrize(
+    ("named", "ours"),
+    [
+        ("auto", None),
+        (None, None),
+        (False, None),
+        ("zlib", "zlib"),
+        ("lz4", "lz4"),
+        ("zstd", "zstd"),
+        ("blosclz", "blosclz"),
+        ("snappy", "lz4"),
+    ],
+)
+def test_results_are_compressed_as_dask_is_configured(named, ours):
+    with dask.config.set({"distributed.worker.memory.spill-compression": named}):
+        assert settings.compression(None) == ours
+        assert settings.compression("zstd") == "zstd"
+        assert settings.compression(False) is None
+        with dask.config.set({"arraychest.worker.compression": "lz4hc"}):
+            assert settings.compression(None) == "lz4hc"
+        with dask.config.set({"arraychest.worker.compression": False}):
+            assert settings.compression(None) is None
+
+
+def test_a_codec_that_there_is_none_of_is_refused():
+    with dask.config.set({"distributed.worker.memory.spill-compression": "blob"}):
+        with pytest.raises(ValueError, match=r"'snappy' or one of 'blosclz', .* found 'blob'"):
+            settings.compression(None)
+        assert settings.compression(False) is None
+
+
+@pytest.mark.parametrize("kind", [np.asarray, lambda array: [array]], ids=["array", "list"])
+@pytest.mark.parametrize(("named", "most"), [("zlib", 500_000), ("auto", 51 << 20)])
+def test_what_dask_compresses_takes_as_little_of_the_disk(make, kind, named, most):
+    with dask.config.set({"distributed.worker.memory.spill-compression": named}):
+        data = make()
+    data["x"] = kind(np.ones(50 << 20, "u1"))
+    spill_all(data)
+    assert data.spilled_total.disk < most
+    assert data.spilled_total.memory >= 50 << 20
+    let_go(data)
+    assert np.all(data["x"] == np.ones(50 << 20, "u1"))
+
+
+def test_options_have_defaults_where_dasks_configuration_was_replaced(tmp_path):
+    kept = dask.config.config.pop("arraychest")
+    try:
+        assert settings.option("target") is None
+        assert settings.max_spill(None) is None
+        assert settings.compression(None) is None
+        WorkerChest(str(tmp_path)).close()
+    finally:
+        dask.config.config["arraychest"] = kept
+
+
+class Worker:
+    """What a chest asks of its worker."""
+
+    def __init__(self, limit: int, memory: int = 1000) -> None:
+        self.memory_manager = types.SimpleNamespace(memory_limit=limit)
+        self.monitor = types.SimpleNamespace(get_process_memory=lambda: memory)
+        self.extensions: dict[str, Any] = {}
+        self.state = types.SimpleNamespace(tasks={}, executing=set())
+
+
+def test_a_second_attach_changes_nothing(make):
+    data = make(target=0.5)
+    worker, other = Worker(1000), Worker(9000)
+    data.attach(worker)
+    memory = worker.monitor.get_process_memory
+    for again in (worker, other):
+        data.attach(again)
+    assert data.target == 500
+    assert worker.monitor.get_process_memory is memory  # looked at through one of ours, not two
+    assert memory() == 1000
+    assert worker.extensions == {"arraychest": data}
+    assert other.extensions == {}
+
+
 # --- what goes wrong --------------------------------------------------------------------------
 
 
 def test_what_cannot_be_pickled_and_exceeds_the_target_is_refused(make):
     data = make(target=1000)
     data["x"] = 1
-    with pytest.raises(TypeError, match="Failed to pickle 'bad'") as caught:
+    with pytest.raises(TypeError, match=r"^Failed to pickle 'bad'$") as caught:
         data["bad"] = Unpicklable(2000)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    reason = caught.value.__cause__
+    assert isinstance(reason, ValueTypeError)
+    assert "found 'Unpicklable', which raised ZeroDivisionError('not me')" in str(reason)
+    assert isinstance(reason.__cause__, ZeroDivisionError)
     assert list(data) == ["x"]
 
 
@@ -148,8 +233,6 @@ def test_what_cannot_be_pickled_stays_and_others_leave(make, caplog):
 
 
 def test_max_spill(make, caplog):
-    # It is logged once in a while, whichever test had it before.
-    RateLimiterFilter.reset_timer("distributed.spill.arraychest")
     data = make(target=2 * LARGE, max_spill=3 * LARGE + 10_000)
     for number in range(8):
         data[number] = large(number)
@@ -298,25 +381,6 @@ def test_a_put_waits_where_much_waits_to_be_written(make, monkeypatch):
     assert len(data.fast) == 1
 
 
-def test_several_that_could_not_be_written_are_back_in_the_order_of_their_use(data, monkeypatch):
-    gate = Gate(data, monkeypatch)
-    gate.error = OSError("no more")
-    for key in "abcde":
-        data[key] = large(ord(key))
-    for _ in "abc":
-        assert data.evict() == LARGE
-    assert list(data.fast) == ["d", "e"]
-    gate.open.set()
-    data.flush()
-    assert list(data.fast) == ["a", "b", "c", "d", "e"]
-    assert (data["b"] == large(ord("b"))).all()  # used now
-    gate.error = None
-    while data.fast:
-        assert data.evict() == LARGE
-    data.flush()
-    assert list(data.slow) == ["a", "c", "d", "e", "b"]
-
-
 def test_what_could_not_be_written_is_in_ram_again_and_leaves_first(data, monkeypatch, caplog):
     gate = Gate(data, monkeypatch)
     gate.error = OSError("no more")
@@ -334,6 +398,28 @@ def test_what_could_not_be_written_is_in_ram_again_and_leaves_first(data, monkey
     assert data.evict() == LARGE
     assert list(data.slow) == ["a"]
     assert not any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("gone", [None, "b", "c"])
+def test_results_that_could_not_be_written_come_back_in_their_order(data, monkeypatch, gone):
+    gate = Gate(data, monkeypatch)
+    keys = [*"abcdefg"]
+    for key in keys:
+        data[key] = large(ord(key))
+    gate.error = OSError("no more")
+    for _ in range(5):
+        assert data.evict() == LARGE
+    assert list(data.fast) == [*"fg"]
+    if gone is not None:
+        del data[gone]
+        keys.remove(gone)
+    gate.open.set()
+    data.flush()
+    assert list(data.fast) == keys
+    assert data.spilled_total == (0, 0)
+    gate.error = None
+    assert data.evict() == LARGE
+    assert list(data.slow) == ["a"]
 
 
 def test_it_is_closed_while_it_writes(make, monkeypatch):
@@ -515,183 +601,32 @@ def test_results_are_written_before_dask_sees_that_the_process_has_much(make, mo
     assert data.keys() - data.slow.keys() >= {"x", "y"}
 
 
-# --- from other threads -----------------------------------------------------------------------
+# --- whose writes they are ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_threads_may_read_while_results_come_and_go(make):
-    data = make(target=4 * LARGE)
-    for number in range(8):
-        data[number] = large(number)
-    failures: list[BaseException] = []
-    ends = threading.Event()
+def test_what_was_written_belongs_to_who_let_it_leave_ram(data, monkeypatch):
+    gate = Gate(data, monkeypatch)
+    told: list[tuple[str, str, float, str]] = []
 
-    def read() -> None:
-        random = np.random.default_rng(threading.get_ident())
-        try:
-            while not ends.is_set():
-                number = int(random.integers(8))
-                if not (data[number] == number).all():
-                    raise AssertionError(number)
-        except BaseException as error:
-            failures.append(error)
+    def listen(who: str) -> Any:
+        return context_meter.add_callback(lambda *figures: told.append((who, *figures)))
 
-    threads = [threading.Thread(target=read) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for turn in range(100):
-        data["new", turn] = large(turn) if turn % 2 else [large(turn)]
+    for key in "abc":
+        data[key] = large()
+    with listen("monitor"):
         data.evict()
-        if turn > 3:
-            del data["new", turn - 3]
-    ends.set()
-    for thread in threads:
-        thread.join()
-    assert not failures
-
-
-# --- compression --------------------------------------------------------------------------------
-
-SPILL = "distributed.worker.memory.spill-compression"
-
-
-@pytest.mark.parametrize(
-    ("asked", "ours", "expected"),
-    [
-        ("auto", None, None),
-        (False, None, None),
-        (None, None, None),
-        ("zlib", None, "zlib"),
-        ("zstd", None, "zstd"),
-        ("snappy", None, "lz4"),
-        ("zlib", "zstd", "zstd"),
-        ("auto", "lz4", "lz4"),
-    ],
-)
-def test_dasks_compression_is_used_unless_ours_overrules_it(asked, ours, expected):
-    with dask.config.set({SPILL: asked, "arraychest.worker.compression": ours}):
-        assert settings.compression(None) == expected
-        assert settings.compression("blosclz") == "blosclz"
-
-
-def test_a_codec_that_is_not_there_is_refused(make):
-    with (
-        dask.config.set({SPILL: "middle-out"}),
-        pytest.raises(ValueError, match=r"spill-compression.*found 'middle-out'"),
-    ):
-        make()
-
-
-@pytest.mark.parametrize("kind", [bytes, np.frombuffer])
-def test_what_compresses_takes_little_of_the_disk(make, kind):
-    with dask.config.set({SPILL: "zlib"}):
-        data = make()
-    data["x"] = kind(bytes(10 << 20))
-    spill_all(data)
-    assert data.spilled_total.disk < 100_000
-    let_go(data)
-    assert memoryview(data["x"]).nbytes == 10 << 20
-
-
-def test_it_works_where_dasks_configuration_was_replaced(make):
-    with dask.config.set(config={}):
-        before = dict(dask.config.config)
-        dask.config.config.clear()
-        try:
-            data = make(target=None, max_spill=None)
-            assert settings.target(None, 1000) == 600
-            data["x"] = large()
-            spill_all(data)
-        finally:
-            dask.config.config.update(before)
-
-
-# --- who caused it ------------------------------------------------------------------------------
-
-
-class FakeTask:
-    state, span_id = "executing", "span"
-
-
-class FakeWorker:
-    """What a `WorkerChest` asks its worker for."""
-
-    class monitor:  # as the worker's attribute
-        get_process_memory = staticmethod(lambda: 0)
-
-    def __init__(self) -> None:
-        self.memory_manager = type("Manager", (), {"memory_limit": 1 << 40})
-        self.state = type("State", (), {"tasks": {("f", 1): FakeTask()}})
-        self.loop = self
-        self.extensions: dict[str, object] = {}
-        self.told: dict[tuple[object, ...], float] = {}
-
-    def add_callback(self, function, *arguments):
-        function(*arguments)
-
-    def digest_metric(self, name, value):
-        self.told[name] = self.told.get(name, 0) + value
-
-
-def test_seconds_and_bytes_belong_to_what_caused_the_write(make):
-    data, worker = make(target="1 MiB"), FakeWorker()
-    data.attach(worker)
-    data[("f", 1)] = np.ones(LARGE)  # more than the target
+    with listen("somebody else"):
+        assert gate.began.wait(20)
+        data["d"] = 1
+        gate.open.set()
+        data.flush()
+    data.evict()
     data.flush()
-    label = ("execute", "span", "f", "disk-write")
-    assert worker.told[*label, "count"] == 1
-    assert worker.told[*label, "bytes"] >= 8 * LARGE
-    assert worker.told[*label, "seconds"] > 0
-    data["unknown"] = large()
-    worker.state.tasks["fetched"] = type("Task", (), {"state": "flight", "span_id": None})
-    data["fetched"] = np.ones(LARGE)
-    data.flush()
-    assert worker.told["gather-dep", "disk-write", "count"] >= 1
-    before = sum(value for name, value in worker.told.items() if name[-1] == "count")
-    while data.fast:
-        assert data.evict() >= 0
-    data.flush()
-    now = sum(value for name, value in worker.told.items() if name[-1] == "count")
-    assert worker.told.get(("memory-monitor", "disk-write", "count"), 0) == now - before
-    assert data.cumulative_metrics["disk-write", "count"] == now
-
-
-def test_it_is_attached_once(make):
-    data, worker, other = make(target=None), FakeWorker(), FakeWorker()
-    data.attach(worker)
-    watched = worker.monitor.get_process_memory
-    data.attach(worker)
-    data.attach(other)
-    assert worker.monitor.get_process_memory is watched  # not wrapped twice
-    assert worker.extensions == {"arraychest": data}
-    assert other.extensions == {}
-    assert data.target == int((1 << 40) * 0.6)
-
-
-def test_what_is_in_ram_can_be_looked_at_while_others_get(data):
-    for number in range(100):
-        data[number] = large(number)
-    seen = []
-    for key in data.fast:
-        _ = data[99 - key]  # which changes the order
-        seen.append(key)
-    assert seen == list(range(100))
-    spill_all(data)
-    assert not data.fast
-    for key in data.slow:
-        data.discard(key)
-    assert len(data) == 0
-
-
-def test_the_preload_imports_no_more_than_a_worker_needs():
-    run_python("""
-        import sys
-        import distributed
-        before = set(sys.modules)
-        import arraychest.dask.preload
-        new = {name for name in set(sys.modules) - before}
-        unwanted = {"dask.array", "dask.dataframe", "pandas", "scipy", "xarray", "blosc2"}
-        assert not new & unwanted, new & unwanted
-        from arraychest.dask import WorkerChest, store  # and then dask.array is
-        assert "dask.array" in sys.modules
-    """)
+    # The one that was told of has ended when its result is written.
+    found = [each for each in told if each[1] == "disk-write"]
+    assert [(who, label, unit) for who, label, _, unit in found] == [
+        ("monitor", "disk-write", unit) for unit in ("seconds", "count", "bytes")
+    ]
+    assert found[1][2] == 1
+    assert found[2][2] == pytest.approx(LARGE, rel=0.01)
+    assert written(data) == 2
