@@ -367,9 +367,13 @@ class Packs:
                 self.forget(identity)
 
     def become_reader(self) -> None:
-        """In a forked child: no other thread holds a lock."""
+        """Be as a reader in a forked child: locks are free, and claims are the parent's.
+
+        So a pack that the parent drops is forgotten here, too, with its map.
+        """
         self._append_lock = Lock()
         self._lock = Lock()
+        self._claimed = set()
 
 
 _PACK_OF = operator.itemgetter(PACK)
