@@ -38,8 +38,8 @@ from arraychest.integrity.salvage import (
 from arraychest.parallel import default_threads
 from arraychest.progress import SILENT, Meter
 from arraychest.sharing.locks import hold_folder
-from arraychest.storage.reading import file_name, pack_name, value_name
-from arraychest.storage.sweeping import generation_of, sessions
+from arraychest.storage.file_names import file_name, generation_of, pack_name, value_name
+from arraychest.storage.sweeping import sessions
 from arraychest.values.keys import decode_key
 
 
