@@ -153,6 +153,8 @@ def _handle_of(engine: Engine, key: Any) -> Handle:
         store, written = engine.session.open_store(), changes.row(key)
         with engine.session.writer.lock:  # the catalog is read
             return _handle_to(store, key, written)
+    committer = engine.session.committer
+    waited = False
     while True:
         if engine.session.may_write():
             engine.spill(key)
@@ -170,7 +172,11 @@ def _handle_of(engine: Engine, key: Any) -> Handle:
             store = engine.session.open_store()
             if row.pack is not None and not store.packs.has(row.pack):
                 store.packs.reread()
-            return _handle_to(store, slot.key, row)
+            if waited or row.pack is None or store.packs.has(row.pack):
+                return _handle_to(store, slot.key, row)
+        # A compaction under way has moved the value, which its slot is told at the end.
+        with committer.commit_lock:
+            waited = True
 
 
 def _handle_to(store: Store, key: Any, row: Row) -> Handle:

@@ -93,7 +93,6 @@ def to_dask(handle: Handle, chunks: Any = "auto") -> da.Array:
         chunks=chunks,
         name=f"arraychest-{tokenize(stored, chunks)}",
         lock=False,
-        fancy=False,
         inline_array=True,
         meta=np.empty((0,) * stored.ndim, stored.dtype),
     )

@@ -158,6 +158,12 @@ def _name(value: object) -> str:
 
 
 def _refusal(value: Any) -> str:
+    if _name(value) == "dask.array.core.Array":
+        return (
+            "expected a value, found a dask array, which is still to be computed: "
+            "arraychest.dask.store(x, chest, key) stores it block by block, and x.compute() is an "
+            "array in RAM"
+        )
     if isinstance(value, np.ndarray) and value.dtype.hasobject and type(value) is np.ndarray:
         found = f"an array of Python objects, dtype {value.dtype}"
     else:

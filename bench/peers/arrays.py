@@ -109,9 +109,9 @@ class Zarr(Peer):
     def open_whole(self) -> Any:
         return self._zarr.open_array(str(self.folder / "whole"), mode="r")
 
-    def dask_stored(self, x: Any) -> Any:
-        path = str(self.folder / "dask")
-        x.to_zarr(path)
+    def dask_stored(self, x: Any, name: str, *, compressed: bool) -> Any:
+        path = str(self.folder / name)
+        x.to_zarr(path, **({} if compressed else {"compressors": ()}))
         return load("dask.array").from_zarr(path)
 
     def xarray_write(self, dataset: Any, name: str, chunks: tuple[int, ...] | None) -> None:

@@ -102,6 +102,8 @@ class Peer:
     shares: ClassVar[dict[str, float]] = {}
     cannot: ClassVar[dict[str, str]] = {}
     only: ClassVar[tuple[str, ...] | None] = None
+    # Whether it can compress what it stores.
+    compresses: ClassVar[bool] = True
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder = folder

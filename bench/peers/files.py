@@ -39,6 +39,7 @@ class NumpySave(_Files):
     package: ClassVar[str] = "numpy"
     setup: ClassVar[str] = 'np.save, np.load(mmap_mode="r") from 64 KiB on'
     suffix: ClassVar[str] = ".npy"
+    compresses: ClassVar[bool] = False
     cannot: ClassVar[dict[str, str]] = {
         **_Files.cannot,
         "readers": "a file that is overwritten is truncated under its readers' maps",
@@ -53,8 +54,8 @@ class NumpySave(_Files):
         array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None)
         return array
 
-    def dask_stored(self, x: Any) -> Any:
-        path = str(self.folder / "dask")
+    def dask_stored(self, x: Any, name: str, *, compressed: bool) -> Any:  # noqa: ARG002
+        path = str(self.folder / name)
         load("dask.array").to_npy_stack(path, x)
         return load("dask.array").from_npy_stack(path)
 

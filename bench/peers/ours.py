@@ -62,10 +62,10 @@ class Arraychest(Peer):
     def dask_worker(self, target: int) -> dict[str, Any]:
         return {"data": (load("arraychest.dask").WorkerChest, {"target": target})}
 
-    def dask_stored(self, x: Any) -> Any:
-        y = load("arraychest.dask").store(x, self._chest, "x", return_stored=True)
-        self._chest.flush()
-        return y
+    def dask_stored(self, x: Any, name: str, *, compressed: bool) -> Any:
+        how = "auto" if compressed else None
+        with self._arraychest.open(self.folder / name, compression=how) as chest:
+            return load("arraychest.dask").store(x, chest, "x", return_stored=True)
 
     def xarray_write(self, dataset: Any, name: str, chunks: tuple[int, ...] | None) -> None:
         save = load("arraychest.xarray").save

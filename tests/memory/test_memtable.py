@@ -541,3 +541,28 @@ def test_many_threads_see_their_own_small_values(
             assert {key: int(array[0]) for key, array in chest.items()} == expected
     if failing:
         assert any(player.refused for player in players)
+
+
+def test_a_handle_is_given_while_a_compaction_moves_the_value(path, monkeypatch):
+    """Its pack is gone from the catalog before the slot is told where the value lies now."""
+    with arraychest.open(path, "w") as chest:
+        chest.update({number: np.full(100, number) for number in range(20)})
+        chest.flush()
+        for number in range(19):
+            del chest[number]
+        handles = []
+        moved = index_module.Index.moved
+        asking = threading.Thread(target=lambda: handles.append(chest.handle(19)))
+
+        def slow(self: index_module.Index, *arguments: object) -> None:
+            chest._engine.session.writer.lock.release()
+            asking.start()
+            asking.join(0.2)  # it waits until the slot is told
+            chest._engine.session.writer.lock.acquire()
+            moved(self, *arguments)
+
+        monkeypatch.setattr(index_module.Index, "moved", slow)
+        chest.flush()
+        chest.compact()
+        asking.join(30)
+        assert [handle.array().tolist() for handle in handles] == [[19] * 100]
