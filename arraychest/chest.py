@@ -1005,7 +1005,7 @@ class Chest(Dictionary):
         --------
         >>> import numpy as np
         >>> chest = Chest({"x": np.arange(12.0).reshape(3, 4)})
-        >>> x = chest.todask_part("x")  # doctest: +SKIP
+        >>> x = chest.to_dask("x")  # doctest: +SKIP
         >>> float(x.sum().compute())  # doctest: +SKIP
         66.0
         """

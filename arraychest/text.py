@@ -1,4 +1,4 @@
-"""Keys and other texts of strangers for people to read: cut to a line, and nothing hidden in it."""
+"""Texts for people: how many of something; and keys of strangers, cut to a line, nothing hidden."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ class _Shortened(reprlib.Repr):
 
 
 _shorten = _Shortened()
+
+
+def amount(count: int, one: str, many: str = "") -> str:
+    """How many of something, in words.
+
+    Examples
+    --------
+    >>> amount(1, "hit"), amount(1200, "hit"), amount(0, "entry", "entries")
+    ('1 hit', '1,200 hits', '0 entries')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def key_text(key: Any) -> str:

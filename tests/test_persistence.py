@@ -719,6 +719,39 @@ class TestWhatAChestTells:
             chest["absent"]
         assert missed == ["a", "large"]
 
+    def test_on_miss_is_called_once_for_a_value_that_is_no_array(self, make_chest):
+        missed = []
+        chest = make_chest(on_miss=missed.append)
+        chest["array"] = value(1)
+        chest["scalar"] = np.float32(2)
+        chest["tree"] = {"a": [1, "b"]}
+        chest["none"] = None
+        chest["large tree"] = {"a": value(1, LARGE)}
+        keys = sorted(chest)
+        chest.flush()
+        gc.collect()
+        chest.prefetch(keys)
+        assert sorted(missed) == keys
+        for _ in range(3):
+            assert chest["scalar"] == 2
+            assert chest["tree"] == {"a": [1, "b"]}
+            assert chest["none"] is None
+            assert_identical(chest["array"], value(1))
+            assert_identical(chest["large tree"]["a"], value(1, LARGE))
+        assert sorted(missed) == keys
+        assert chest["tree"] is not chest["tree"]
+        # What takes its place is told again, and so is what moved to another pack.
+        chest["tree"] = "new"
+        chest.flush()
+        del chest["none"]
+        chest.compact()
+        missed.clear()
+        assert chest["tree"] == "new"
+        assert chest["tree"] == "new"
+        assert missed == ["tree"]
+        assert chest["scalar"] == 2
+        assert missed.count("scalar") <= 1
+
     def test_what_on_miss_raises_the_get_raises_and_the_value_stays(self, make_chest):
         fail = True
 

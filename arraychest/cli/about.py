@@ -18,7 +18,8 @@ import arraychest
 from arraychest.arrays.lazy import LazyArray
 from arraychest.cli.keys import HELP, find_key
 from arraychest.cli.naming import parts_of, type_of
-from arraychest.cli.printing import amount, print_table, readable, stored_at
+from arraychest.cli.printing import print_table, readable, stored_at
+from arraychest.text import amount
 from arraychest.units import format_bytes
 
 _BINS = 48

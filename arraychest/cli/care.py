@@ -10,7 +10,8 @@ from typing import Any
 
 import arraychest
 from arraychest.cli.errors import CommandError
-from arraychest.cli.printing import amount, readable
+from arraychest.cli.printing import readable
+from arraychest.text import amount
 from arraychest.units import format_bytes, parse_bytes
 
 

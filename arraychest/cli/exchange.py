@@ -12,6 +12,7 @@ from typing import Any
 import arraychest
 from arraychest.cli.errors import CommandError
 from arraychest.cli.keys import chosen_keys
+from arraychest.cli.printing import counted
 
 _FORMATS = ("npz", "npy", "hdf5", "zarr")
 
@@ -88,7 +89,7 @@ def _export(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             progress=_shows_progress(),
         )
-    print(f"{count} values written to {arguments.target}")
+    print(f"{counted(count)} written to {arguments.target}")
     return 0
 
 
@@ -112,7 +113,7 @@ def _import(arguments: argparse.Namespace) -> int:
         raise
     finally:
         chest.close()
-    print(f"{count} values put into {arguments.path}")
+    print(f"{counted(count)} put into {arguments.path}")
     return 0
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import arraychest
+from arraychest.text import amount
 
 
 def readable(text: str) -> str:
@@ -22,12 +23,7 @@ def readable(text: str) -> str:
 
 def counted(values: int) -> str:
     """How many values, in words."""
-    return f"{values:,} value{'s' * (values != 1)}"
-
-
-def amount(count: int, one: str, many: str) -> str:
-    """How many of something, in words."""
-    return f"{count:,} {one if count == 1 else many}"
+    return amount(values, "value")
 
 
 def key_text(key: Any) -> str:

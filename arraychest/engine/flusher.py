@@ -43,6 +43,7 @@ from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
 from arraychest.memory.pool import TOGETHER_BYTES
 from arraychest.memory.slot import Slot
 from arraychest.sharing.interrupts import Condition
+from arraychest.text import amount
 from arraychest.units import format_bytes
 
 # Two writers move 8.8 GB/s into the page cache where one moves 6 to 7 and a third adds nothing.
@@ -479,7 +480,8 @@ class Flusher:
             left = sum(map(self._waits, slots[at:], versions[at:]))
             left += sum(len(batch.keys) for batch in batches)
             if left:
-                self.failures.raise_last(f"{left} values or deletions could not be stored")
+                told = amount(left, "value or deletion", "values or deletions")
+                self.failures.raise_last(f"{told} could not be stored")
             elif not self.failures.are_open(bool(self._deletions.waiting)):
                 # What failed on the way is stored by now.
                 self.failures.end()

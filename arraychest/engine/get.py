@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 from weakref import ref
@@ -258,12 +259,14 @@ class Getter:
             return value
         if session.store is not None and session.expiry.expires(session.store, raw[GENERATION]):
             return value
+        if raw[PACK] is not None and type(value) is not np.ndarray:
+            self._keep_packed(slot, raw)
+            return value
         if type(value) is Tree:
-            if raw[PACK] is None:
-                for number, part in enumerate(value.parts, 1):
-                    if part.nbytes >= PACK_THRESHOLD:
-                        self._note_origin(part, raw, number)
-            if raw[PACK] is None and self._shows_resident:
+            for number, part in enumerate(value.parts, 1):
+                if part.nbytes >= PACK_THRESHOLD:
+                    self._note_origin(part, raw, number)
+            if self._shows_resident:
                 slot.view = value.itself
                 if any([type(part) is CompressedArray for part in value.parts]):
                     self._views.keep_compressed(slot)
@@ -294,6 +297,17 @@ class Getter:
         slot.value = value
         self._views.keep(slot)
         return value
+
+    def _keep_packed(self, slot: Slot, raw: RawRow) -> None:
+        """Note that a small value that is no array can be made anew from a pack that is mapped.
+
+        That is no fetch, so `on_miss` is not told of it.  Without `on_miss` a get makes the value
+        from the pack in any case, see `_glance`.
+        """
+        session = self._session
+        if session.options.on_miss is not None and session.store is not None:
+            slot.view = partial(session.store.loader.mapped_value, raw)
+            self._views.keep(slot)
 
     def _note_origin(self, array: np.ndarray | LazyArray, raw: RawRow, part: int) -> None:
         provenance.note(array, self._source, raw[KEY], raw[GENERATION], part)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from arraychest.engine.engine import Engine
 from arraychest.markup import facts_card
+from arraychest.text import amount
 from arraychest.units import format_bytes
 
 
@@ -48,7 +49,7 @@ class Stats(NamedTuple):
     def _repr_html_(self) -> str:
         """The figures as notebooks show them."""
         gets = self.hits + self.misses
-        share = f"{self.hits / gets:.0%} of {gets:,} gets" if gets else "no gets yet"
+        share = f"{self.hits / gets:.0%} of {amount(gets, 'get')}" if gets else "no gets yet"
         facts = [
             ("In RAM", f"{format_bytes(self.charged)} of {format_bytes(self.budget)}"),
             ("Budget", self.budget_reason),
@@ -89,8 +90,9 @@ def description(engine: Engine) -> str:
         return f"<arraychest.Chest {where or 'temporary'}, closed>"
     if session.temporary:
         where = f"temporary, {where or 'nothing on disk'}"
+    values = amount(engine.count(), "value")
     charged, budget = format_bytes(session.resident.charged), format_bytes(session.budget.bytes)
     return (
-        f"<arraychest.Chest {where}: {engine.count()} values, {session.resident.count} resident "
+        f"<arraychest.Chest {where}: {values}, {session.resident.count} resident "
         f"({charged} of {budget}), {format_bytes(engine.stored_bytes())} stored>"
     )

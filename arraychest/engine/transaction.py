@@ -28,6 +28,7 @@ from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
 from arraychest.sharing.contexts import current_context
 from arraychest.sharing.interrupts import held_back
 from arraychest.storage.reading import pack_name, value_name
+from arraychest.text import amount
 from arraychest.values.accept import (
     OnPut,
     accept,
@@ -231,7 +232,9 @@ class Transaction:
         except ArrayChestError:
             raise
         except OSError as error:
-            raise SpillError(f"{len(keys)} values could not be stored: {error}") from error
+            raise SpillError(
+                f"{amount(len(keys), 'value')} could not be stored: {error}"
+            ) from error
         self._appended.append(rows[0])
         self._small.clear()
         self._small_bytes = 0

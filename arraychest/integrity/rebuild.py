@@ -19,6 +19,7 @@ from arraychest.storage.folder import attach
 from arraychest.storage.reading import file_name
 from arraychest.storage.store import Store
 from arraychest.storage.sweeping import generation_of
+from arraychest.text import amount
 
 
 def rebuild_if_lost(path: str) -> list[Finding]:
@@ -122,7 +123,9 @@ def _rebuild(store: Store, problem: str, kept: str) -> list[Finding]:
     with store.access.exclusive():
         store.catalog.changes.begin_at((newest >> 32) + 1)
         store.amend([], placed, used, [])
-    action = f"moved to {kept}; {len(placed)} values were found in {len(names)} files"
+    action = (
+        f"moved to {kept}; {amount(len(placed), 'value')} found in {amount(len(names), 'file')}"
+    )
     findings = [Finding("catalog", None, FILE_NAME, 0, 0, problem, action)]
     named = {file_name(row) for row in placed}
     for name in names:

@@ -28,6 +28,7 @@ from arraychest.progress import Asked, measured
 from arraychest.storage.reading import pack_name, value_name
 from arraychest.storage.store import Store
 from arraychest.storage.sweeping import generation_of
+from arraychest.text import amount
 
 # Times that a repair looks whether what it did has brought something else to light.
 _MORE_LOOKS = 3
@@ -53,7 +54,7 @@ def repair(engine: Engine, progress: Asked = False) -> Report:
         left = [each for each in again.report().findings if each.kind != "unknown file"]
         more = _Repair(engine, again).mended(tuple(left))
         findings += more
-    logger.info("repaired %s: %d findings", engine.session.path, len(findings))
+    logger.info("repaired %s: %s", engine.session.path, amount(len(findings), "finding"))
     return found._replace(findings=tuple(findings))
 
 
@@ -145,7 +146,7 @@ class _Repair:
                     packs.update((known.id, known) for known in own if found)
             if found:
                 rows.update((row.key, row) for row in found)
-                done[at] = replace(finding, action=f"{len(found)} values restored from the file")
+                done[at] = replace(finding, action=_restored(len(found)))
             elif raw is None:
                 done[at] = replace(finding, action=f"moved to {self._move(name)}")
             else:
@@ -178,7 +179,7 @@ class _Repair:
         for name in sorted(file for file in files if file.startswith(PACKS)):
             lost = {row.key: row for row in self._lost_rows(name, raws, rows)}
             rows.update(lost)
-            action = f"{len(lost)} values restored from the file"
+            action = _restored(len(lost))
             for at, finding in enumerate(done if lost else []):
                 if (finding.kind, finding.file) == ("pack record", name):
                     done[at] = replace(finding, action=action)
@@ -279,6 +280,10 @@ class _Repair:
         kept = self._place(name)
         self._store.files.rename(name, kept)
         return kept
+
+
+def _restored(values: int) -> str:
+    return f"{amount(values, 'value')} restored from the file"
 
 
 def _keep(files: Files, name: str, array: np.ndarray) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from arraychest.markup import facts_card
+from arraychest.text import amount
 from arraychest.units import format_bytes
 
 Kind = Literal[
@@ -98,14 +99,14 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"{self.entries} values, {self.nbytes} bytes read, {self.unchecked} without checksum, "
-            f"{len(self.findings)} findings"
+            f"{amount(self.entries, 'value')}, {amount(self.nbytes, 'byte')} read, "
+            f"{self.unchecked:,} without checksum, {amount(len(self.findings), 'finding')}"
         ]
         return "\n".join([*lines, *map(str, self.findings)])
 
     def _repr_html_(self) -> str:
         """What was found, as notebooks show it."""
-        checked = f"{self.entries:,} values, {format_bytes(self.nbytes)} read"
+        checked = f"{amount(self.entries, 'value')}, {format_bytes(self.nbytes)} read"
         facts = [
             ("Without checksum", f"{self.unchecked:,}"),
             ("Holes", format_bytes(self.holes)),
@@ -115,6 +116,5 @@ class Report(NamedTuple):
             facts.append((each.kind, " · ".join(filter(None, [where, each.message, each.action]))))
         if len(self.findings) > _MOST_SHOWN:
             facts.append(("...", f"{len(self.findings) - _MOST_SHOWN} more"))
-        found = len(self.findings)
-        kind = "All is well" if self.ok else f"{found} finding{'s' * (found != 1)}"
+        kind = "All is well" if self.ok else amount(len(self.findings), "finding")
         return facts_card(kind, checked, facts)

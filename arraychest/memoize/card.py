@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from arraychest.markup import Bar, bars, bdi, escaped, framed, title
-from arraychest.text import key_text
+from arraychest.text import amount, key_text
 
 
 def cached_html(name: str, where: str, stats: Any, options: dict[str, Any]) -> str:
@@ -28,7 +28,7 @@ def cached_html(name: str, where: str, stats: Any, options: dict[str, Any]) -> s
         Bar(
             "Calls",
             [("ac-good", share), ("ac-disk", 1 - share if calls else 0)],
-            f"{stats.hits:,} hits of {calls:,} ({share:.0%})" if calls else "none yet",
+            f"{amount(stats.hits, 'hit')} of {calls:,} ({share:.0%})" if calls else "none yet",
         ),
         Bar(
             "Time",

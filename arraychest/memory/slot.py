@@ -43,7 +43,9 @@ class Slot:
         The catalog's row for the key; None if it has none.  Outdated while `array` is set.
     view
         A weak reference to an array that a user may still hold and that equals what is stored; of
-        a value tree that is kept open a strong one, as a get makes its value anew.
+        a value tree that is kept open a strong one, as a get makes its value anew.  Of a small
+        value that is no array, a function that makes it from its pack, or returns None if the pack
+        is not mapped any more.
     hits
         Gets that `value` answered.  `seen` is what the hand last saw of it.
     version

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from arraychest.engine.engine import Engine
 from arraychest.engine.listing import Listed, listed
 from arraychest.errors import ArrayChestError
+from arraychest.formats.frame import CODEC_NAMES
 from arraychest.markup import Bar, bars, bdi, escaped, framed, title
-from arraychest.text import key_text, visible
+from arraychest.text import amount, key_text, visible
 from arraychest.units import format_bytes
 
 # Entries in a chest's table.
@@ -24,14 +26,18 @@ def _number(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
+def _entries(count: int) -> str:
+    return amount(count, "entry", "entries")
+
+
 # --- a chest ---------------------------------------------------------------------------------
 
 
 def chest_html(engine: Engine) -> str:
     """A chest: its tiers as bars, what it has done, and a table of up to 200 entries.
 
-    The cost does not grow with what the chest holds; see `entries.listed`.  Raises nothing for a
-    chest that is closed or damaged, but says so.
+    The cost does not grow with what the chest holds; see `listed`.  Of a compressed value only the
+    header of its file is read.  Raises nothing for a chest that is closed or damaged, but says so.
     """
     try:
         return _open_chest(engine)
@@ -44,14 +50,13 @@ def chest_html(engine: Engine) -> str:
 
 def _open_chest(engine: Engine) -> str:
     engine.session.check_open()
-    found = list(listed(engine, MOST_ENTRIES))
+    found = [_with_codec(engine, each) for each in listed(engine, MOST_ENTRIES)]
     count = _count(engine)
     where = bdi(engine.session.path) if engine.session.path else "nothing on disk yet"
     told = ["temporary"] if engine.session.temporary else [f'mode "{engine.session.options.mode}"']
     if engine.session.options.mmap_mode != "r":
         told.append(f'mmap_mode "{engine.session.options.mmap_mode}"')
-    entries = "entry" if count == 1 else "entries"
-    number = f"{_number(count)} {entries}" if count is not None else "entries not counted"
+    number = _entries(count) if count is not None else "entries not counted"
     parts = [
         title(f"Chest of {number}", f"{where} · {', '.join(told)}"),
         bars(_tier_bars(engine, count)),
@@ -66,6 +71,17 @@ def _open_chest(engine: Engine) -> str:
                 f'<div class="ac-faint">The first {len(found)} of {_number(count)} entries.</div>'
             )
     return framed(*parts, script=bool(found))
+
+
+def _with_codec(engine: Engine, each: Listed) -> Listed:
+    """The entry with the codec's own name, which stands in the header of a compressed file."""
+    if each.row is None or each.entry is None or not each.row.is_frame:
+        return each
+    try:
+        layout = engine.session.open_store().loader.layout(each.row, each.key)
+    except (ArrayChestError, OSError):
+        return each  # `verify` says what is wrong; or another process has replaced the value
+    return each._replace(entry=replace(each.entry, codec=CODEC_NAMES[layout.codec]))
 
 
 def _count(engine: Engine) -> int | None:
@@ -106,7 +122,7 @@ def _tier_bars(engine: Engine, count: int | None) -> list[Bar]:
         share = 0.0
     number = None if count is None else max(count - resident, 0)
     if number is not None:
-        text += f", {number:,} {'entry' if number == 1 else 'entries'}"
+        text += f", {_entries(number)}"
     return [ram, Bar("Disk", [("ac-disk", share)], text)]
 
 
@@ -122,8 +138,8 @@ def _done(engine: Engine) -> str:
     known = len(engine.session.index.slots)
     hits = engine.hits() if known <= _MOST_COUNTED else None
     told = [
-        f"{_number(hits)} hits" if hits is not None else "hits not counted",
-        f"{counters.misses:,} misses",
+        amount(hits, "hit") if hits is not None else "hits not counted",
+        amount(counters.misses, "miss", "misses"),
         f"{counters.absent:,} absent",
         f"{counters.spills:,} spilled ({format_bytes(counters.bytes_spilled)})",
         f"{counters.faults:,} faulted in ({format_bytes(counters.bytes_faulted)})",
@@ -203,6 +219,3 @@ def _table(found: Sequence[Listed]) -> str:
 def _class_of(name: str) -> str:
     kind = {"key": "ac-key", "size": "ac-n", "stored": "ac-n", "shape": "ac-n"}.get(name)
     return f' class="{kind}"' if kind else ""
-
-
-# --- a cached function -----------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 from arraychest.engine.engine import Engine
 from arraychest.engine.listing import Listed, listed
 from arraychest.monitor.samples import Sample
-from arraychest.text import key_text, visible
+from arraychest.text import amount, key_text, visible
 from arraychest.units import format_bytes
 
 if TYPE_CHECKING:
@@ -183,8 +183,7 @@ def _png(figure: Figure) -> bytes:
 def _title(figure: Any, engine: Engine, found: _Summary) -> None:
     stored = sum(found.nbytes.values()) - found.nbytes["RAM"]
     in_ram = found.nbytes["RAM"]
-    entries = "entry" if found.count == 1 else "entries"
-    told = [f"{found.count:,} {entries}", f"{format_bytes(found.size)} of values"]
+    told = [amount(found.count, "entry", "entries"), f"{format_bytes(found.size)} of values"]
     if in_ram:
         told.append(f"{format_bytes(in_ram)} in RAM")
     if stored:
@@ -193,7 +192,7 @@ def _title(figure: Any, engine: Engine, found: _Summary) -> None:
         if size > 1.05 * stored:
             told.append(f"compressed {size / stored:.3g} : 1")
     if found.damaged:
-        told.append(f"{found.damaged:,} damaged rows")
+        told.append(amount(found.damaged, "damaged row"))
     path = engine.session.path or "a temporary chest"
     name = path if len(path) <= 70 else f"…{path[-69:]}"
     style: dict[str, Any] = {"parse_math": False, "va": "center"}

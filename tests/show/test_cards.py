@@ -95,7 +95,7 @@ def test_a_chest_shows_where_each_value_is(path, make_chest):
     assert found["'own'"][5] == "npy"
     assert found["'packed'"] == ["RAM", "int64", "6", "48 B", "–", "–"]
     assert found["'compressed'"][0] == "disk, copy in RAM"
-    assert found["'compressed'"][5] == "blosc2"
+    assert found["'compressed'"][5] == "zstd"
     assert found["'scalar'"][:3] == ["RAM", "float32", "scalar"]
     assert found["'tree'"][:3] == ["RAM", "tree", "–"]
 
@@ -117,6 +117,39 @@ def test_what_a_chest_shows_reads_nothing_and_counts_as_no_use(path):
         assert not engine.session.index.slots
         assert set(engine.session.index.rows) <= {"fresh"}
         assert chest.inmem["fresh"].tolist() == [0, 1, 2]
+
+
+def test_a_chest_names_the_codec_of_each_compressed_value(path):
+    codecs = ["lz4", "zstd", "blosclz", "zlib"]
+    with arraychest.open(path) as chest:
+        for codec in codecs:
+            chest.put(codec, np.zeros((400, 100)), compression=codec)
+        chest.flush()
+        file = chest.key_to_filename("zlib")
+    Path(file).unlink()
+    with arraychest.open(path, "r") as chest:
+        page = chest._repr_html_()
+        assert chest.stats().misses == 0
+    # What the file cannot say any more is told as the catalog knows it.
+    assert [row[6] for row in rows(page)] == ["lz4", "zstd", "blosclz", "blosc2"]
+
+
+def test_one_of_anything_is_told_in_the_singular(path):
+    with arraychest.open(path) as chest:
+        chest["x"] = np.zeros(3)
+    with arraychest.open(path) as chest:
+        chest["x"], chest["x"]
+        assert "1 value," in repr(chest)
+        page = chest._repr_html_()
+        assert "1 hit · 1 miss · 0 absent" in page
+        chest["y"] = np.zeros(3)
+        chest["x"], chest["y"]
+        assert "2 values," in repr(chest)
+        assert "3 hits · 1 miss" in chest._repr_html_()
+        assert "of 4 gets" in chest.stats()._repr_html_()
+        report = chest.verify()
+        assert str(report).startswith("1 value, ")
+        assert str(report).endswith(" 0 findings")
 
 
 def test_a_chest_of_many_entries_shows_the_first_ones_without_reading_the_others(path, monkeypatch):
