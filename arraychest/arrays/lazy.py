@@ -220,6 +220,10 @@ class LazyArray(NDArrayOperatorsMixin):
         """The array, read whole: a new one, which whoever takes it may write to."""
         return np.array(self).__dlpack__(**options)
 
+    def __bytes__(self) -> bytes:
+        """The array's bytes, read whole, as an ndarray gives them."""
+        return bytes(np.asarray(self))
+
     def __dlpack_device__(self) -> tuple[Any, int]:
         """The CPU, as an ndarray's."""
         return np.empty(0).__dlpack_device__()
