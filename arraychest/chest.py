@@ -29,7 +29,7 @@ from arraychest.engine.options import DEFAULTS, ChestOptions, checked_options, w
 from arraychest.engine.rename import rename
 from arraychest.engine.stats import Stats, description, stats_of
 from arraychest.engine.transaction import Transaction, changing
-from arraychest.engine.update import bytes_in, put_each, update_by, update_from
+from arraychest.engine.update import bytes_in, copy_from, put_each, update_by, update_from
 from arraychest.errors import AbsentKeyError
 from arraychest.formats.compression import Asked, parse_compression
 from arraychest.group import Group
@@ -535,19 +535,9 @@ class Chest(Dictionary):
         SpillError
             They could not be stored.  Nothing was put in either case.
         """
-        wanted = list(keys)
-        for key in wanted:
-            if key not in other:
-                raise AbsentKeyError(key)
-        total = lambda: sum(other.entry(key).nbytes for key in wanted)  # noqa: E731
-        with measured(progress, "copy", total) as meter, self._changing() as changes:
-            if isinstance(other, Group):
-                # A file that is linked says of itself the key that its own chest has.
-                pairs = ((key, other[key]) for key in wanted)
-                update_by(self._engine, changes, pairs, meter, overwrite=overwrite)
-                return
-            mine, theirs = self._engine, other._engine
-            update_from(mine, theirs, changes, meter, overwrite=overwrite, keys=wanted)
+        theirs, pairs = cast(Any, other), ((key, key) for key in keys)
+        mine, block = self._engine, self._changing()
+        copy_from(mine, block, theirs, pairs, overwrite=overwrite, progress=progress)
 
     # --- several changes as one, and changes in place --------------------------------------------
 

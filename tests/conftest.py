@@ -70,28 +70,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("sampled") is not None:
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for name, all_of_it in cases.items():
-        for item in set(all_of_it) - _sample(name, all_of_it):
+        in_order = _sample(name, all_of_it)
+        (one_in,) = all_of_it[0].get_closest_marker("sampled").args  # type: ignore[union-attr]
+        quick = math.ceil(len(in_order) / one_in)
+        # A half of the others for the slow run, and all of them for the stress run.
+        slow = quick + (len(in_order) - quick + 1) // 2
+        for item in in_order[quick:slow]:
             item.add_marker(pytest.mark.slow)
+        for item in in_order[slow:]:
+            item.add_marker(pytest.mark.stress)
 
 
-def _sample(name: str, items: list[pytest.Item]) -> set[pytest.Item]:
-    """One case in so many of a test, the same ones each time.
+def _sample(name: str, items: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases of a test in the order in which they are taken, the same one each time.
 
     A next case is the one that brings the most values of parameters that no other one brought.
     """
-    mark = items[0].get_closest_marker("sampled")
-    assert mark is not None
-    (one_in,) = mark.args
     left = random.Random(name).sample(items, len(items))  # so that no two parameters go together
     values = {item: set(item.callspec.indices.items()) for item in left}  # type: ignore[attr-defined]
-    chosen: set[pytest.Item] = set()
+    chosen: list[pytest.Item] = []
     seen: set[tuple[str, int]] = set()
-    while len(chosen) < math.ceil(len(items) / one_in):
+    everything = set().union(*values.values())
+    while left and seen != everything:
         item = max(left, key=lambda item: len(values[item] - seen))
         left.remove(item)
-        chosen.add(item)
+        chosen.append(item)
         seen |= values[item]
-    return chosen
+    return chosen + left
 
 
 def pytest_collection_finish() -> None:

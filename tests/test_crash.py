@@ -292,7 +292,7 @@ def test_the_workload_without_a_crash_leaves_what_the_model_says(tmp_path, other
 def test_a_crash_before_a_sampled_file_operation_leaves_old_values_or_new_ones(tmp_path, other):
     total = count_operations(tmp_path / "counted", other)
     assert total > 150
-    for number in sampled(total, 25):
+    for number in sampled(total, 15):
         crash_at(number, tmp_path / f"{number}", other)
 
 
@@ -480,7 +480,7 @@ def test_an_interrupted_read_of_the_catalog_keeps_no_old_snapshot(tmp_path):
 def test_an_interrupt_at_a_sampled_file_operation_leaves_the_chest_working(
     tmp_path, other, where, after
 ):
-    for number in range(1 + after, 600, 23):
+    for number in range(1 + after, 600, 43):
         if not interrupt_at(number, tmp_path / f"{number}", other, after, where):
             break
     else:
@@ -504,7 +504,7 @@ def test_an_interrupt_at_every_file_operation_leaves_the_chest_working(
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EMFILE], ids=errno.errorcode.get)
 def test_an_error_at_any_sampled_file_operation_loses_nothing(tmp_path, other, number):
     """As with an interrupt, but the system refuses, in whichever thread."""
-    for at in range(1, 600, 17):
+    for at in range(1, 600, 31):
 
         def child(say: Say, at: int = at) -> bool:
             countdown = Countdown(at, raising(OSError(number, os.strerror(number))))

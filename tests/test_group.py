@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from arraychest import AbsentKeyError, Chest, Group
+from tests.support import run_python
 
 
 @pytest.fixture(params=["run", ("run", 7), "run/", "run/a/"], ids=str)
@@ -106,6 +111,85 @@ def test_a_chest_copies_from_a_group_what_the_group_calls_by_that_key(prefix, pa
         assert target["kept"].tolist() == [4]
         with pytest.raises(AbsentKeyError, match="y"):
             target.copy_from(group, ["x", "y"])
+
+
+def test_a_group_copies_from_a_chest_and_from_another_group(prefix, path, tmp_path):
+    with Chest(path) as chest, Chest(tmp_path / "other") as other:
+        other.put("x", np.arange(20_000), expires_after=3600)
+        other["y"] = np.array([2])
+        other.group(prefix)["z"] = np.arange(30_000)
+        other.flush()
+        group = chest.group(prefix)
+        group["y"] = chest["x"] = np.array([1])
+        told = []
+        group.copy_from(other, ["x", "y"], overwrite=False, progress=told.append)
+        assert told[-1].done == told[-1].total == 160_008
+        assert list(group) == ["y", "x"]
+        assert group["y"].tolist() == chest["x"].tolist() == [1]
+        assert np.array_equal(group["x"], np.arange(20_000))
+        # A copy is good as long as what it is a copy of.
+        assert chest._engine.facts.cost_of(group.full_key("x")).expires is not None
+        group.copy_from(other.group(prefix), ["z"])
+        chest.flush()
+        # Its full key is the same in both chests: so it is linked.
+        theirs = other.entry(other.group(prefix).full_key("z")).file
+        assert Path(group.entry("z").file).samefile(theirs)
+        chest.group("elsewhere").copy_from(group, ["z"])
+        assert np.array_equal(chest["elsewhere", "z"], np.arange(30_000))
+        with pytest.raises(AbsentKeyError, match="nothing"):
+            group.copy_from(other, ["y", "nothing"])
+        assert group["y"].tolist() == [1]
+
+
+def test_a_group_keeps_the_results_of_functions_as_its_own_entries(prefix, path):
+    with Chest(path) as chest:
+        group = chest.group(prefix)
+        calls = []
+
+        @group.cache(ignore_state=["calls"])
+        def squared(x):
+            calls.append(x)
+            return x**2
+
+        chest["other"] = np.zeros(1)
+        assert [squared(n) for n in (2, 3, 2)] == [4, 9, 4]
+        assert calls == [2, 3]
+        assert [group.full_key(key) for key in group] == [squared.key(2), squared.key(3)]
+        assert all(key in chest for key in [squared.key(2), squared.key(3)])
+        assert squared.check(2)
+        assert squared.entry(3).stored_bytes
+        assert squared.handle(3).array() == 9
+        # What the chest caches itself is another matter.
+        assert chest.cache(squared.func)(2) == 4
+        assert calls == [2, 3, 2]
+        assert squared.invalidate(2)
+        assert not squared.check(2)
+        assert squared.clear() == 1
+        assert not group
+        assert len(chest) == 2
+    assert inspect.signature(Group.cache) == inspect.signature(Chest.cache)
+
+
+def tripled(x):
+    return 3 * x
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_function_that_a_group_caches_goes_to_another_process(prefix, named, path):
+    with Chest(path if named else None) as chest:
+        group = chest.group(prefix).group("deeper/")
+        cached = group.cache(tripled)
+        assert cached(np.arange(3)).tolist() == [0, 3, 6]
+        again = pickle.loads(pickle.dumps(cached))
+        assert again.key(np.arange(3)) == cached.key(np.arange(3))
+        assert again.check(np.arange(3))
+        if named:
+            assert pickle.loads(pickle.dumps(group)).full_key("x") == group.full_key("x")
+            again._chest.chest.close()
+    if not named:
+        # Of another process's temporary chest nothing is kept, and all is computed.
+        text = f"import pickle; print(pickle.loads({pickle.dumps(cached)!r})(4))"
+        assert run_python(text).stdout.strip() == "12"
 
 
 def test_an_empty_prefix_is_refused():

@@ -258,7 +258,7 @@ def chosen(places: list[Place], most: int | None) -> list[int]:
     "most",
     [
         2,
-        pytest.param(10, marks=pytest.mark.slow),
+        pytest.param(6, marks=pytest.mark.slow),
         pytest.param(None, marks=pytest.mark.stress),
     ],
     ids=["few", "some", "all"],

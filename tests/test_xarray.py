@@ -108,8 +108,8 @@ def test_dask_variables_are_written_block_by_block(path, scheduler):
         "processes": lambda: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")),
     }
     with made[scheduler]() as pool, dask.config.set(scheduler=scheduler, pool=pool):
-        save(xr.DataArray(x, dims=("y", "x"), name="x"), path)
-    assert np.array_equal(opened(path).x.values, np.arange(1200).reshape(40, 30))
+        save(xr.DataArray(x, dims=("y", "x"), name="field"), path)
+    assert np.array_equal(opened(path).field.values, np.arange(1200).reshape(40, 30))
 
 
 def test_dask_variables_are_compressed_where_they_are_worth_it_and_keep_their_chunks(path):

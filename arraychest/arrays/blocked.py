@@ -93,6 +93,10 @@ class BlockedArray(LazyArray):
         """It pickles to the place of its blocks, which must be there where it is unpickled."""
         return BlockedArray, (self.blocks, self.dtype, self.shape, self.chunks)
 
+    def by_place(self) -> tuple[Any, ...] | None:
+        """As `__reduce__` does."""
+        return self.__reduce__()
+
     def __dask_tokenize__(self) -> Any:
         """What is stored, and not where it is; no block is read."""
         # The blocks' stamps: no two blocks that were ever written have the same.

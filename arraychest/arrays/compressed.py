@@ -14,6 +14,8 @@ from arraychest.formats.frame import CODEC_NAMES, FILTER_NAMES
 class Reader(Protocol):
     """What reads a part of a stored array, all of whose steps are 1, into a new array."""
 
+    again: tuple[Any, ...] | None
+
     @property
     def token(self) -> bytes: ...  # noqa: D102
 
@@ -77,6 +79,15 @@ class CompressedArray(LazyArray):
         whole.setflags(write=False)
         return whole.__reduce_ex__(protocol)
 
+    def by_place(self) -> tuple[Any, ...] | None:
+        """What makes it anew where its file can be reached by the same path, and its arguments;
+        None where it is a part of a tree, which has no file of its own.
+        """
+        again = self.reader.again
+        if again is None:
+            return None
+        return _at_place, (again, self.dtype, self.shape, self.chunks, self._transposed)
+
     def __dask_tokenize__(self) -> Any:
         """What is stored, and not where it is; nothing is read."""
         return "arraychest-compressed", self.reader.token, self.shape, self.order
@@ -100,3 +111,15 @@ class CompressedArray(LazyArray):
         if self._transposed:
             return self.reader.read(where[::-1]).T
         return self.reader.read(where)
+
+
+def _at_place(
+    again: tuple[Any, ...],
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    transposed: bool,
+) -> CompressedArray:
+    open_again, arguments = again
+    reader = open_again(*arguments)
+    return CompressedArray(reader, dtype, shape, chunks, transposed=transposed)

@@ -20,6 +20,7 @@ from arraychest.arrays import chunkwise
 from arraychest.arrays.chunkwise import NOT_GIVEN
 from arraychest.arrays.ownership import frozen, nothing
 from arraychest.arrays.selection import Cut, chunks_along, is_field, select
+from arraychest.arrays.source import source_for_dask
 
 
 class LazyArray(NDArrayOperatorsMixin):
@@ -219,6 +220,10 @@ class LazyArray(NDArrayOperatorsMixin):
         """The array, read whole: a new one, which whoever takes it may write to."""
         return np.array(self).__dlpack__(**options)
 
+    def __bytes__(self) -> bytes:
+        """The array's bytes, read whole, as an ndarray gives them."""
+        return bytes(np.asarray(self))
+
     def __dlpack_device__(self) -> tuple[Any, int]:
         """The CPU, as an ndarray's."""
         return np.empty(0).__dlpack_device__()
@@ -253,18 +258,21 @@ class LazyArray(NDArrayOperatorsMixin):
         """As the plain array is printed; only what is shown is read."""
         return repr(self)
 
-    def copy(self, order: Literal["C", "F", "A", "K"] = "C") -> np.ndarray:
-        """The array, read whole: the caller's own."""
+    def copy(self, order: Literal["C", "F", "A", "K"] = "C") -> Any:
+        """The array, read whole: the caller's own.
+
+        `dask.array.from_array` gets what reads it block by block: see `Source`.
+        """
+        if (source := source_for_dask(self)) is not None:
+            return source
         found = np.asarray(self)
         return found if order == self.order and found.flags.writeable else found.copy(order)
 
-    def __copy__(self) -> np.ndarray:
-        """As `copy.copy` of an array: a new one, the caller's own."""
-        return self.copy("K")
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> np.ndarray:
+        """As `copy.copy` and `copy.deepcopy` of an array: a new one, the caller's own."""
+        return np.asarray(self.copy("K"))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> np.ndarray:
-        """As `copy.copy`."""
-        return self.copy("K")
+    __copy__ = __deepcopy__
 
     def item(self, *index: Any) -> Any:
         """One element as a number of Python's; only its chunk is read."""

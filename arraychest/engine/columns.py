@@ -40,7 +40,7 @@ def form_of_value(array: np.ndarray | Tree, kind: Kind) -> tuple[Form, str]:
     return Form(dtype, shape, order, kind), form_text(dtype, shape, order, kind)
 
 
-# What `Store.append` takes, column by column.
+# What `Packs.append` takes, column by column.
 Columns = tuple[
     list[bytes],
     Sequence[int],

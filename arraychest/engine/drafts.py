@@ -106,8 +106,10 @@ class Draft:
         try:
             if isinstance(source, np.ndarray) and not copied:
                 store.mapped.fill(self._fd, self.row, source, form)
-            self._base: np.ndarray | None = map_file(self._fd, self.row.stored, "r+")
-            self.array = pack.view(self._base, form, self.row.offset)
+            base = map_file(self._fd, self.row.stored, "r+")
+            # An interrupt comes behind a call: of these two both are done, or none.
+            self.array = pack.view(base, form, self.row.offset)
+            self._base: np.ndarray | None = base
             if isinstance(source, CompressedArray):
                 for where, part in source.iterchunks():
                     self.array[where] = part

@@ -370,7 +370,7 @@ class Saver:
     ) -> list[Row]:
         """Write small values that never enter RAM to a pack, for `place` to commit.
 
-        Until `Store.append_settled` is called with one of the rows the pack stays.
+        Until `Packs.settled` is called with one of the rows the pack stays.
 
         Raises
         ------

@@ -147,7 +147,7 @@ class Transaction:
         cost: Cost | None = None,
         on_put: OnPut | None = None,
     ) -> None:
-        """Write a value; what else there is is as `Engine.put_any` takes it.
+        """Write a value; the rest is as `Putter.put_any` takes it.
 
         Raises
         ------

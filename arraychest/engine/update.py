@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from arraychest.catalog.record import Cost, Facts, Pack, Row
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
+from arraychest.engine.face import Face, in_chest
 from arraychest.engine.transaction import Transaction
 from arraychest.errors import AbsentKeyError, PickleRefusedError
 from arraychest.formats.form import parse_form
-from arraychest.progress import Meter
+from arraychest.progress import Asked, Meter, measured
 from arraychest.storage.file_names import value_name
 
 
@@ -22,7 +24,7 @@ def update_from(
     meter: Meter,
     *,
     overwrite: bool,
-    keys: Iterable[Any] | None = None,
+    keys: Iterable[tuple[Any, Any]] | None = None,
 ) -> None:
     """Put values of another chest, by default all in its order.
 
@@ -34,6 +36,9 @@ def update_from(
         Is told of the bytes of each.
     overwrite
         Whether keys that are here already are replaced.
+    keys
+        Which: of each value, its key here and its key there.  Where the two differ, the value is
+        copied: a file says of itself the key that it was written under.
 
     Raises
     ------
@@ -42,10 +47,13 @@ def update_from(
     """
     # Their packs that were linked, and what they are called here.
     packs: dict[int, Pack] = {}
-    for key in theirs.keys() if keys is None else keys:
+    if keys is None:
+        keys = ((key, key) for key in theirs.keys())  # noqa: SIM118  # no mapping
+    for key, source in keys:
         if not overwrite and mine.contains(key):
             continue
-        row, cost = theirs.stored_row(key), theirs.facts.cost_of(key)
+        row = theirs.stored_row(source) if key == source else None
+        cost = theirs.facts.cost_of(source)
         if cost is not None and cost.expires is not None:
             # A copy is good as long as what it is a copy of.
             with mine.session.writer.lock:
@@ -60,11 +68,39 @@ def update_from(
             # On another file system, or gone meanwhile.
             logger.debug("key %r is copied, not linked: %s", key, error)
         try:
-            value = theirs.get(key)
+            value = theirs.get(source)
         except AbsentKeyError:
             continue  # deleted meanwhile
         changes.put(key, value, cost=cost)
         meter.add(getattr(value, "nbytes", 0))
+
+
+def copy_from(
+    mine: Engine,
+    block: AbstractContextManager[Transaction],
+    other: Face,
+    keys: Iterable[tuple[Any, Any]],
+    *,
+    overwrite: bool,
+    progress: Asked,
+) -> None:
+    """Put some values of another chest or group, as one transaction; see `Chest.copy_from`.
+
+    Parameters
+    ----------
+    block
+        Makes the transaction that they are put in, and commits it at its end.
+    keys
+        Of each value, its key in the chest of `mine`, and its key in `other`.
+    """
+    wanted = list(keys)
+    for _, key in wanted:
+        if key not in other:
+            raise AbsentKeyError(key)
+    total = lambda: sum(other.entry(key).nbytes for _, key in wanted)  # noqa: E731
+    pairs = [(here, in_chest(other, there)[1]) for here, there in wanted]
+    with measured(progress, "copy", total) as meter, block as changes:
+        update_from(mine, other._engine, changes, meter, overwrite=overwrite, keys=pairs)
 
 
 def _facts_of(theirs: Engine, row: Row, linked: Row, cost: Cost | None) -> Facts:

@@ -12,14 +12,10 @@ from dask.base import tokenize
 
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
-from arraychest.arrays.ownership import owner_of
+from arraychest.arrays.source import read_part
 from arraychest.engine.handle import Handle
 from arraychest.errors import ValueTypeError
-from arraychest.platform.maps import copied_out, is_map
 from arraychest.storage.block_writer import regular
-
-# What is smaller is copied out of its map: that takes less RAM than the pages around it.
-_VIEW_BYTES = 1 << 20
 
 
 @functools.lru_cache(maxsize=16)
@@ -49,13 +45,7 @@ class StoredArray:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         array = _opened(self._handle)
-        part = np.asarray(array[index])
-        if not is_map(owner_of(part)):
-            return part
-        # The map of a block ends with the part; the map of an array stays, and its pages would.
-        if isinstance(array, BlockedArray) and part.flags.forc and part.nbytes >= _VIEW_BYTES:
-            return part
-        return copied_out(part)
+        return read_part(array, index, by_blocks=isinstance(array, BlockedArray))
 
     @property
     def chunks(self) -> tuple[tuple[int, ...], ...] | None:

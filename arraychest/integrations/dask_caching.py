@@ -12,7 +12,7 @@ from dask.callbacks import Callback
 
 from arraychest.catalog.record import Cost
 from arraychest.engine.commit import logger
-from arraychest.engine.face import Face
+from arraychest.engine.face import Face, in_chest
 from arraychest.errors import ArrayChestError
 from arraychest.integrations.dask_functions import TaskPrints
 
@@ -130,12 +130,13 @@ class caching(Callback):  # noqa: N801  # a context manager, as dask names its o
             return
         try:
             # A copy: the array is its computation's, which may write to it.
-            self._chest._engine.put_any(
-                name, result, cost=Cost(seconds), only_absent=True, on_put="copy"
+            chest, full_key = in_chest(self._chest, name)
+            chest._engine.put_any(
+                full_key, result, cost=Cost(seconds), only_absent=True, on_put="copy"
             )
             # What follows from it needs to fetch it only, and an alias of it is not worth keeping.
             self._seconds[key] = 0.0
-        except (ArrayChestError, OSError) as error:
+        except (ArrayChestError, OSError, TypeError) as error:  # or the group takes str keys only
             logger.debug("the result of %r is not kept: %s", key, error)
 
     def _finish(self, *_: Any) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from arraychest.catalog.record import BLOCKED_OFFSET, Pack, Row
-from arraychest.files.files import Files
 from arraychest.files.names import BLOCKS, SPARE
 from arraychest.formats import directory, manifest, npy, pack
 from arraychest.formats.b2nd import CheckedReader
@@ -203,20 +202,3 @@ def _rows_of_pack(fd: int, identity: int) -> tuple[list[Row], list[Pack]]:
                 )
                 end = max(end, at + pack.aligned(each.nbytes))
     return list(rows.values()), [Pack(identity, stamp, min(end, len(data)), 0, 1, own)]
-
-
-def open_regular(files: Files, name: str, find: Callable[..., None]) -> int | None:
-    """The descriptor of a value's file; None if `find` was told what is wrong with it."""
-    try:
-        fd = files.open(name)
-    except (FileNotFoundError, NotADirectoryError, BlockingIOError):
-        find("missing file", "expected a file, found none")
-        return None
-    except OSError as error:
-        find("foreign file", f"expected a file, found what cannot be opened: {error}")
-        return None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        find("foreign file", "expected a file, found something else")
-        return None
-    return fd

@@ -24,6 +24,7 @@ from arraychest.catalog.record import Cost
 from arraychest.engine.commit import logger
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import Entry
+from arraychest.engine.face import in_chest
 from arraychest.engine.handle import Handle, handle_of
 from arraychest.errors import (
     AbsentKeyError,
@@ -182,8 +183,11 @@ class Cached(Generic[P, R]):
                 result = [self.func(*args_, **kwargs_)]
             return self._kept(key, result, timed.seconds)  # type: ignore[no-any-return]
 
-    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The key of the chest under which the result of a call is kept."""
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """The key of the chest under which the result of a call is kept.
+
+        It is a str, or, where a group of tuples keeps the results, a tuple that ends with this str.
+        """
         return self._called(args, kwargs)[0]
 
     def check(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
@@ -240,12 +244,12 @@ class Cached(Generic[P, R]):
         start, length = f"{self._name}(", len(self._name) + 34
         keys = [
             key
-            for key in self._engine.keys()  # noqa: SIM118  # no mapping
+            for key in self._chest
             if type(key) is str and len(key) == length and key.startswith(start)
         ]
         for key in keys:
             with contextlib.suppress(AbsentKeyError):
-                self._engine.delete(key)
+                del self._chest[key]
         return len(keys)
 
     def stats(self) -> CacheStats:
@@ -266,8 +270,9 @@ class Cached(Generic[P, R]):
         module = getattr(self, "__module__", "")
         chest = self._chest
         if self._engine.session.temporary:
-            chest = Temporary(type(chest), self._flights.token)
-            temporary[self._flights.token] = self._chest
+            own = getattr(chest, "chest", chest)  # of a group
+            chest = Temporary(type(own), self._flights.token, getattr(chest, "prefixes", ()))
+            temporary[self._flights.token] = own
         parts = chest, self.func, self._options
         if attribute(module, name) is not self or by_value.get():
             return again, parts
@@ -289,7 +294,7 @@ class Cached(Generic[P, R]):
 
     def _called(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """The key of a call, and what the function is to be called with."""
         call = self._parameters.bind(args, kwargs)
         try:
@@ -308,9 +313,10 @@ class Cached(Generic[P, R]):
         except ValueTypeError as error:
             raise ValueTypeError(f"an argument of {self._name}: {error}") from error
         both = hashlib.blake2b(code.digest + given, digest_size=16)
-        return f"{self._name}({both.hexdigest()})", call.args, call.kwargs
+        key = in_chest(self._chest, f"{self._name}({both.hexdigest()})")[1]
+        return key, call.args, call.kwargs
 
-    def _found(self, key: str) -> tuple[bool, Any]:
+    def _found(self, key: Any) -> tuple[bool, Any]:
         """Whether a result is there, and it."""
         try:
             cost = self._cost(key)
@@ -332,7 +338,7 @@ class Cached(Generic[P, R]):
             verbose.info(f"{key} was kept")
         return True, value
 
-    def _is_good(self, key: str) -> bool:
+    def _is_good(self, key: Any) -> bool:
         if not self._engine.contains(key):
             return False
         try:
@@ -340,7 +346,7 @@ class Cached(Generic[P, R]):
         except AbsentKeyError:
             return False
 
-    def _may_be_used(self, key: str, cost: Cost | None) -> bool:
+    def _may_be_used(self, key: Any, cost: Cost | None) -> bool:
         """Whether a result is still good; raises AbsentKeyError where it may have gone."""
         if cost is not None and cost.has_expired(time.time()):
             return False
@@ -355,13 +361,13 @@ class Cached(Generic[P, R]):
         """Whether the function is called as if nothing cached it."""
         return not self._options["enabled"] or is_disabled()
 
-    def _value(self, key: str) -> Any:
+    def _value(self, key: Any) -> Any:
         mode = self._options["mmap_mode"]
         if mode is None:
             return self._engine.get_plain(key)
         return self._engine.get_as(key, mode)
 
-    def _cost(self, key: str) -> Cost | None:
+    def _cost(self, key: Any) -> Cost | None:
         """What a result took to compute; asked for once, and again once it has expired."""
         known = self._costs.get(key)
         if known is None or known.has_expired(time.time()):
@@ -372,7 +378,7 @@ class Cached(Generic[P, R]):
         return known
 
     @contextlib.contextmanager
-    def _timed(self, key: str, args: tuple[Any, ...]) -> Iterator[_Timed]:
+    def _timed(self, key: Any, args: tuple[Any, ...]) -> Iterator[_Timed]:
         if self._verbose:
             verbose.info(f"{key} is computed")
         timed = _Timed()
@@ -389,7 +395,7 @@ class Cached(Generic[P, R]):
         if self._verbose:
             verbose.info(f"{key} took {timed.seconds:.3g} s")
 
-    def _kept(self, key: str, result: list[Any], seconds: float) -> Any:
+    def _kept(self, key: Any, result: list[Any], seconds: float) -> Any:
         """Keep a result; returns what the chest gives of it, or where it keeps none the result.
 
         It comes in a list, and nothing else of ours refers to it.

@@ -27,7 +27,7 @@ _MAX_WAIT_SECONDS = 0.05
 
 # What the caller is computing, so that a function that asks for its own result does not wait for
 # itself.
-_computing: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+_computing: contextvars.ContextVar[frozenset[Any]] = contextvars.ContextVar(
     "computing", default=frozenset()
 )
 
@@ -47,9 +47,9 @@ class Flights:
         self._engine = engine
         self._lock = threading.Lock()
         # In a temporary chest, which no other process uses: by key, and how many ask for each.
-        self._locks: dict[str, threading.Lock] = {}
-        self._asking: dict[str, int] = {}
-        self.costs: dict[str, Cost | None] = {}
+        self._locks: dict[Any, threading.Lock] = {}
+        self._asking: dict[Any, int] = {}
+        self.costs: dict[Any, Cost | None] = {}
         self.token = os.urandom(8)
         self._told_unkept = False
 
@@ -69,7 +69,7 @@ class Flights:
                 logger.warning("%s", message)
 
     @contextlib.contextmanager
-    def alone(self, key: str) -> Iterator[None]:
+    def alone(self, key: Any) -> Iterator[None]:
         """Keep all others from computing a result; waits for whoever does.
 
         Where nothing is kept nobody waits: there would be nothing to wait for.
@@ -92,7 +92,7 @@ class Flights:
                     lock.release()
 
     @contextlib.asynccontextmanager
-    async def alone_async(self, key: str) -> AsyncIterator[None]:
+    async def alone_async(self, key: Any) -> AsyncIterator[None]:
         """As `alone`, of a coroutine: others go on while it waits."""
         import asyncio  # whoever calls this has imported it; others should not pay for it
 
@@ -116,7 +116,7 @@ class Flights:
                     lock.release()
 
     @contextlib.contextmanager
-    def _taken(self, key: str) -> Iterator[Any]:
+    def _taken(self, key: Any) -> Iterator[Any]:
         engine = self._engine
         if not engine.session.temporary:
             yield KeyLock(engine.session.open_store().folder, group_of(key), key)
@@ -133,7 +133,7 @@ class Flights:
                     del self._asking[key], self._locks[key]
 
     @contextlib.contextmanager
-    def _noted(self, key: str) -> Iterator[None]:
+    def _noted(self, key: Any) -> Iterator[None]:
         token = _computing.set(_computing.get() | {key})
         try:
             yield

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 
 class Temporary(NamedTuple):
-    """What stands for a temporary chest in another process."""
+    """What stands for a temporary chest, or a group of one, in another process."""
 
     kind: type[Any]
     token: bytes
+    prefixes: tuple[Any, ...] = ()
 
 
 # The temporary chests of functions that were pickled here, also where this is a forked child of
@@ -31,8 +32,10 @@ by_value: contextvars.ContextVar[bool] = contextvars.ContextVar("by_value", defa
 def again(chest: Any, func: Callable[..., Any], options: dict[str, Any]) -> Any:
     """The cached function in the process that unpickles it."""
     if isinstance(chest, Temporary):
-        known = temporary.get(chest.token)
+        known, prefixes = temporary.get(chest.token), chest.prefixes
         chest = _stand_in(chest.kind) if known is None else known
+        for prefix in prefixes:
+            chest = chest.group(prefix)
     return chest.cache(func, **options)
 
 

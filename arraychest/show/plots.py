@@ -10,11 +10,12 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from arraychest.dictionary import MISSING
 from arraychest.engine.engine import Engine
 from arraychest.engine.listing import Listed, listed
 from arraychest.monitor.samples import Sample
@@ -66,6 +67,21 @@ class _Item(NamedTuple):
     key: Any
 
 
+class Part(NamedTuple):
+    """Some entries of a chest, as a group has them.
+
+    Attributes
+    ----------
+    prefixes
+        What their keys begin with.
+    inner
+        What the group calls a key of the chest; `MISSING` for one that it does not have.
+    """
+
+    prefixes: tuple[Any, ...]
+    inner: Callable[[Any], Any]
+
+
 class _Summary:
     """What a chest holds, in a memory that does not grow with it but for the files' times."""
 
@@ -91,12 +107,15 @@ class _Summary:
         return [place for place, count in self.counts.items() if count]
 
 
-def _summary(engine: Engine, *, times: bool) -> _Summary:
+def _summary(engine: Engine, part: Part | None, *, times: bool) -> _Summary:
     found = _Summary()
     second = functools.lru_cache(maxsize=1 << 16)(_second_of)
 
     def items() -> Iterator[_Item]:
         for each in listed(engine):
+            key = each.key if part is None else part.inner(each.key)
+            if key is MISSING:
+                continue
             entry = each.entry
             if entry is None:
                 found.damaged += 1
@@ -111,7 +130,7 @@ def _summary(engine: Engine, *, times: bool) -> _Summary:
                 at = second(engine.file_of(each.row))
                 if at is not None:
                     found.written[place, at] = found.written.get((place, at), 0) + nbytes
-            yield _Item(nbytes, place, each.key)
+            yield _Item(nbytes, place, key)
 
     found.largest = heapq.nlargest(_MOST_KEYS, items(), key=lambda item: item.nbytes)
     return found
@@ -132,13 +151,15 @@ def _second_of(file: str) -> int | None:
 # --- the figure --------------------------------------------------------------------------------
 
 
-def plotted(engine: Engine, *, times: bool = False) -> Any:
+def plotted(engine: Engine, *, times: bool = False, part: Part | None = None) -> Any:
     """Draw what lies where, by key and size; see `Chest.plot`.
 
     Parameters
     ----------
     times
         Whether to draw when files were written, and not memory over time.
+    part
+        Which entries to draw; None: all.
 
     Raises
     ------
@@ -157,17 +178,17 @@ def plotted(engine: Engine, *, times: bool = False) -> Any:
     except ImportError as error:
         raise ImportError(f"{error}: pip install 'arraychest[plot]'") from error
 
-    found = _summary(engine, times=samples is None)
+    found = _summary(engine, part, times=samples is None)
     # Not pyplot's: no state is left behind.  A notebook shows it all the same.
     shown = type("Figure", (Figure,), {"_repr_png_": _png})
     figure = shown(figsize=(13, 7), dpi=100, facecolor="white")
     left, right = 0.03, 0.975
-    _title(figure, engine, found)
+    _title(figure, engine, found, part)
     treemap = figure.add_axes((left, 0.1, 0.575, 0.73))
     _draw_treemap(figure, treemap, found)
     upper = figure.add_axes((0.675, 0.54, right - 0.675, 0.29))
     if samples is not None:
-        _draw_memory(upper, samples)
+        _draw_memory(upper, samples, "Over time" if part is None else "The whole chest over time")
     else:
         _draw_times(upper, found)
     _draw_sizes(figure.add_axes((0.675, 0.1, right - 0.675, 0.29)), found)
@@ -180,7 +201,7 @@ def _png(figure: Figure) -> bytes:
     return png.getvalue()
 
 
-def _title(figure: Any, engine: Engine, found: _Summary) -> None:
+def _title(figure: Any, engine: Engine, found: _Summary, part: Part | None) -> None:
     stored = sum(found.nbytes.values()) - found.nbytes["RAM"]
     in_ram = found.nbytes["RAM"]
     told = [amount(found.count, "entry", "entries"), f"{format_bytes(found.size)} of values"]
@@ -194,6 +215,8 @@ def _title(figure: Any, engine: Engine, found: _Summary) -> None:
     if found.damaged:
         told.append(amount(found.damaged, "damaged row"))
     path = engine.session.path or "a temporary chest"
+    if part is not None:
+        path += f", {', '.join(map(key_text, part.prefixes))}"
     name = path if len(path) <= 70 else f"…{path[-69:]}"
     style: dict[str, Any] = {"parse_math": False, "va": "center"}
     figure.text(0.03, 0.95, _drawable(visible(name)), fontsize=15, weight="bold", color=_INK,
@@ -461,7 +484,7 @@ def _draw_times(ax: Axes, found: _Summary) -> None:
     ax.xaxis.get_offset_text().set(fontsize=8.5, color=_FAINT)
 
 
-def _draw_memory(ax: Axes, samples: Sequence[Sample]) -> None:
+def _draw_memory(ax: Axes, samples: Sequence[Sample], heading: str) -> None:
     # When it was opened nothing was in it.
     samples = [Sample(0.0, 0, samples[0].budget, 0), *samples]
     seconds = np.array([sample.seconds for sample in samples])
@@ -480,7 +503,7 @@ def _draw_memory(ax: Axes, samples: Sequence[Sample]) -> None:
     else:
         # Beside the heading there is room for the legend only.
         below = f"; the budget is {format_bytes(budget[-1])}"
-    _heading(ax, "Over time")
+    _heading(ax, heading)
     _plain(ax)
     ax.set_ylim(0, 1.08 * top)
     ax.set_xlim(0, max(float(seconds[-1]), 0.1))

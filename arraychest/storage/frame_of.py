@@ -35,6 +35,9 @@ class FrameOf:
         self._path = path
         self._data = data
         self._releases = not keep
+        #: What makes another one of the same file, in any process, and its arguments; None: nothing
+        #: does, as it is a part of a tree.
+        self.again: tuple[Any, ...] | None = None
 
     @property
     def stored(self) -> int:

@@ -28,13 +28,13 @@ from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.form import Form, parse_form
 from arraychest.formats.frame import Layout
 from arraychest.parallel import default_threads
-from arraychest.platform.folders import NO_FILE
 from arraychest.platform.maps import MmapMode, map_file
 from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
 from arraychest.storage.file_names import file_name, pack_name, value_name
 from arraychest.storage.frame_of import FrameOf
+from arraychest.storage.unreadable import UNREADABLE, what_to_raise
 from arraychest.values.accept import Dumped, copied
 from arraychest.values.keys import decode_key
 from arraychest.values.scalars import scalar_of
@@ -156,8 +156,8 @@ class Loader:
                 return self._load_file(path, row, form, key, name, folder)
             array = pack.view(self.pack_base(path, row, form, key), form, row.offset)
             return self._value(array, form, packed=True, row=row, key=key)
-        except _UNREADABLE as error:
-            told = _told(error, f"the value of key {key!r} in {path}", self._files.folder)
+        except UNREADABLE as error:
+            told = what_to_raise(error, f"the value of key {key!r} in {path}", self._files.folder)
             if told is None:
                 raise
             raise told from error
@@ -200,7 +200,10 @@ class Loader:
             data = self._map(fd, row.stored, "r")[:end]
         finally:
             os.close(fd)
-        return self._compressed(data, form, row.stamp, path, key)
+        found = self._compressed(data, form, row.stamp, path, key)
+        place = path, form, key, row.stored, row.stamp
+        found.reader.again = _frame_again, place
+        return found
 
     def _compressed(
         self, data: np.ndarray, form: Form, stamp: int, path: str, key: Any
@@ -397,25 +400,6 @@ class Loader:
                 os.close(fd)
 
 
-_UNREADABLE = (OSError, TypeError, ValueError, OverflowError, MemoryError)
-
-
-def _told(error: Exception, what: str, chest: OpenFolder | None = None) -> CorruptEntryError | None:
-    """What to raise where something else than `what` was found; None: the error as it is."""
-    if isinstance(error, CorruptEntryError | PickleRefusedError):
-        return None
-    if isinstance(error, FileNotFoundError | NotADirectoryError | BlockingIOError):
-        # BlockingIOError: it is being overwritten as a spare, since its row is gone.
-        lost = chest is not None and not chest.is_ours()
-        because = f": {chest.lost()}" if chest is not None and lost else ""
-        return CorruptEntryError(f"expected {what}, found no such file{because}")
-    if isinstance(error, OSError):
-        if error.errno in NO_FILE:
-            return CorruptEntryError(f"expected {what}, found a symbolic link or a socket")
-        return None
-    return CorruptEntryError(f"expected {what}, found what is none: {error}")
-
-
 # Of a blocked array so many blocks stay open.
 _MAX_OPEN_BLOCKS = 64
 
@@ -487,11 +471,38 @@ class _BlocksOf:
         load = self._loader._load_file if known.offset else self._loader._open_frame
         try:
             return load(path, row, form, self._key, name, self.fd)
-        except _UNREADABLE as error:
-            told = _told(error, f"a block of the value of key {self._key!r} in {path}")
+        except UNREADABLE as error:
+            told = what_to_raise(error, f"a block of the value of key {self._key!r} in {path}")
             if told is None:
                 raise
             raise told from error
+
+
+def _elsewhere(path: str) -> tuple[OpenFolder, Loader]:
+    """What reads files of a folder that another process has told of."""
+    folder = OpenFolder(path)
+    threads = default_threads()
+    files = Files(folder, durable=False)
+    loader = Loader(files, {}, allow_pickle=False, mmap_mode="r", nthreads=threads, keep=False)
+    return folder, loader
+
+
+def _frame_again(path: str, form: Form, key: Any, stored: int, stamp: int) -> Any:
+    """The reader of a compressed array that was pickled by its place.
+
+    Raises
+    ------
+    CorruptEntryError
+        Its file is gone, or another lies there.
+    """
+    try:
+        folder, loader = _elsewhere(os.path.dirname(path))
+        row = Row(b"", 0, None, "", 0, None, 0, stored, stamp)
+        return loader._open_frame(path, row, form, key, os.path.basename(path), folder.fd).reader
+    except OSError as error:
+        raise CorruptEntryError(
+            f"expected the compressed array of key {key!r} in {path}, found none: {error}"
+        ) from error
 
 
 def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
@@ -503,10 +514,7 @@ def _opened_again(path: str, form: Form, key: Any, stamp: int) -> _BlocksOf:
         They are gone, or others lie there.
     """
     try:
-        files = Files(OpenFolder(path), durable=False)
-        loader = Loader(
-            files, {}, allow_pickle=False, mmap_mode="r", nthreads=default_threads(), keep=False
-        )
+        _, loader = _elsewhere(path)
         found = _BlocksOf(loader, form, key, path, keep=False)
     except (OSError, ValueError) as error:
         raise CorruptEntryError(

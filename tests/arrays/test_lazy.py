@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import operator
+import sys
+import tomllib
+import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import arraychest
 from arraychest.arrays.blocked import BlockedArray
 from arraychest.arrays.compressed import CompressedArray
 from arraychest.arrays.lazy import LazyArray
@@ -540,3 +546,34 @@ def test_functions_are_numpys(at):
     for lazy in lazies(array):
         found, expected = (outcome(FUNCTIONS[at], each) for each in (lazy, array))
         assert_same(found, expected, at)
+
+
+def test_its_bytes_are_those_of_the_array(path):
+    array = np.arange(60_000, dtype="i4").reshape(200, 300)
+    with arraychest.open(path, compression="zstd", compress_above=1000) as chest:
+        chest["x"] = array.copy()
+        chest.spill("x")
+        found = chest["x"]
+        assert isinstance(found, arraychest.LazyArray)
+        assert bytes(found) == bytes(array)
+
+
+def test_numba_is_told_what_to_call(path, monkeypatch):
+    """By its entry point; Numba itself is too large to be installed for one test."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module_name, _, name = project["entry-points"]["numba_extensions"]["init"].partition(":")
+    register = getattr(importlib.import_module(module_name), name)
+    told = {}
+    module = types.ModuleType("numba.core.typing.typeof")
+    module.typeof_impl = types.SimpleNamespace(
+        register=lambda kind: lambda function: told.update({kind: function})
+    )
+    for name in ("numba", "numba.core", "numba.core.typing"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    register()
+    with arraychest.open(path, compression="zstd", compress_above=1000) as chest:
+        chest["x"] = np.zeros(10_000)
+        chest.spill("x")
+        with pytest.raises(TypeError, match=r"found CompressedArray: chest\.load\(key\)"):
+            told[arraychest.LazyArray](chest["x"], None)

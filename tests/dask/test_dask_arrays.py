@@ -344,6 +344,26 @@ def test_what_is_kept_of_a_chest_is_not_taken_for_another_one_s(path, put, keeps
     assert found == [0, 1, 2]
 
 
+@pytest.mark.parametrize("prefix", ["run", "run/"])
+def test_a_group_keeps_what_is_worth_keeping_under_its_own_keys(prefix):
+    computed = []
+
+    def noted(block):
+        computed.append(block.shape)
+        return slowly(block)
+
+    with arraychest.Chest() as chest, dask.config.set(scheduler="sync"):
+        group = chest.group(prefix)
+        x = da.zeros((3, 4), chunks=-1).map_blocks(noted, dtype=float, meta=np.zeros((0, 0)))
+        for _ in range(2):
+            with caching(group):
+                x.compute()
+        assert list(chest) == [group.full_key(key) for key in group]
+        # A group of str keys has no place for the key, which is a tuple.
+        assert len(computed) == (1 if prefix == "run" else 2)
+        assert bool(group) == (prefix == "run")
+
+
 def slowly(block):
     time.sleep(0.01)  # worth keeping
     return block + 0.0

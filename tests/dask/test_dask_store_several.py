@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -195,3 +197,60 @@ def test_from_array_of_what_a_get_gives_is_as_to_dask(path, kind):
         assert (there.compute() == array).all()
         assert (there[30:50].compute() == other[30:50].compute()).all()
         assert da.from_array(chest["x"]).name == there.name
+
+
+@pytest.mark.parametrize("kind", ["blocked", "compressed", "blocks that are compressed", "Fortran"])
+@pytest.mark.parametrize("chunks", ["auto", 70])
+def test_from_array_of_a_lazy_array_carries_its_place_and_reads_what_it_needs(
+    path, kind, chunks, monkeypatch
+):
+    array = np.arange(60_000.0).reshape(300, 200)
+    compression = None if kind == "blocked" else "zstd"
+    with arraychest.open(path, compression=compression, compress_above=1000) as chest:
+        if kind.startswith("block"):
+            store(da.from_array(array, 70), chest, "x")
+        else:
+            chest["x"] = np.asfortranarray(array) if kind == "Fortran" else array.copy()
+        chest.spill("x")
+        lazy = chest["x"]
+        assert isinstance(lazy, arraychest.LazyArray)
+
+        def whole(self, dtype=None, copy=None):
+            raise AssertionError("it was read whole")
+
+        monkeypatch.setattr(arraychest.LazyArray, "__array__", whole)
+        monkeypatch.setattr(arraychest.BlockedArray, "__array__", whole)
+        there, other = da.from_array(lazy, chunks), chest.to_dask("x", chunks)
+        # dask itself makes one block of several small ones.
+        assert there.chunks == other.chunks or chunks == "auto"
+        assert type(there._meta) is np.ndarray
+        assert there.dtype == array.dtype
+        assert len(pickle.dumps(dict(there.__dask_graph__()))) < 5000
+        again = pickle.loads(pickle.dumps(there))
+        assert again.name == there.name == da.from_array(chest["x"], chunks).name
+        for found in (there, again):
+            assert np.array_equal(found.compute(), array)
+            assert np.array_equal(found[3:200:7, 5].compute(), array[3:200:7, 5])
+        monkeypatch.undo()
+        # What a user asks for is an array of their own, as ever.
+        mine = lazy.copy()
+        assert type(mine) is np.ndarray
+        mine[0] = 1
+        assert np.array_equal(lazy, array)
+        # And what is gone is said to be.
+        place = pickle.dumps(there)
+        del there, other, again, found, lazy
+        del chest["x"]
+        chest.flush()
+        chest.compact()
+    with pytest.raises(arraychest.CorruptEntryError, match="found none"):
+        pickle.loads(place).compute()
+
+
+def test_from_array_of_a_compressed_part_of_a_tree(path):
+    array = np.arange(60_000.0).reshape(300, 200)
+    with arraychest.open(path, compression="zstd", compress_above=1000) as chest:
+        chest["x"] = {"a": array.copy()}
+        chest.spill("x")
+        found = da.from_array(chest["x"]["a"], 100)
+        assert np.array_equal(pickle.loads(pickle.dumps(found)).compute(), array)

@@ -143,6 +143,24 @@ def test_without_matplotlib_the_extra_is_named(make_chest, monkeypatch):
         chest.plot()
 
 
+@pytest.mark.parametrize("prefix", ["run", ("run", 7), "run/"], ids=str)
+def test_a_group_draws_its_own_entries(prefix, path, make_chest):
+    chest = make_chest(path=path)
+    group = chest.group(prefix)
+    group["mine"] = np.zeros(1000)
+    chest["theirs"] = np.zeros(5000)
+    chest.flush()
+    for options in ({}, {"times": True}):
+        figure = group.plot(**options)
+        told = [text.get_text() for text in figure.texts]
+        assert any(text.startswith("1 entry · 7.81 KiB") for text in told)
+        assert any(text.endswith(f", {prefix!r}") for text in told)
+        where, upper, _ = figure.axes
+        assert "mine" in texts(where)
+        assert "theirs" not in texts(where)
+        assert (upper.get_title(loc="left") == "The whole chest over time") == (not options)
+
+
 def test_a_closed_chest_cannot_be_plotted(make_chest):
     chest = make_chest()
     chest.close()
