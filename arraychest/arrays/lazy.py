@@ -20,7 +20,7 @@ from arraychest.arrays import chunkwise
 from arraychest.arrays.chunkwise import NOT_GIVEN
 from arraychest.arrays.ownership import frozen, nothing
 from arraychest.arrays.selection import Cut, chunks_along, is_field, select
-from arraychest.arrays.source import source_for_dask
+from arraychest.arrays.source import copy_of
 
 
 class LazyArray(NDArrayOperatorsMixin):
@@ -263,10 +263,7 @@ class LazyArray(NDArrayOperatorsMixin):
 
         `dask.array.from_array` gets what reads it block by block: see `Source`.
         """
-        if (source := source_for_dask(self)) is not None:
-            return source
-        found = np.asarray(self)
-        return found if order == self.order and found.flags.writeable else found.copy(order)
+        return copy_of(self, order)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> np.ndarray:
         """As `copy.copy` and `copy.deepcopy` of an array: a new one, the caller's own."""
