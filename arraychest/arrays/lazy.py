@@ -206,10 +206,8 @@ class LazyArray(NDArrayOperatorsMixin):
                 "expected copy=None or copy=True: an array that is read chunk by chunk is always "
                 "read into a new one"
             )
-        if self.size:
-            whole = self._read(tuple(slice(0, n) for n in self._shape))
-        else:
-            whole = np.empty(self._shape, self._dtype)
+        where = tuple(slice(0, n) for n in self._shape)
+        whole = self._read(where) if self.size else np.empty(self._shape, self._dtype)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def __array_namespace__(self, *, api_version: Any = None) -> Any:
