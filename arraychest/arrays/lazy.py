@@ -20,7 +20,7 @@ from arraychest.arrays import chunkwise
 from arraychest.arrays.chunkwise import NOT_GIVEN
 from arraychest.arrays.ownership import frozen, nothing
 from arraychest.arrays.selection import Cut, chunks_along, is_field, select
-from arraychest.arrays.source import source_for_dask
+from arraychest.arrays.source import copy_of
 
 
 class LazyArray(NDArrayOperatorsMixin):
@@ -206,10 +206,8 @@ class LazyArray(NDArrayOperatorsMixin):
                 "expected copy=None or copy=True: an array that is read chunk by chunk is always "
                 "read into a new one"
             )
-        if self.size:
-            whole = self._read(tuple(slice(0, n) for n in self._shape))
-        else:
-            whole = np.empty(self._shape, self._dtype)
+        where = tuple(slice(0, n) for n in self._shape)
+        whole = self._read(where) if self.size else np.empty(self._shape, self._dtype)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def __array_namespace__(self, *, api_version: Any = None) -> Any:
@@ -263,10 +261,7 @@ class LazyArray(NDArrayOperatorsMixin):
 
         `dask.array.from_array` gets what reads it block by block: see `Source`.
         """
-        if (source := source_for_dask(self)) is not None:
-            return source
-        found = np.asarray(self)
-        return found if order == self.order and found.flags.writeable else found.copy(order)
+        return copy_of(self, order)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> np.ndarray:
         """As `copy.copy` and `copy.deepcopy` of an array: a new one, the caller's own."""

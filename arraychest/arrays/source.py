@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -62,19 +62,21 @@ def _unpickled(make: Any, arguments: tuple[Any, ...]) -> Source:
     return Source(make(*arguments))
 
 
-def source_for_dask(array: Any) -> Source | None:
-    """What dask gets for a copy of a lazy array; None if it is somebody else who wants the copy,
-    or if the array has no place of its own: it is a compressed part of a tree.
+def copy_of(array: Any, order: Literal["C", "F", "A", "K"]) -> Any:
+    """A lazy array in RAM, the caller's own; for dask what reads it.
 
-    Called by the array's `copy`.
+    Called by the array's `copy`.  A compressed part of a tree has no place of its own: dask gets a
+    copy of it, as everybody does.
     """
     asking = sys._getframe(2)
-    if asking.f_code.co_name != "from_array":
-        return None
-    if asking.f_globals.get("__name__") != "dask.array.core":
-        return None
-    by_place = getattr(array, "by_place", None)
-    return None if by_place is None or by_place() is None else Source(array)
+    if (
+        asking.f_code.co_name == "from_array"
+        and asking.f_globals.get("__name__") == "dask.array.core"
+        and array.by_place() is not None
+    ):
+        return Source(array)
+    found = np.asarray(array)
+    return found if order == array.order and found.flags.writeable else found.copy(order)
 
 
 def read_part(array: Any, index: Any, *, by_blocks: bool) -> np.ndarray:

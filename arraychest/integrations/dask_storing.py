@@ -228,6 +228,7 @@ def append(x: da.Array, chest: Face, key: Any, axis: int = 0, **options: Any) ->
     ValueTypeError, SpillError, QuotaError
         As `Chest.append`: the key has the value it had.
     """
+    check(x)
     chest, key = in_chest(chest, key)
     engine = chest._engine
     engine.session.begin_writing()

@@ -13,7 +13,7 @@ from arraychest.errors import AbsentKeyError, ValueTypeError
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 
-from arraychest.dask import store  # noqa: E402
+from arraychest.dask import append, persist, store  # noqa: E402
 from arraychest.integrations import dask_arrays  # noqa: E402
 
 
@@ -165,6 +165,24 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_computed(chest, val
     with pytest.raises(error, match=match):
         store(value, chest, key)
     assert "x" not in chest
+
+
+def test_what_cannot_be_appended_is_refused_before_anything_is_computed(path, x, counted):
+    with arraychest.open(path) as chest:
+        store(x, chest, "x")
+        counted.runs = 0
+        for bad, error in [
+            (da.ma.masked_greater(x, 3), ValueTypeError),
+            (x.astype(object), ValueTypeError),
+            (5, TypeError),
+        ]:
+            with pytest.raises(error):
+                append(bad, chest, "x")
+            with pytest.raises(error):
+                persist(bad, chest)
+        assert counted.runs == 0
+        assert list(chest) == ["x"]
+        assert (chest["x"] == RIGHT).all()
 
 
 @pytest.mark.parametrize("keys", ["ab", ("a", "b"), ["a"], ["a", "b", "c"]])
