@@ -4,6 +4,7 @@
 small ones together, `mapped_files` are written to through maps, `linking` takes over files of other
 chests, and `reading` turns a row into a value.  `generations` gives each value its number, `access`
 says who else may use the folder, and `sweeping` removes what sessions leave that died.
-`block_writer` writes blocked arrays; `quota` and `eviction` see to how much is stored.  Nothing
-here knows what is in RAM, and nothing here imports `memory`.
+`file_names` says which file a value lies in.  `block_writer` writes blocked arrays; `quota` and
+`eviction` see to how much is stored.  Nothing here knows what is in RAM, and nothing here imports
+`memory`.
 """

@@ -15,7 +15,7 @@ from arraychest.storage.access import Access
 
 
 class Generations:
-    """Gives generations, and begins the session of a chest with the first.  Safe from threads.
+    """Gives generations; the first one begins the session.  Safe from many threads.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Linking: values of another chest become values of this one, by a second name of their file."""
+"""Linking: a file of another chest gets a second name in this one, which then has its values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from arraychest.values.keys import KeyCode
 
 
 class Linker:
-    """Links files of other chests into one.  Safe from many threads.
+    """Links files of other chests into one chest.  Safe from many threads.
 
     Parameters
     ----------

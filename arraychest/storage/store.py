@@ -87,10 +87,23 @@ class Store:
     Attributes
     ----------
     access
-        Who else may use the folder.
-    generations, writer, mapped, packs, linker, loader
-        What gives numbers to values, writes them, writes to them through maps, packs them, links
-        those of other chests, and reads them.
+        The locks that keep other processes out of the folder, or let them in.
+    generations
+        Gives each value its number.
+    writer
+        Writes a value to a file of its own.
+    mapped
+        Makes files that are written to through a map.
+    packs
+        Writes small values together, and knows how much of each pack is in use.
+    linker
+        Takes over files of other chests.
+    loader
+        Reads values.
+    counter
+        The commit counter, which all processes that use the folder share.
+    tells
+        Whether commits are told to others.
     """
 
     def __init__(
@@ -117,7 +130,6 @@ class Store:
         self._unsure = False
         self.access = Access(locks, shared=shared)
         self.counter = unmoved()
-        # Whether commits are told to others.
         self.tells = False
         self.catalog = self._opened_catalog(durable=durable)
         try:

@@ -1,4 +1,4 @@
-"""Sweeping: what sessions leave that die, a writer removes that comes after them."""
+"""Sweeping: a new writer removes the files that dead sessions left behind."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def sessions(store: Store, catalog: Catalog) -> tuple[set[int], set[int]]:
 
 
 def sweep(store: Store) -> int:
-    """Remove what sessions left that died: what they had not committed, or not removed yet.
+    """Remove the files of dead sessions: those not committed, and those not removed yet.
 
-    Returns how many files it was.  O(files), if any session died.
+    Returns how many it has removed.  O(files), if any session died.
     """
     assert store.access.locks is not None
     with store.access.exclusive():
