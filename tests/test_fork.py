@@ -180,6 +180,36 @@ def test_a_child_follows_what_its_parent_stores_after_the_fork(chest):
         os.close(fd)
 
 
+def test_a_child_forgets_a_pack_that_its_parent_removes(path):
+    with arraychest.open(path) as chest:
+        for number in range(100):
+            chest[number] = filled(number)
+        chest.flush()
+        (removed,) = chest._engine.session.store.catalog.pack_ids()
+        ready, proceed = os.pipe(), os.pipe()
+
+        def child(say: Say) -> None:
+            os.write(ready[1], b"x")
+            assert os.read(proceed[0], 1) == b"x"
+            assert [chest[number][0] for number in range(90, 100)] == list(range(90, 100))
+            assert not chest._engine.session.store.packs.has(removed)
+
+        def parent() -> None:
+            os.read(ready[0], 1)
+            for number in range(90):
+                del chest[number]
+            chest.flush()
+            chest.compact()
+            os.write(proceed[1], b"x")
+
+        thread = threading.Thread(target=parent)
+        thread.start()
+        succeed(child)
+        thread.join()
+        for fd in (*ready, *proceed):
+            os.close(fd)
+
+
 OPERATIONS: dict[str, Callable[[Chest], Any]] = {
     "clear": lambda chest: chest.clear(),
     "update": lambda chest: chest.update({("u", n): filled(n, LARGE) for n in range(3)}),

@@ -24,7 +24,7 @@ from arraychest.formats.form import describe, form_text
 from arraychest.formats.manifest import Chunks, Manifest
 from arraychest.platform.space import sync
 from arraychest.storage.block_writer import BlockWriter
-from arraychest.storage.reading import value_name
+from arraychest.storage.file_names import value_name
 from arraychest.values.keys import encode_key
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from arraychest.catalog.record import GENERATION, PACK, RawRow
 from arraychest.engine.commit import Committer
-from arraychest.storage.reading import pack_name
+from arraychest.storage.file_names import pack_name
 from arraychest.storage.store import Store
 
 # A pack is compacted by itself once this share of it is dead.

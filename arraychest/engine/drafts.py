@@ -33,7 +33,7 @@ from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.platform.locks import lock_file, unlock_file
 from arraychest.platform.maps import detach, map_file
 from arraychest.sharing.locks import KeyLock
-from arraychest.storage.reading import value_name
+from arraychest.storage.file_names import value_name
 from arraychest.values.accept import copied
 from arraychest.values.keys import encode_key, group_of
 

@@ -26,7 +26,7 @@ from arraychest.formats.tree import Tree, form_of
 from arraychest.memory.budget import Budget
 from arraychest.memory.slot import Slot
 from arraychest.progress import Asked, measured
-from arraychest.storage.reading import file_name
+from arraychest.storage.file_names import file_name
 from arraychest.values.accept import value_of
 
 

@@ -31,7 +31,7 @@ from arraychest.formats import pack
 from arraychest.formats.form import Form, parse_form
 from arraychest.platform.maps import detach, map_file
 from arraychest.sharing.locks import KeyLock
-from arraychest.storage.reading import value_name
+from arraychest.storage.file_names import value_name
 from arraychest.storage.store import Store
 from arraychest.values.keys import group_of
 
@@ -98,7 +98,7 @@ def _try_to_open(engine: Engine, store: Store, key: Any, row: Row) -> int | None
             f"expected the value of key {key!r} to be an array in one piece to write into, found "
             f"{type(engine.get(key)).__name__}"
         )
-    if not store.mapped.is_alone(row):
+    if not store.mapped.may_write_in_place(row):
         _move_to_own_file(engine, key)
         return None
     fd = store.mapped.open_in_place(row, key)
@@ -107,14 +107,14 @@ def _try_to_open(engine: Engine, store: Store, key: Any, row: Row) -> int | None
             with engine.session.writer.lock:
                 current = engine.stored_row_now(key) == row
             if current:
-                store.write_in_place(row)
+                store.note_written_in_place(row)
                 with engine.session.writer.lock:
                     # Those who look from here on see it.
                     store.catalog.database.end_snapshot()
                     engine.facts.in_place_edits += 1
             store.catalog.database.raise_interrupt()
         # Another chest may have linked the file just before the commit.
-        if current and store.mapped.is_alone(row):
+        if current and store.mapped.may_write_in_place(row):
             return fd
     except BaseException:
         os.close(fd)

@@ -20,8 +20,8 @@ from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.formats.tree import Tree
 from arraychest.memory.slot import Slot
 from arraychest.storage.eviction import freed_by
+from arraychest.storage.file_names import value_name
 from arraychest.storage.quota import FILE_OVERHEAD
-from arraychest.storage.reading import value_name
 from arraychest.values.accept import OnPut, accept, array_to_keep, freeze, freeze_handed_over
 from arraychest.values.keys import PLAIN_TYPES, encode_key
 

@@ -40,8 +40,8 @@ from arraychest.formats.pack import PACK_THRESHOLD
 from arraychest.formats.tree import Tree
 from arraychest.memory.slot import Batch, Slot
 from arraychest.storage.eviction import freed_by
+from arraychest.storage.file_names import value_name
 from arraychest.storage.quota import FILE_OVERHEAD, SMALL_OVERHEAD
-from arraychest.storage.reading import value_name
 from arraychest.storage.store import Store
 from arraychest.values.file_stems import fitting_stem
 from arraychest.values.keys import PLAIN_TYPES, encode_key, lookup_of

@@ -27,7 +27,7 @@ from arraychest.formats.tree import Tree
 from arraychest.memory.memtable import BATCH_BYTES, BATCH_VALUES
 from arraychest.sharing.contexts import current_context
 from arraychest.sharing.interrupts import held_back
-from arraychest.storage.reading import pack_name, value_name
+from arraychest.storage.file_names import pack_name, value_name
 from arraychest.text import amount
 from arraychest.values.accept import (
     OnPut,

@@ -14,7 +14,7 @@ from arraychest.engine.transaction import Transaction
 from arraychest.errors import AbsentKeyError, PickleRefusedError
 from arraychest.formats.form import parse_form
 from arraychest.progress import Asked, Meter, measured
-from arraychest.storage.reading import value_name
+from arraychest.storage.file_names import value_name
 
 
 def update_from(

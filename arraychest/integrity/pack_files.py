@@ -11,7 +11,7 @@ from arraychest.formats.directory import Listed
 from arraychest.integrity.report import Kind
 from arraychest.integrity.salvage import places, read_all
 from arraychest.integrity.survey import Survey
-from arraychest.storage.reading import pack_name
+from arraychest.storage.file_names import pack_name
 
 
 def inspect_pack(survey: Survey, identity: int) -> None:

@@ -15,10 +15,9 @@ from arraychest.formats import pack
 from arraychest.integrity.report import Finding
 from arraychest.integrity.salvage import listed_rows
 from arraychest.sharing.open_folder import OpenFolder
+from arraychest.storage.file_names import file_name, generation_of
 from arraychest.storage.folder import attach
-from arraychest.storage.reading import file_name
 from arraychest.storage.store import Store
-from arraychest.storage.sweeping import generation_of
 from arraychest.text import amount
 
 

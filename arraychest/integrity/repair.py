@@ -25,9 +25,8 @@ from arraychest.integrity.report import Finding, Report
 from arraychest.integrity.salvage import listed_rows
 from arraychest.integrity.verify import bytes_to_read
 from arraychest.progress import Asked, measured
-from arraychest.storage.reading import pack_name, value_name
+from arraychest.storage.file_names import generation_of, pack_name, value_name
 from arraychest.storage.store import Store
-from arraychest.storage.sweeping import generation_of
 from arraychest.text import amount
 
 # Times that a repair looks whether what it did has brought something else to light.

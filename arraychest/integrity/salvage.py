@@ -14,9 +14,9 @@ from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.directory import Listed
 from arraychest.formats.form import Form, parse_form
 from arraychest.platform.maps import map_file
-from arraychest.storage.reading import frame_shape, value_name
+from arraychest.storage.file_names import generation_of, value_name
+from arraychest.storage.reading import frame_shape
 from arraychest.storage.store import Store
-from arraychest.storage.sweeping import generation_of
 from arraychest.values.keys import decode_key
 
 # Rows that are read at a time.

@@ -8,7 +8,8 @@ from typing import Any
 from arraychest.engine.engine import Engine
 from arraychest.files.names import SPARE
 from arraychest.integrity.survey import Survey
-from arraychest.storage.sweeping import generation_of, sessions
+from arraychest.storage.file_names import generation_of
+from arraychest.storage.sweeping import sessions
 
 
 def find_stray_files(survey: Survey, engine: Engine) -> None:

@@ -14,7 +14,7 @@ from arraychest.catalog.record import Pack, Row
 from arraychest.formats.form import Form, parse_form
 from arraychest.integrity.report import Finding, Kind, Report
 from arraychest.progress import Meter
-from arraychest.storage.reading import file_name
+from arraychest.storage.file_names import file_name
 from arraychest.storage.store import Store
 from arraychest.values.keys import decode_key
 

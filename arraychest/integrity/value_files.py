@@ -14,7 +14,7 @@ from arraychest.integrity.report import Kind
 from arraychest.integrity.salvage import Sealed, frame_reader, read_sealed
 from arraychest.integrity.survey import Survey
 from arraychest.parallel import default_threads
-from arraychest.storage.reading import value_name
+from arraychest.storage.file_names import value_name
 
 
 def inspect_value(survey: Survey, raw: tuple[Any, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from arraychest.engine.engine import Engine
 from arraychest.engine.listing import listed
 from arraychest.errors import AbsentKeyError
-from arraychest.storage.reading import file_name
+from arraychest.storage.file_names import file_name
 from arraychest.units import parse_bytes
 
 

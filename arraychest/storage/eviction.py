@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from arraychest.catalog.record import PACK, STORED, Cost, Pack, RawRow, Row
 from arraychest.sharing.interrupts import Lock
+from arraychest.storage.file_names import file_name, pack_name
 from arraychest.storage.quota import EvictBy
-from arraychest.storage.reading import file_name, pack_name
 from arraychest.storage.store import Store
 
 # A look at all files gives so many to remove, at most.

@@ -9,8 +9,9 @@ from arraychest.catalog.record import Pack, Row
 from arraychest.files.files import Files
 from arraychest.formats import npy, pack
 from arraychest.formats.form import Form
+from arraychest.storage.file_names import pack_name, value_name
 from arraychest.storage.generations import Generations
-from arraychest.storage.reading import is_packed_well, pack_name, value_name
+from arraychest.storage.reading import is_packed_well
 from arraychest.values.keys import KeyCode
 
 

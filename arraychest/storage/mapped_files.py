@@ -14,8 +14,9 @@ from arraychest.files.writing import write_all
 from arraychest.formats import checksums, directory, npy
 from arraychest.formats.form import Form, parse_form
 from arraychest.sharing.open_folder import OpenFolder
+from arraychest.storage.file_names import value_name
 from arraychest.storage.generations import Generations, new_stamp
-from arraychest.storage.reading import Loader, value_name
+from arraychest.storage.reading import Loader
 from arraychest.storage.writing import directory_of_one
 from arraychest.values.keys import KeyCode
 
@@ -178,7 +179,7 @@ class MappedFiles:
         self._files.link(self._files, value_name(row), value_name(new))
         return new
 
-    def is_alone(self, row: Row) -> bool:
+    def may_write_in_place(self, row: Row) -> bool:
         """Whether a value has a file that nothing else shares."""
         if row.pack is not None or row.is_frame or row.is_blocked:
             return False

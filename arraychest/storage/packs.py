@@ -1,4 +1,10 @@
-"""Packs: files that small values share."""
+"""Packs: files that small values share.
+
+A session appends to one pack, the open one, until it is full; then it begins another.  A value that
+is deleted or overwritten leaves dead bytes behind.  A pack is sparse once many of its bytes are
+dead: a compaction moves its values to the open pack.  A commit drops a pack in which no value lives
+any more.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +22,17 @@ from arraychest.files.files import Files
 from arraychest.formats import checksums, directory, pack
 from arraychest.sharing.interrupts import Lock
 from arraychest.storage.access import Access
+from arraychest.storage.file_names import pack_name
 from arraychest.storage.generations import Generations, new_stamp
-from arraychest.storage.reading import Loader, pack_name
+from arraychest.storage.reading import Loader
 
 
 class Packs:
-    """The packs of one chest: what is known of them, and the one that is appended to.
+    """The packs of one chest: what is known of each, and the one that is appended to.
 
-    `append` and `settled` are used by any thread; what changes with a commit is called by whoever
-    commits.
+    Any thread appends, and any thread asks what is known.  `reread` is called under the chest's
+    lock.  Who compacts or commits has the commit lock, and is in `Access.exclusive`.  A commit
+    calls `after`, `droppable` and `growth`, changes the catalog, and then calls `changed`.
 
     Parameters
     ----------
@@ -91,7 +99,7 @@ class Packs:
         known = self._packs.get(identity)
         if known is None:
             raise CorruptEntryError(
-                f"expected pack {identity:x} in {self._files.path('')}, found none"
+                f"expected pack {identity:x} in {self._files.folder.path}, found none"
             )
         return known
 
@@ -129,12 +137,12 @@ class Packs:
                 return
 
     def clear(self) -> None:
-        """Every pack is gone."""
+        """Forget all packs: none is left."""
         self._packs.clear()
         self._open_pack = 0
 
     def forget(self, identity: int) -> None:
-        """A pack is gone."""
+        """Forget a pack that is gone, its map and the claim on it."""
         self._packs.pop(identity, None)
         self._loader.forget_pack(identity)
         self.unclaim([identity])
@@ -264,7 +272,7 @@ class Packs:
         return True
 
     def unclaim(self, identities: Iterable[int]) -> None:
-        """Undo `droppable` or `_claim`."""
+        """Let other processes append to packs again, compact or drop them."""
         for identity in identities:
             if identity in self._claimed:
                 self._claimed.discard(identity)
@@ -334,7 +342,10 @@ class Packs:
         return after
 
     def droppable(self, packs: Iterable[Pack]) -> list[int]:
-        """Those of these packs that a commit may drop; no other process uses them meanwhile."""
+        """Those of these packs that a commit may drop.
+
+        They are claimed: the commit drops them, or gives them back by `unclaim`.
+        """
         with self._append_lock:
             return [
                 known.id
@@ -346,7 +357,7 @@ class Packs:
             ]
 
     def growth(self, packs: Iterable[Pack], dropped: Sequence[int]) -> int:
-        """Bytes more that there are once a commit has changed packs, and dropped some."""
+        """By how many bytes packs grow with a commit that changes these and drops some of them."""
         return sum(
             (0 if known.id in dropped else known.bytes)
             - (before.bytes if (before := self._packs.get(known.id)) else 0)
@@ -354,7 +365,7 @@ class Packs:
         )
 
     def changed(self, packs: Sequence[Pack], dropped: Sequence[int]) -> None:
-        """A commit has changed packs, and dropped some."""
+        """Note what a commit has changed: how packs are now, and which it has dropped."""
         with self._append_lock:
             for known in packs:
                 left = [each for each in self._listed.pop(known.id, ()) if each[0] >= known.bytes]
@@ -367,9 +378,13 @@ class Packs:
                 self.forget(identity)
 
     def become_reader(self) -> None:
-        """In a forked child: no other thread holds a lock."""
+        """Be as a reader in a forked child: locks are free, and claims are the parent's.
+
+        So a pack that the parent drops is forgotten here, too, with its map.
+        """
         self._append_lock = Lock()
         self._lock = Lock()
+        self._claimed = set()
 
 
 _PACK_OF = operator.itemgetter(PACK)

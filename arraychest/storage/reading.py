@@ -22,7 +22,7 @@ from arraychest.arrays.compressed import CompressedArray
 from arraychest.catalog.record import Pack, RawRow, Row
 from arraychest.errors import CorruptEntryError, PickleRefusedError
 from arraychest.files.files import Files
-from arraychest.files.names import DATA, PACKS, READ_FLAGS
+from arraychest.files.names import READ_FLAGS
 from arraychest.formats import manifest, npy, pack, tree
 from arraychest.formats.b2nd import CheckedReader
 from arraychest.formats.form import Form, parse_form
@@ -32,10 +32,10 @@ from arraychest.platform.maps import MmapMode, map_file
 from arraychest.platform.pages import will_read
 from arraychest.sharing.locks import hold_folder
 from arraychest.sharing.open_folder import OpenFolder, where
+from arraychest.storage.file_names import file_name, pack_name, value_name
 from arraychest.storage.frame_of import FrameOf
 from arraychest.storage.unreadable import UNREADABLE, what_to_raise
 from arraychest.values.accept import Dumped, copied
-from arraychest.values.file_stems import file_stem, harmless_stem
 from arraychest.values.keys import decode_key
 from arraychest.values.scalars import scalar_of
 
@@ -45,25 +45,6 @@ _PACK_MAP_BYTES = pack.PACK_BYTES + (8 << 20)
 
 # Packs kept mapped; one map serves 64 MiB of small values.
 _MAX_PACK_MAPS = 1024
-
-
-def value_name(row: Row) -> str:
-    """The file of a value that has one of its own, or its folder of blocks."""
-    generation = row.generation
-    kind = "b2nd" if row.is_frame else "blocks" if row.is_blocked else "npy"
-    # Whatever a stranger's catalog calls a file, it is in this folder.
-    stem = file_stem(row.key) if row.stem is None else harmless_stem(row.stem)
-    return f"{DATA}/{generation & 255:02x}/{stem}-{generation:x}.{kind}"
-
-
-def pack_name(identity: int) -> str:
-    """The file of a pack, relative to the chest."""
-    return f"{PACKS}/{identity:x}.pack"
-
-
-def file_name(row: Row) -> str:
-    """The file that holds a value, relative to the chest."""
-    return value_name(row) if row.pack is None else pack_name(row.pack)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -34,12 +34,13 @@ from arraychest.sharing.commit_counter import open_counter, unmoved
 from arraychest.sharing.locks import NUMBERS, LockFile
 from arraychest.sharing.open_folder import OpenFolder
 from arraychest.storage.access import Access
+from arraychest.storage.file_names import pack_name, value_name
 from arraychest.storage.generations import Generations
 from arraychest.storage.linking import Linker
 from arraychest.storage.mapped_files import MappedFiles
 from arraychest.storage.packs import Packs
 from arraychest.storage.quota import Quota
-from arraychest.storage.reading import Loader, pack_name, value_name
+from arraychest.storage.reading import Loader
 from arraychest.storage.writing import Writer
 
 # Bytes of small values that one compaction step moves in one transaction.
@@ -235,7 +236,7 @@ class Store:
             if self.files.room.reserve_is_due or nbytes >= _RESERVE_FROM:
                 self.files.hold_reserve()
 
-    def write_in_place(self, row: Row) -> None:
+    def note_written_in_place(self, row: Row) -> None:
         """Note that an editor writes into a value's file from here on.  Called in `exclusive`."""
         with self._announced() as change:
             self.catalog.facts.note_written_in_place(row.generation, change)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from arraychest.catalog.catalog import Catalog
 from arraychest.errors import ChestFormatError
-from arraychest.files.names import DATA, PACKS, SPARE
+from arraychest.files.names import SPARE
 from arraychest.sharing.locks import SESSION
+from arraychest.storage.file_names import generation_of
 from arraychest.storage.store import Store
 
 
@@ -66,16 +65,3 @@ def sweep(store: Store) -> int:
     with store.access.exclusive():
         store.catalog.changes.end_sessions(sorted(dead))
     return len(orphans)
-
-
-_VALUE_NAME = re.compile(
-    rf"(?:{DATA}/[0-9a-f]{{2}}/[^/]*-([0-9a-f]{{1,16}})\.(?:npy|b2nd|blocks)"
-    rf"|{PACKS}/([0-9a-f]{{1,16}})\.pack"
-    rf"|{SPARE}/[0-9a-f]{{1,8}}/[^/]*-([0-9a-f]{{1,16}})\.npy)",
-)
-
-
-def generation_of(name: str) -> int | None:
-    """The generation in the name of a file, relative to the chest; None if it is none of ours."""
-    found = _VALUE_NAME.fullmatch(name)
-    return None if found is None else int(next(filter(None, found.groups())), 16)

@@ -13,8 +13,8 @@ from arraychest.formats import b2nd, blosc, checksums, directory, npy, tree
 from arraychest.formats.blosc import Choice
 from arraychest.formats.form import Form, form_text
 from arraychest.formats.tree import Tree
+from arraychest.storage.file_names import value_name
 from arraychest.storage.generations import Generations, new_stamp
-from arraychest.storage.reading import value_name
 from arraychest.values.keys import KeyCode
 
 

@@ -210,7 +210,7 @@ class TestFacts:
             store = chest._engine.session.open_store()
             store.catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
             with chest._engine.session.committer.committing():
-                store.write_in_place(row)
+                store.note_written_in_place(row)
             store.catalog.facts.add_digest(row.key, row.generation, 0, b"x" * 17)
             assert not store.catalog.facts.of(row.generation).digests
             assert store.catalog.facts.is_written_in_place(row.generation)

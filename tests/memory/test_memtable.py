@@ -548,21 +548,25 @@ def test_a_handle_is_given_while_a_compaction_moves_the_value(path, monkeypatch)
     with arraychest.open(path, "w") as chest:
         chest.update({number: np.full(100, number) for number in range(20)})
         chest.flush()
-        for number in range(19):
-            del chest[number]
         handles = []
+        started = threading.Event()
         moved = index_module.Index.moved
         asking = threading.Thread(target=lambda: handles.append(chest.handle(19)))
 
         def slow(self: index_module.Index, *arguments: object) -> None:
             chest._engine.session.writer.lock.release()
-            asking.start()
+            if not started.is_set():
+                asking.start()
+                started.set()
             asking.join(0.2)  # it waits until the slot is told
             chest._engine.session.writer.lock.acquire()
             moved(self, *arguments)
 
         monkeypatch.setattr(index_module.Index, "moved", slow)
+        for number in range(19):
+            del chest[number]
         chest.flush()
         chest.compact()
+        assert started.wait(30)  # the writer may be compacting by itself
         asking.join(30)
         assert [handle.array().tolist() for handle in handles] == [[19] * 100]

@@ -16,7 +16,7 @@ import pytest
 import arraychest
 from arraychest.catalog.record import Row
 from arraychest.errors import AbsentKeyError, CorruptEntryError, SpillError, UnreadableValueError
-from arraychest.storage.reading import value_name
+from arraychest.storage.file_names import value_name
 from tests.support import assert_identical, audit, run_python
 
 LONG = arraychest.PACK_THRESHOLD // 8 + 8
