@@ -157,10 +157,8 @@ class WorkerChest(MutableMapping[Any, Any]):
         # Those that cannot be pickled, which was logged.
         self._refused: set[Any] = set()
         self._metrics = SpillMetrics()
-        self._fast_view, self._slow_view = (
-            View(self._fast, self._lock),
-            View(self._slow, self._lock),
-        )
+        self._fast_view = View(self._fast, self._lock)
+        self._slow_view = View(self._slow, self._lock)
 
     # --- what dask asks for ------------------------------------------------------------------
 
