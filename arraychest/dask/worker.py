@@ -157,20 +157,22 @@ class WorkerChest(MutableMapping[Any, Any]):
         # Those that cannot be pickled, which was logged.
         self._refused: set[Any] = set()
         self._metrics = SpillMetrics()
+        self._fast_view = View(self._fast, self._lock)
+        self._slow_view = View(self._slow, self._lock)
 
     # --- what dask asks for ------------------------------------------------------------------
 
     @property
     def fast(self) -> Mapping[Any, Any]:
         """What is in RAM, by key; it may be iterated over while other threads get and put."""
-        return View(self._fast, self._lock)
+        return self._fast_view
 
     memory = fast
 
     @property
     def slow(self) -> Mapping[Any, Any]:
         """What has left RAM, by key: where it is stored; as `fast`."""
-        return View(self._slow, self._lock)
+        return self._slow_view
 
     disk = slow
 

@@ -300,6 +300,8 @@ def test_it_is_an_empty_mapping_that_has_no_folder_until_it_spills(data):
     assert len(data) == 0
     assert not data.fast
     assert not data.slow
+    assert data.fast is data.memory
+    assert data.slow is data.disk
     assert data.evict() == -1
     assert data.spilled_total == (0, 0)
     assert not os.path.exists(data._files.folder)
