@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from arraychest.arrays.digests import array_digest
-from arraychest.catalog.record import Pack, Row
+from arraychest.catalog.catalog import Catalog
+from arraychest.catalog.connection import Database
+from arraychest.catalog.record import GENERATION, PACK, Pack, Row
 from arraychest.engine.engine import Engine
 from arraychest.engine.entry import entry_of
-from arraychest.errors import AbsentKeyError, CorruptEntryError
+from arraychest.errors import AbsentKeyError, ChestFormatError, CorruptEntryError
 from arraychest.files.files import Files
 from arraychest.formats.form import Kind, parse_form
 from arraychest.parallel import default_threads
@@ -125,9 +127,30 @@ class Handle:
         try:
             return value_of(loader.load(self._row, self.key), self.key, Own(allow_pickle=False))
         except CorruptEntryError as error:
-            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise
+            moved = self._moved(files)
+            if moved is None:
                 raise AbsentKeyError(self.key) from error
-            raise
+        return moved.array(mmap_mode)
+
+    def _moved(self, files: Files) -> Handle | None:
+        """The handle of the value where a compaction has moved it; None if it is gone."""
+        if self._pack is None:
+            return None
+        try:
+            database = Database(files.folder, writable=False, durable=False)
+        except (OSError, ChestFormatError):
+            return None
+        try:
+            catalog = Catalog(database)
+            raw = catalog.find(self._row.key)
+            if raw is None or raw[GENERATION] != self.generation or raw[PACK] == self._pack.id:
+                return None
+            pack = next((each for each in catalog.packs() if each.id == raw[PACK]), None)
+        finally:
+            database.close()
+        return None if pack is None else replace(self, _row=Row._make(raw), _pack=pack)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """As NumPy asks for it."""

@@ -570,3 +570,22 @@ def test_a_handle_is_given_while_a_compaction_moves_the_value(path, monkeypatch)
         assert started.wait(30)  # the writer may be compacting by itself
         asking.join(30)
         assert [handle.array().tolist() for handle in handles] == [[19] * 100]
+
+
+def test_a_handle_finds_a_value_that_a_compaction_has_moved(path):
+    with arraychest.open(path, "w") as chest:
+        chest.update({number: np.full(100, number) for number in range(20)})
+        chest.flush()
+        handle = chest.handle(19)
+        gone = chest.handle(3)
+        for number in range(19):
+            del chest[number]
+        chest.compact()
+        assert handle.array().tolist() == [19] * 100
+        with pytest.raises(arraychest.AbsentKeyError):
+            gone.array()
+        chest[19] = np.zeros(3)
+        chest.compact()
+        with pytest.raises(arraychest.AbsentKeyError):
+            handle.array()
+        assert chest.handle(19).array().tolist() == [0] * 3
