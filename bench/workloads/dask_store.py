@@ -44,7 +44,7 @@ class DaskStore(Workload):
         run.settled()
         run.warm(_BYTES[run.small])
         with run.time("make and write"):
-            y = peer.dask_stored(x)
+            y = peer.dask_stored(x, "dask", compressed=True)
         run.add("size", run.measure_disk())
         with run.time("read and add up"):
             found = float(y.sum(dtype=np.float64).compute())
