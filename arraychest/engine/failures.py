@@ -44,13 +44,13 @@ class Failures:
         self._retry_at = time.monotonic() + self.pause
 
     @property
-    def have_pause(self) -> bool:
-        """Whether there was a failure after which the pause is not over."""
+    def is_pausing(self) -> bool:
+        """Whether something has failed, and the pause after it is not over."""
         return self._retry_at > 0 and time.monotonic() < self._retry_at
 
     @property
-    def wait_for_retry(self) -> bool:
-        """Whether there was a failure that no new round has followed."""
+    def has_failed(self) -> bool:
+        """Whether something has failed in this round."""
         return self._retry_at > 0
 
     def begin_round(self) -> None:
@@ -61,7 +61,7 @@ class Failures:
         self._retry_at = 0.0
 
     def are_open(self, deletions_wait: bool) -> bool:
-        """Whether something could not be stored that still has to be."""
+        """Whether something that could not be stored still has to be."""
         if self.deletions and deletions_wait:
             return True
         return any(slot.array is not None for slot in self.values)

@@ -220,7 +220,7 @@ class Flusher:
                 self._flushing or self._deletions.are_due or (self._awaited and self.failures.pause)
             )
         ):
-            if self.failures.have_pause and not (self._flushing or self._awaited):
+            if self.failures.is_pausing and not (self._flushing or self._awaited):
                 return None
             self._committing = True
             job = Job([], [], [])
@@ -253,8 +253,8 @@ class Flusher:
         wanted = self._wanted()
         if wanted <= 0:
             return None
-        if self.failures.wait_for_retry and not (self._awaited or self._flushing):
-            if self.failures.have_pause:
+        if self.failures.has_failed and not (self._awaited or self._flushing):
+            if self.failures.is_pausing:
                 return None
             self._try_all_again()
         # Whichever has waited longer.
